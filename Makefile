@@ -1,0 +1,50 @@
+# Everything runs in .venv, which the first target builds. A second call installs nothing again:
+# each stamp is newer than what it was made from.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+TORCH := 2.13.0
+
+.PHONY: demo test lint types check docs bench clean
+
+demo: .venv/.demo
+	$(BIN)/paceline demo
+
+test: .venv/.test
+	$(BIN)/python -m pytest
+
+lint: .venv/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.lint
+	$(BIN)/mypy
+
+check: lint types test
+
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict
+
+bench: .venv/.demo
+	$(BIN)/python benchmarks/watch_overhead.py --json
+	$(BIN)/python benchmarks/simulator.py --json
+
+# torch comes first and pinned: an open range would pull several gigabytes of CUDA packages.
+.venv/.torch:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet torch==$(TORCH)
+	@touch $@
+
+.venv/.demo: .venv/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[torch,report]"
+	@touch $@
+
+.venv/.%: .venv/.demo pyproject.toml
+	$(BIN)/python -m pip install --quiet --group $*
+	@touch $@
+
+.venv/.lint: .venv/.test
+
+clean:
+	rm -rf .venv site dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,31 @@
+"""The one rule for sizes, costs and seconds: finite and not below zero."""
+
+from math import isfinite
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def checked_column(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Return `values` as one-dimensional floats.
+
+    Raises:
+        ValueError: If they have another shape, or one is negative or not finite; the
+            message calls them `name`.
+    """
+    column = np.asarray(values, dtype=np.float64)
+    if column.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional, got shape {column.shape}")
+    bad = np.flatnonzero(~np.isfinite(column) | (column < 0))
+    if bad.size:
+        raise ValueError(
+            f"{name} must be finite and non-negative, but {name}[{bad[0]}] is {column[bad[0]]} "
+            f"({bad.size} of {column.size} are bad)"
+        )
+    return column
+
+
+def check_number(name: str, value: float) -> None:
+    """Raise a `ValueError` that calls it `name` if `value` is negative or not finite."""
+    if not (isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and non-negative, got {value}")

@@ -1,0 +1,25 @@
+"""Every exception that Paceline raises on purpose and that a caller may want to catch.
+
+What a user passed wrongly is a plain `ValueError`; the types here are for
+conditions that a program can act on.
+"""
+
+
+class PacelineError(Exception):
+    """Base of all exceptions below."""
+
+
+class GraphError(PacelineError, ValueError):
+    """A task graph cannot run: a cycle, or lanes and dependencies that wait for each other."""
+
+
+class MeasurementError(PacelineError, RuntimeError):
+    """A live job could not be measured, for example because no gradient ever arrived."""
+
+
+class MissingExtraError(PacelineError, ImportError):
+    """A feature needs an optional dependency that is not installed."""
+
+
+class RankFailedError(PacelineError, RuntimeError):
+    """A rank of a spawned job ended with an error; the message names the rank."""

@@ -1,0 +1,17 @@
+"""What happens when: spans, their summary, their export, and the simulator."""
+
+from paceline.timeline._simulate import TaskGraph, simulate
+from paceline.timeline._summary import Summary
+from paceline.timeline._timeline import BUSY_KINDS, SOURCES, Kind, Source, Span, Timeline
+
+__all__ = [
+    "BUSY_KINDS",
+    "SOURCES",
+    "Kind",
+    "Source",
+    "Span",
+    "Summary",
+    "TaskGraph",
+    "Timeline",
+    "simulate",
+]

@@ -1,0 +1,225 @@
+"""What a run cost, and why: who was busy, who waited for whom, what set the pace."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.timeline._collectives import last_to_arrive
+from paceline.timeline._critical_path import critical_path
+from paceline.timeline._timeline import BUSY_KINDS, Kind, Source, Timeline
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Summary:
+    """What a timeline says, in numbers.
+
+    Per rank, `busy_s + exposed_comm_s + waiting_s + data_s + other_idle_s` is the
+    makespan: each instant counts once, under the first of these that is true.
+
+    Attributes:
+        source: Whether the times were measured, emulated, simulated or predicted.
+        ranks: Rank numbers, ascending. Shape `(num_ranks,)`.
+        step_times_s: Seconds of each step: from the end of the step before (for the
+            first: from the first begin) to its own end, over all ranks. Shape
+            `(num_steps,)`.
+        busy_s: Per rank, seconds in which at least one lane computes.
+        exposed_comm_s: Per rank, seconds in which it only waits for the wire: the
+            last rank has arrived at the collective, and nothing is computed.
+        waiting_s: Per rank, seconds in which it only waits for a later rank.
+        data_s: Per rank, seconds in which it only waits for data.
+        other_idle_s: Per rank, the remaining idle seconds.
+        waited_for_s: `waited_for_s[i, j]`: seconds that rank `ranks[i]` stood at
+            collectives until `ranks[j]`, the last, arrived. Shape
+            `(num_ranks, num_ranks)`. Ties go to the lower rank. Waits under a
+            compute span or in two collectives at once count in full.
+        imbalance: Busy seconds per step of the slowest rank over their mean,
+            weighted by the mean: 1.0 is perfect.
+        critical_path: Indices of the spans that set the makespan, first to last.
+        critical_s: Seconds of the critical path per `(rank, kind)`, dearest first.
+            Time that no recorded span explains is missing from it.
+    """
+
+    source: Source
+    ranks: NDArray[np.int32]
+    step_times_s: NDArray[np.float64]
+    busy_s: NDArray[np.float64]
+    exposed_comm_s: NDArray[np.float64]
+    waiting_s: NDArray[np.float64]
+    data_s: NDArray[np.float64]
+    other_idle_s: NDArray[np.float64]
+    waited_for_s: NDArray[np.float64]
+    imbalance: float
+    critical_path: NDArray[np.int64]
+    critical_s: dict[tuple[int, Kind], float]
+
+    @property
+    def makespan_s(self) -> float:
+        """Seconds from the first begin to the last end."""
+        return float(self.step_times_s.sum())
+
+    @property
+    def step_time_s(self) -> float:
+        """Median seconds per step."""
+        return float(np.median(self.step_times_s)) if self.step_times_s.size else 0.0
+
+    @property
+    def idle_s(self) -> NDArray[np.float64]:
+        """Per rank, seconds in which no lane computes."""
+        return self.exposed_comm_s + self.waiting_s + self.data_s + self.other_idle_s
+
+    @property
+    def idle_share(self) -> NDArray[np.float64]:
+        """Per rank, `idle_s` over the makespan."""
+        return self.idle_s / self.makespan_s if self.makespan_s else np.zeros(len(self.ranks))
+
+    @property
+    def slowest_rank(self) -> int | None:
+        """The rank that the others waited for most; None if nobody waited."""
+        total = self.waited_for_s.sum(axis=0)
+        return int(self.ranks[total.argmax()]) if total.any() else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, safe to save as JSON; units are in the keys."""
+        return {
+            "source": self.source,
+            "ranks": self.ranks.tolist(),
+            "num_steps": len(self.step_times_s),
+            "step_time_s": self.step_time_s,
+            "makespan_s": self.makespan_s,
+            "busy_s": self.busy_s.tolist(),
+            "idle_s": self.idle_s.tolist(),
+            "exposed_comm_s": self.exposed_comm_s.tolist(),
+            "waiting_s": self.waiting_s.tolist(),
+            "data_s": self.data_s.tolist(),
+            "imbalance": self.imbalance,
+            "waited_for_s": self.waited_for_s.tolist(),
+            "slowest_rank": self.slowest_rank,
+            "critical_s": {
+                f"rank {rank} {kind.name.lower()}": seconds
+                for (rank, kind), seconds in self.critical_s.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            f"{self.source}: {len(self.step_times_s)} steps, median {self.step_time_s:.4g} s, "
+            f"imbalance {self.imbalance:.3f}",
+            "rank      busy   waiting   exposed      data     other  (s)",
+        ]
+        for index, rank in enumerate(self.ranks):
+            parts = (
+                self.busy_s,
+                self.waiting_s,
+                self.exposed_comm_s,
+                self.data_s,
+                self.other_idle_s,
+            )
+            rows.append(f"{rank:4d}" + "".join(f"{part[index]:10.4g}" for part in parts))
+        if self.slowest_rank is not None:
+            seconds = self.waited_for_s.sum(axis=0).max()
+            rows.append(f"the others waited {seconds:.4g} s for rank {self.slowest_rank}")
+        return "\n".join(rows)
+
+
+def summarize(timeline: Timeline) -> Summary:
+    """Return what `timeline` says, its ranks brought onto one clock first.
+
+    Takes O(n log n) time for n spans and O(num_ranks²) memory for `waited_for_s`.
+    """
+    run = timeline.aligned()
+    ranks, row = np.unique(run.rank, return_inverse=True)
+    last = last_to_arrive(run.rank, run.collective, run.start_s)
+    last_arrival_s = run.start_s[last]
+    makespan_s = run.makespan_s
+    shares = _exclusive_seconds(run, row, len(ranks), last_arrival_s)
+    path = critical_path(run, last)
+    return Summary(
+        source=run.source,
+        ranks=ranks,
+        step_times_s=_step_times(run),
+        busy_s=shares[0],
+        exposed_comm_s=shares[1],
+        waiting_s=shares[2],
+        data_s=shares[3],
+        other_idle_s=np.maximum(makespan_s - shares.sum(axis=0), 0.0),
+        waited_for_s=_waited_for(run, row, len(ranks), last_arrival_s, row[last]),
+        imbalance=_imbalance(run, row, len(ranks)),
+        critical_path=path,
+        critical_s=_critical_seconds(run, path, last_arrival_s),
+    )
+
+
+def _exclusive_seconds(
+    run: Timeline, row: NDArray[np.int64], num_ranks: int, last_arrival_s: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Seconds per (class, rank): busy, exposed, waiting, data; the first true one counts."""
+    is_joint = run.kind == Kind.COLLECTIVE
+    # A clock that was moved by a median can put an end before the last arrival.
+    wire_from = np.minimum(last_arrival_s, run.end_s)
+    intervals = (
+        (np.isin(run.kind, BUSY_KINDS), run.start_s, run.end_s),
+        (is_joint, wire_from, run.end_s),
+        (is_joint, run.start_s, wire_from),
+        (run.kind == Kind.DATA, run.start_s, run.end_s),
+    )
+    times = np.concatenate([np.concatenate([a[m], b[m]]) for m, a, b in intervals])
+    rows = np.concatenate([np.tile(row[m], 2) for m, _, _ in intervals])
+    classes = np.repeat(np.arange(4), [2 * int(m.sum()) for m, _, _ in intervals])
+    opens = np.concatenate([np.repeat([1, -1], int(m.sum())) for m, _, _ in intervals])
+    order = np.lexsort((times, rows))
+    times, rows = times[order], rows[order]
+    # Each rank closes what it opens, so one running sum serves all ranks.
+    active = np.stack([np.cumsum(np.where(classes == c, opens, 0)[order]) > 0 for c in range(4)])
+    length_s = np.diff(times, append=0.0)
+    length_s[np.append(np.diff(rows) != 0, True)[: len(rows)]] = 0.0
+    seconds = np.zeros((4, num_ranks))
+    for index in range(4):
+        first = active[index] & ~active[:index].any(axis=0)
+        seconds[index] = np.bincount(rows[first], length_s[first], minlength=num_ranks)
+    return seconds
+
+
+def _waited_for(
+    run: Timeline,
+    row: NDArray[np.int64],
+    num_ranks: int,
+    last_arrival_s: NDArray[np.float64],
+    last_row: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    pair = row * num_ranks + last_row
+    waited = np.bincount(pair, last_arrival_s - run.start_s, minlength=num_ranks**2)
+    return np.asarray(waited, dtype=np.float64).reshape(num_ranks, num_ranks)
+
+
+def _step_times(run: Timeline) -> NDArray[np.float64]:
+    if not len(run):
+        return np.zeros(0)
+    _, step = np.unique(run.step, return_inverse=True)
+    end_s = np.full(step.max() + 1, -np.inf)
+    np.maximum.at(end_s, step, run.end_s)
+    # With overlap a later step may end before an earlier one's last transfer.
+    return np.diff(np.maximum.accumulate(end_s), prepend=run.start_s.min())
+
+
+def _imbalance(run: Timeline, row: NDArray[np.int64], num_ranks: int) -> float:
+    busy = np.isin(run.kind, BUSY_KINDS)
+    if not busy.any():
+        return 1.0
+    _, step = np.unique(run.step[busy], return_inverse=True)
+    load = np.bincount(step * num_ranks + row[busy], run.duration_s[busy])
+    load = np.pad(load, (0, -len(load) % num_ranks)).reshape(-1, num_ranks)
+    mean = load.mean(axis=1).sum()
+    return float(load.max(axis=1).sum() / mean) if mean else 1.0
+
+
+def _critical_seconds(
+    run: Timeline, path: NDArray[np.int64], last_arrival_s: NDArray[np.float64]
+) -> dict[tuple[int, Kind], float]:
+    seconds: dict[tuple[int, Kind], float] = {}
+    own_s = (run.end_s - np.minimum(last_arrival_s, run.end_s))[path]
+    for rank, kind, value in zip(run.rank[path], run.kind[path], own_s, strict=True):
+        key = int(rank), Kind(int(kind))
+        seconds[key] = seconds.get(key, 0.0) + float(value)
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
