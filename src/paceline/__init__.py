@@ -1,1 +1,62 @@
-"""Paceline keeps every worker of a distributed training job moving at the same pace."""
+"""Paceline keeps every worker of a distributed training job moving at the same pace.
+
+The names of the first tutorial, loaded when they are first used: `import paceline`
+imports neither torch nor anything that draws.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from paceline.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from paceline.cost import Job, LayerCost, LinearCost, Link, QuadraticCost, Worker
+    from paceline.timeline import Summary, Timeline, simulate
+    from paceline.torch import measure_job, watch
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Job": "paceline.cost",
+    "LayerCost": "paceline.cost",
+    "LinearCost": "paceline.cost",
+    "Link": "paceline.cost",
+    "QuadraticCost": "paceline.cost",
+    "Summary": "paceline.timeline",
+    "Timeline": "paceline.timeline",
+    "Worker": "paceline.cost",
+    "measure_job": "paceline.torch",
+    "simulate": "paceline.timeline",
+    "watch": "paceline.torch",
+}
+
+__all__ = [
+    "Job",
+    "LayerCost",
+    "LinearCost",
+    "Link",
+    "QuadraticCost",
+    "Summary",
+    "Timeline",
+    "Worker",
+    "measure_job",
+    "simulate",
+    "watch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'paceline' has no attribute {name!r}")
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError(
+            f"paceline.{name} needs PyTorch; install it with: pip install 'paceline[torch]'"
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -31,7 +31,8 @@ def data_parallel_graph(
         A graph for `simulate`, without all-reduces for a job of one worker.
 
     Raises:
-        ValueError: If shapes disagree, or a job of several workers has no link.
+        ValueError: If shapes disagree, a bucket is empty or names a layer that the job does
+            not have, or a job of several workers has no link.
 
     Examples:
         >>> from paceline.cost import LayerCost, Link, Worker
@@ -57,6 +58,7 @@ def data_parallel_graph(
         )
     if buckets is None:
         buckets = ddp_buckets([layer.gradient_bytes for layer in job.layers])
+    _check_buckets(buckets, len(job.layers))
     if num_ranks == 1:
         buckets = ()
     forward_share, segment_share = _shares(job, buckets)
@@ -68,6 +70,15 @@ def data_parallel_graph(
     duration[:, :, len(segment_share) + 1 : -1] = wire_s
     duration[:, :, -1] = overhead_s
     return _tile(duration, len(buckets))
+
+
+def _check_buckets(buckets: Sequence[Sequence[int]], num_layers: int) -> None:
+    for index, bucket in enumerate(buckets):
+        if not (len(bucket) and all(0 <= layer < num_layers for layer in bucket)):
+            raise ValueError(
+                f"each bucket must hold layer indices in [0, {num_layers}), but buckets[{index}] "
+                f"is {tuple(bucket)}"
+            )
 
 
 def _shares(job: Job, buckets: Sequence[Sequence[int]]) -> tuple[float, NDArray[np.float64]]:

@@ -83,13 +83,16 @@ class Link:
             >>> round(link.alpha_s, 6), round(link.bytes_per_s)
             (0.001, 1000000000)
         """
-        payload, time_s = (
-            checked_column("num_bytes", num_bytes),
-            np.asarray(seconds, dtype=np.float64),
-        )
+        payload = checked_column("num_bytes", num_bytes)
+        time_s = checked_column("seconds", seconds)
         if payload.shape != time_s.shape or not (time_s > 0).all():
             raise ValueError(
                 f"seconds must be positive with shape {payload.shape}, got {time_s.tolist()}"
+            )
+        if len(np.unique(payload)) < 2:
+            raise ValueError(
+                f"num_bytes must hold at least two different sizes, got {payload.tolist()}; "
+                "one size cannot tell the latency from the bandwidth"
             )
         features = np.stack([np.ones_like(payload), payload], axis=1) / time_s[:, None]
         alpha_s, s_per_byte = fit_nonnegative(features, np.ones_like(time_s))

@@ -28,79 +28,67 @@ def critical_path(run: "Timeline", last: NDArray[np.int64]) -> NDArray[np.int64]
     """
     if not len(run):
         return np.zeros(0, dtype=np.int64)
-    end_s = run.end_s
-    by_end = np.argsort(end_s, kind="stable")
-    by_rank = by_end[np.argsort(run.rank[by_end], kind="stable")]
-    first_of_rank = np.searchsorted(run.rank[by_rank], run.rank, side="left")
-    last_of_rank = np.searchsorted(run.rank[by_rank], run.rank, side="right")
-    path = _walk_back(run.start_s, end_s, by_end, by_rank, first_of_rank, last_of_rank, last)
-    return path[::-1]
+    _, row, counts = np.unique(run.rank, return_inverse=True, return_counts=True)
+    return _walk_back(
+        run.start_s,
+        run.end_s,
+        row,
+        np.argsort(run.end_s, kind="stable"),
+        np.lexsort((run.end_s, row)),
+        np.concatenate([[0], np.cumsum(counts)]),
+        last,
+    )[::-1]
 
 
 @compiled
 def _walk_back(
     start_s: NDArray[np.float64],
     end_s: NDArray[np.float64],
+    row: NDArray[np.int64],
     by_end: NDArray[np.int64],
-    by_rank: NDArray[np.int64],
-    first_of_rank: NDArray[np.int64],
-    last_of_rank: NDArray[np.int64],
+    by_row: NDArray[np.int64],
+    first_of_row: NDArray[np.int64],
     last_to_arrive: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     path = np.empty(len(start_s), dtype=np.int64)
-    position = np.empty(len(start_s), dtype=np.int64)
-    position[by_end] = np.arange(len(start_s))
     length = 0
+    # Spans without length end together with what is before and behind them, so being
+    # earlier is not enough to tell what the path already holds.
+    on_path = np.zeros(len(start_s), dtype=np.bool_)
+    # The limit only falls, so what a cursor has passed never comes into question again.
+    limit_s = np.inf
+    own_cursor = first_of_row[1:] - 1
+    cursor = len(start_s) - 1
     span = by_end[-1]
-    seen_before = len(start_s)
-    # Each span on the path comes earlier in the order of ends, so the walk ends.
-    while span >= 0 and position[span] < seen_before:
-        seen_before = position[span]
-        path[length] = last_to_arrive[span]
-        length += 1
+    while span >= 0:
         span = last_to_arrive[span]
-        span = _predecessor(
-            span, start_s, end_s, by_end, by_rank, first_of_rank, last_of_rank, seen_before
-        )
+        on_path[span] = True
+        path[length] = span
+        length += 1
+        limit_s = min(limit_s, start_s[span] + CLOCK_TOLERANCE_S)
+        gap_before_s = limit_s - 2 * CLOCK_TOLERANCE_S
+        first, at = first_of_row[row[span]], own_cursor[row[span]]
+        at = _step_down(by_row, at, first, end_s, limit_s, on_path, last_to_arrive)
+        own_cursor[row[span]] = at
+        span = by_row[at] if at >= first else -1
+        if span < 0 or end_s[span] < gap_before_s:
+            cursor = _step_down(by_end, cursor, 0, end_s, limit_s, on_path, last_to_arrive)
+            if cursor >= 0 and end_s[by_end[cursor]] >= gap_before_s:
+                span = by_end[cursor]
     return path[:length]
 
 
 @compiled
-def _predecessor(
-    span: int,
-    start_s: NDArray[np.float64],
+def _step_down(
+    order: NDArray[np.int64],
+    at: int,
+    first: int,
     end_s: NDArray[np.float64],
-    by_end: NDArray[np.int64],
-    by_rank: NDArray[np.int64],
-    first_of_rank: NDArray[np.int64],
-    last_of_rank: NDArray[np.int64],
-    seen_before: int,
+    limit_s: float,
+    on_path: NDArray[np.bool_],
+    last_to_arrive: NDArray[np.int64],
 ) -> int:
-    limit = start_s[span] + CLOCK_TOLERANCE_S
-    own = by_rank[first_of_rank[span] : last_of_rank[span]]
-    mine: int = -1
-    at = _last_at_or_before(end_s, own, limit)
-    while at >= 0:
-        if own[at] != span:
-            mine = own[at]
-            break
+    """Return the last position from `at` down that ended in time and is not on the path."""
+    while at >= first and (end_s[order[at]] > limit_s or on_path[last_to_arrive[order[at]]]):
         at -= 1
-    if mine >= 0 and end_s[mine] >= start_s[span] - CLOCK_TOLERANCE_S:
-        return mine
-    at = min(_last_at_or_before(end_s, by_end, limit), seen_before - 1)
-    if at >= 0 and end_s[by_end[at]] >= start_s[span] - CLOCK_TOLERANCE_S:
-        mine = by_end[at]
-    return mine
-
-
-@compiled
-def _last_at_or_before(end_s: NDArray[np.float64], order: NDArray[np.int64], limit: float) -> int:
-    """Return the last position in `order`, ascending by end, that ends by `limit`; or -1."""
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high) // 2
-        if end_s[order[middle]] <= limit:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
+    return at

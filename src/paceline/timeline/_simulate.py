@@ -101,7 +101,7 @@ class TaskGraph:
             lanes=lanes,
             names=names,
         )
-        pairs = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
+        pairs = _checked_pairs(edges)
         _check_graph(columns, pairs)
         return cls(
             duration_s=columns.duration_s,
@@ -222,6 +222,18 @@ def _run(
                         ready[num_ready] = group[later]
                         num_ready += 1
     return arrival_s, end_s, num_done
+
+
+def _checked_pairs(edges: ArrayLike) -> NDArray[np.int64]:
+    pairs = np.asarray(edges)
+    if pairs.size == 0:
+        return np.zeros((0, 2), dtype=np.int64)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        raise ValueError(
+            "edges must be pairs of task indices, integers of shape (num_edges, 2), "
+            f"got {pairs.dtype} of shape {pairs.shape}"
+        )
+    return pairs.astype(np.int64)
 
 
 def _check_graph(columns: Timeline, pairs: NDArray[np.int64]) -> None:

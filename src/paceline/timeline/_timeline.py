@@ -106,9 +106,9 @@ class Timeline:
         if self.source not in SOURCES:
             raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {self.source!r}")
         for column in COLUMNS:
-            if getattr(self, column).shape != self.rank.shape:
+            if getattr(self, column).shape != (self.rank.size,):
                 raise ValueError(
-                    f"all columns must have shape {self.rank.shape} like `rank`, "
+                    f"all columns must have shape ({self.rank.size},), as long as `rank`, "
                     f"but `{column}` has {getattr(self, column).shape}"
                 )
         _check_times(self.start_s, self.duration_s)
@@ -142,7 +142,7 @@ class Timeline:
         start = np.atleast_1d(np.asarray(start_s, dtype=np.float64))
 
         def column(values: ArrayLike, dtype: type) -> NDArray[Any]:
-            array: NDArray[Any] = np.asarray(values, dtype=dtype)
+            array = _checked_cast(values, dtype)
             return np.full(start.shape, array, dtype) if array.ndim == 0 else array
 
         return cls(
@@ -280,6 +280,17 @@ def _joined_table(
         for table in tables
     ]
     return tuple(joined), codes
+
+
+def _checked_cast(values: ArrayLike, dtype: type) -> NDArray[Any]:
+    """Convert to `dtype`, but do not let a code wrap around or lose a fraction."""
+    given = np.asarray(values)
+    with np.errstate(invalid="ignore"):
+        array: NDArray[Any] = given.astype(dtype)
+    if array.dtype.kind == "i" and (array != given).any():
+        bad = given[array != given].flat[0]
+        raise ValueError(f"codes and numbers must be whole and fit {array.dtype}, got {bad}")
+    return array
 
 
 def _check_times(start_s: NDArray[np.float64], duration_s: NDArray[np.float64]) -> None:

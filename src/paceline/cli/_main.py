@@ -1,0 +1,86 @@
+"""The `paceline` command."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from paceline import __version__
+from paceline.errors import MissingExtraError, PacelineError
+
+USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` and exit with status 2."""
+        self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status.
+
+    0 for success, 1 for a run that failed, 2 for what the user passed, 130 for Ctrl-C.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        print("paceline: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, MissingExtraError) as error:
+        print(f"paceline: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except PacelineError as error:
+        print(f"paceline: {error}", file=sys.stderr)
+        return FAILURE
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="paceline",
+        description="Keep every worker of a distributed training job moving at the same pace.",
+    )
+    parser.add_argument("--version", action="version", version=f"paceline {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    return parser
+
+
+def _add_demo(commands: "argparse._SubParsersAction[OneLineParser]") -> None:
+    demo = commands.add_parser(
+        "demo", help="train on real text, plainly and paced, and compare (needs torch)"
+    )
+    demo.add_argument("--ranks", type=int, default=2, help="gloo processes (default 2)")
+    demo.add_argument("--seconds", type=float, default=60.0, help="time to aim for, 15 to 90")
+    demo.add_argument("--output", type=Path, default=Path("paceline-demo"), help="folder to write")
+    demo.add_argument("--seed", type=int, default=0, help="of weights and order (default 0)")
+    demo.add_argument("--json", action="store_true", help="print one JSON object, last line")
+    demo.set_defaults(run=_run_demo)
+
+
+def _run_demo(options: argparse.Namespace) -> int:
+    try:
+        from rich.console import Console
+
+        from paceline.demo import DemoConfig, run_demo, show
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"the demo needs {error.name}; install it with: pip install 'paceline[torch,report]'"
+        ) from error
+    config = DemoConfig(
+        num_ranks=options.ranks, seconds=options.seconds, output=options.output, seed=options.seed
+    )
+    result = run_demo(config)
+    if options.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        show(result, Console())
+    if not result.losses_agree:
+        print("paceline: the losses of the two ways differ; please report this", file=sys.stderr)
+    return 0 if result.losses_agree else FAILURE

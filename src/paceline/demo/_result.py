@@ -1,0 +1,166 @@
+"""What the demo found, as plain numbers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.demo._config import EXAMPLES_PER_RANK, DemoConfig
+from paceline.timeline import Timeline
+
+# Losses of both ways may differ by the order of 32-bit sums, amplified by training.
+LOSS_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A few steps of one way, over all ranks."""
+
+    timeline: Timeline
+    losses: tuple[float, ...]
+    num_tokens: int
+    num_padded: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Real bytes of text per second."""
+        return self.num_tokens / self.timeline.makespan_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WayResult:
+    """One way, over the rounds that count. All measured but `predicted_step_s`.
+
+    Attributes:
+        tokens_per_s: Median over rounds, real bytes of text only.
+        tokens_per_s_range: Least and largest round.
+        p50_s: Median step time.
+        p90_s: 90th percentile of step times.
+        idle: Share of the time in which each rank computes nothing.
+        padding: Share of positions that hold no text.
+        measured_step_s: Mean step time.
+        predicted_step_s: Simulated mean step time, from the job measured before.
+        final_loss: Mean loss of the last global batch.
+    """
+
+    tokens_per_s: float
+    tokens_per_s_range: tuple[float, float]
+    p50_s: float
+    p90_s: float
+    idle: tuple[float, ...]
+    padding: float
+    measured_step_s: float
+    predicted_step_s: float
+    final_loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoResult:
+    """Both ways, and what sets them apart.
+
+    Attributes:
+        plain: DistributedSampler, DDP, padding to the longest of the rank's batch.
+        paced: The same global batches, split by cost with free counts.
+        speedup: Median over rounds of paced over plain tokens per second.
+        speedup_range: Least and largest round.
+        max_loss_difference: Largest difference of the two losses of any step.
+        predicted_step_s: Simulated mean step time of the paced way.
+        measured_step_s: Measured mean step time of the paced way.
+        num_ranks: Gloo processes.
+        num_rounds: Rounds that count; one more came before, to warm up.
+        num_examples: Examples that each way trained on, warm-up included.
+        trace: Chrome trace of the whole run.
+        summary: File that holds this result.
+    """
+
+    plain: WayResult
+    paced: WayResult
+    speedup: float
+    speedup_range: tuple[float, float]
+    max_loss_difference: float
+    predicted_step_s: float
+    measured_step_s: float
+    num_ranks: int
+    num_rounds: int
+    num_examples: int
+    trace: str
+    summary: str
+
+    @property
+    def losses_agree(self) -> bool:
+        """Whether both ways trained the same model, up to the order of sums."""
+        return self.max_loss_difference <= LOSS_TOLERANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, safe to save as JSON."""
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "DemoResult":
+        """Read what `save` wrote."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        plain, paced = WayResult(**values.pop("plain")), WayResult(**values.pop("paced"))
+        return cls(plain=plain, paced=paced, **values)
+
+
+def result_of(
+    plain: Sequence[Segment],
+    paced: Sequence[Segment],
+    predicted_s: dict[str, float],
+    config: DemoConfig,
+) -> DemoResult:
+    """Sum both ways up; the first segment of each only warms up, but its losses count."""
+    ratios = [b.tokens_per_s / a.tokens_per_s for a, b in zip(plain[1:], paced[1:], strict=True)]
+    paced_result = _way_result(paced[1:], predicted_s["paced"])
+    losses_plain, losses_paced = _losses(plain), _losses(paced)
+    return DemoResult(
+        plain=_way_result(plain[1:], predicted_s["plain"]),
+        paced=paced_result,
+        speedup=float(np.median(ratios)),
+        speedup_range=(min(ratios), max(ratios)),
+        max_loss_difference=_largest_difference(losses_plain, losses_paced),
+        predicted_step_s=paced_result.predicted_step_s,
+        measured_step_s=paced_result.measured_step_s,
+        num_ranks=config.num_ranks,
+        num_rounds=len(ratios),
+        num_examples=len(losses_plain) * config.num_ranks * EXAMPLES_PER_RANK,
+        trace=str(config.output / "trace.json"),
+        summary=str(config.output / "summary.json"),
+    )
+
+
+def _way_result(segments: Sequence[Segment], predicted_s: float) -> WayResult:
+    summaries = [segment.timeline.summary() for segment in segments]
+    steps_s = np.concatenate([summary.step_times_s for summary in summaries])
+    speeds = [segment.tokens_per_s for segment in segments]
+    idle = sum(summary.idle_s for summary in summaries) / steps_s.sum()
+    num_padded = sum(segment.num_padded for segment in segments)
+    num_tokens = sum(segment.num_tokens for segment in segments)
+    return WayResult(
+        tokens_per_s=float(np.median(speeds)),
+        tokens_per_s_range=(min(speeds), max(speeds)),
+        p50_s=float(np.median(steps_s)),
+        p90_s=float(np.quantile(steps_s, 0.9)),
+        idle=tuple(idle.tolist()),
+        padding=num_padded / (num_padded + num_tokens),
+        measured_step_s=float(steps_s.mean()),
+        predicted_step_s=predicted_s,
+        final_loss=segments[-1].losses[-1],
+    )
+
+
+def _losses(segments: Sequence[Segment]) -> NDArray[np.float64]:
+    return np.concatenate([segment.losses for segment in segments])
+
+
+def _largest_difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    difference = np.abs(a - b)
+    return float(difference.max()) if np.isfinite(difference).all() else float("inf")

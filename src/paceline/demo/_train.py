@@ -1,0 +1,127 @@
+"""What each rank of the demo does: train the same model in both ways, in turn."""
+
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from paceline.demo._config import EXAMPLES_PER_RANK, DemoConfig
+from paceline.demo._corpus import Corpus
+from paceline.demo._data import Batch, TextDataset, global_batches, paced_loader, plain_loader
+from paceline.demo._model import ByteTransformer, example_losses
+from paceline.demo._price import measured_job, new_optimizer, predicted_step_s, train_step
+from paceline.demo._result import DemoResult, Segment, result_of
+from paceline.timeline import Timeline
+from paceline.torch import watch
+
+STEPS_PER_ROUND = 3
+MIN_ROUNDS = 3
+
+
+@dataclass(slots=True)
+class Way:
+    """One of the two ways to train: its replica, its feed, and what it did so far."""
+
+    name: str
+    model: DistributedDataParallel
+    optimizer: torch.optim.Optimizer
+    batches: Iterator[Batch]
+    segments: list[Segment]
+
+    def run(self, num_steps: int) -> None:
+        """Train `num_steps` steps and add them as one segment."""
+        losses, counts = [], torch.zeros(2, dtype=torch.int64)
+        dist.barrier()
+        with watch(self.model, self.optimizer) as recorder:
+            for _ in range(num_steps):
+                batch = next(self.batches)
+                losses.append(self._step(batch))
+                counts += torch.tensor([int(batch.lengths.sum()), batch.num_padded])
+        mean_losses = torch.stack(losses)
+        dist.all_reduce(mean_losses)
+        dist.all_reduce(counts)
+        self.segments.append(
+            Segment(
+                timeline=replace(recorder.gather(), lanes=(self.name,)),
+                losses=tuple((mean_losses / dist.get_world_size()).tolist()),
+                num_tokens=int(counts[0]),
+                num_padded=int(counts[1]),
+            )
+        )
+
+    def _step(self, batch: Batch) -> torch.Tensor:
+        # DDP averages over ranks; the weight makes that the mean over all examples.
+        weight = len(batch.lengths) / EXAMPLES_PER_RANK
+        return train_step(
+            self.model,
+            self.optimizer,
+            batch,
+            lambda logits: weight * example_losses(logits, batch.text, batch.lengths).mean(),
+        )
+
+
+def train_both_ways(
+    rank: int,
+    config: DemoConfig,
+    corpus: Path,
+    end_s: float,
+    progress: "Synchronized[float]",
+) -> None:
+    """Train until the monotonic clock reads about `end_s`; rank 0 writes the result."""
+    torch.manual_seed(config.seed)
+    begin_s = time.monotonic()
+    dataset = TextDataset(Corpus.load(corpus))
+    model = ByteTransformer()
+    batches = global_batches(dataset, num_ranks=config.num_ranks, seed=config.seed)
+    job = measured_job(model, config.num_ranks)
+    where = {"rank": rank, "num_ranks": config.num_ranks, "seed": config.seed}
+    feeds = {
+        "plain": plain_loader(dataset, **where),
+        "paced": paced_loader(dataset, batches, rank=rank, cost=job.cost),
+    }
+    ways = [_new_way(name, model, feed) for name, feed in feeds.items()]
+    num_rounds, last_s = 0, 0.0
+    while _go_on(num_rounds, end_s - last_s, len(batches)):
+        round_begin_s = time.monotonic()
+        for way in ways:
+            way.run(STEPS_PER_ROUND)
+        num_rounds += 1
+        last_s = time.monotonic() - round_begin_s
+        progress.value = min(1.0, (time.monotonic() - begin_s) / (end_s - begin_s))
+    if rank == 0:
+        done = batches[STEPS_PER_ROUND : num_rounds * STEPS_PER_ROUND]
+        plain, paced = ways
+        result = result_of(
+            plain.segments, paced.segments, predicted_step_s(job, dataset, done), config
+        )
+        _write(result, [*plain.segments, *paced.segments], config.output)
+
+
+def _new_way(name: str, model: ByteTransformer, feed: Iterator[Batch]) -> Way:
+    replica = DistributedDataParallel(deepcopy(model))
+    return Way(name, replica, new_optimizer(replica), feed, [])
+
+
+def _go_on(num_rounds: int, end_s: float, num_batches: int) -> bool:
+    """Let rank 0 decide for all whether another round fits."""
+    fits = num_rounds < MIN_ROUNDS or time.monotonic() < end_s
+    decision = torch.tensor(fits and (num_rounds + 1) * STEPS_PER_ROUND <= num_batches)
+    dist.broadcast(decision, src=0)
+    return bool(decision)
+
+
+def _write(result: DemoResult, segments: list[Segment], output: Path) -> None:
+    """Write the trace of all segments, each with steps and collectives of its own."""
+    parts = []
+    for index, segment in enumerate(segments):
+        part, shift = segment.timeline, index * STEPS_PER_ROUND
+        collective = part.collective + shift * (part.collective >= 0)
+        parts.append(replace(part, step=part.step + shift, collective=collective))
+    Timeline.merge(parts).to_chrome_trace(output / "trace.json")
+    result.save(output / "summary.json")
