@@ -27,8 +27,8 @@ class Block(nn.Module):
         heads = qkv.view(batch, time, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
         x = x + self.project(mixed.transpose(1, 2).reshape(batch, time, dim))
-        x = x + self.mlp(self.norm_mlp(x))
-        return x
+        out: torch.Tensor = x + self.mlp(self.norm_mlp(x))
+        return out
 
 
 class ByteTransformer(nn.Module):

@@ -67,13 +67,14 @@ def run_ranks(
 
 def _start(spawn_args: tuple[Any, ...], num_ranks: int) -> SpawnContext:
     """Start the ranks deaf to Ctrl-C until they are up, so that only this process reports it."""
-    if threading.current_thread() is not threading.main_thread():
-        return start_processes(_rank_main, spawn_args, num_ranks, join=False)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
     try:
-        return start_processes(_rank_main, spawn_args, num_ranks, join=False)
+        context: SpawnContext = start_processes(_rank_main, spawn_args, num_ranks, join=False)
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+    return context
 
 
 def _rank_main(
