@@ -51,12 +51,14 @@ def _best_of_all_supports(
     scale[scale == 0] = 1.0
     scaled = matrix / scale
     best, best_error = np.zeros(matrix.shape[1]), float(target @ target)
+    # Below this an error is rounding, and getting smaller means nothing.
+    noise = 1e-28 * best_error
     for size in range(1, matrix.shape[1] + 1):
         for support in map(list, combinations(range(matrix.shape[1]), size)):
             x = np.zeros(matrix.shape[1])
             x[support] = np.linalg.lstsq(scaled[:, support], target, rcond=None)[0]
             residual = scaled @ x - target
             error = float(residual @ residual)
-            if (x >= 0).all() and error < best_error * (1 - 1e-12):
+            if (x >= 0).all() and error < best_error * (1 - 1e-12) - noise:
                 best, best_error = x, error
     return np.asarray(best / scale, dtype=np.float64)

@@ -147,7 +147,7 @@ def summarize(timeline: Timeline) -> Summary:
         waited_for_s=_waited_for(run, row, len(ranks), last_arrival_s, row[last]),
         imbalance=_imbalance(run, row, len(ranks)),
         critical_path=path,
-        critical_s=_critical_seconds(run, path, last_arrival_s),
+        critical_s=_critical_seconds(run, path),
     )
 
 
@@ -190,7 +190,10 @@ def _waited_for(
 ) -> NDArray[np.float64]:
     pair = row * num_ranks + last_row
     waited = np.bincount(pair, last_arrival_s - run.start_s, minlength=num_ranks**2)
-    return np.asarray(waited, dtype=np.float64).reshape(num_ranks, num_ranks)
+    matrix = np.asarray(waited, dtype=np.float64).reshape(num_ranks, num_ranks)
+    # A rank with several parts in one collective does not wait for itself.
+    np.fill_diagonal(matrix, 0.0)
+    return matrix
 
 
 def _step_times(run: Timeline) -> NDArray[np.float64]:
@@ -214,12 +217,10 @@ def _imbalance(run: Timeline, row: NDArray[np.int64], num_ranks: int) -> float:
     return float(load.max(axis=1).sum() / mean) if mean else 1.0
 
 
-def _critical_seconds(
-    run: Timeline, path: NDArray[np.int64], last_arrival_s: NDArray[np.float64]
-) -> dict[tuple[int, Kind], float]:
+def _critical_seconds(run: Timeline, path: NDArray[np.int64]) -> dict[tuple[int, Kind], float]:
     seconds: dict[tuple[int, Kind], float] = {}
-    own_s = (run.end_s - np.minimum(last_arrival_s, run.end_s))[path]
-    for rank, kind, value in zip(run.rank[path], run.kind[path], own_s, strict=True):
+    # A collective is on the path with the part that arrived last: all wire, no waiting.
+    for rank, kind, value in zip(run.rank[path], run.kind[path], run.duration_s[path], strict=True):
         key = int(rank), Kind(int(kind))
         seconds[key] = seconds.get(key, 0.0) + float(value)
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))

@@ -1,0 +1,23 @@
+import subprocess
+import sys
+
+import pytest
+
+ROOMS = ("timeline", "cost", "balance", "comm", "plan")
+HEAVY = ("torch", "matplotlib", "rich", "typer")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import paceline", *(f"import paceline.{room}" for room in ROOMS)],
+)
+def test_a_fresh_process_imports_nothing_heavy(statement: str) -> None:
+    code = f"import sys; {statement}; print([name for name in {HEAVY} if name in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
