@@ -57,7 +57,7 @@ def _add_demo(commands: "argparse._SubParsersAction[OneLineParser]") -> None:
         "demo", help="train on real text, plainly and paced, and compare (needs torch)"
     )
     demo.add_argument("--ranks", type=int, default=2, help="gloo processes (default 2)")
-    demo.add_argument("--seconds", type=float, default=60.0, help="time to aim for, 15 to 90")
+    demo.add_argument("--seconds", type=float, default=60.0, help="time to aim for, 30 to 90")
     demo.add_argument("--output", type=Path, default=Path("paceline-demo"), help="folder to write")
     demo.add_argument("--seed", type=int, default=0, help="of weights and order (default 0)")
     demo.add_argument("--json", action="store_true", help="print one JSON object, last line")

@@ -60,7 +60,7 @@ def show(result: DemoResult, console: Console) -> None:
         f"\nspeedup (measured)    {result.speedup:.2f} x tokens/s "
         f"[{low:.2f}, {high:.2f}] over {result.num_rounds} rounds on {result.num_ranks} ranks\n"
         f"losses                {verdict}: at most {result.max_loss_difference:.1e} apart in any "
-        f"step, {result.num_examples} examples each way\n"
+        f"step, {result.num_examples} examples\n"
         f"trace, summary        {result.trace}, {result.summary}",
         highlight=False,
     )

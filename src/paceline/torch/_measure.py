@@ -147,9 +147,10 @@ class _Probe:
         begin = self._clock.mark()
         value = loss(_call(self._model, batch))
         num_forward, forward_end = len(self._marks), self._clock.mark()
-        if not value.requires_grad:
+        if value.requires_grad:
+            value.backward()
+        if not any(self._bytes):
             raise MeasurementError("no parameter gets a gradient: is the whole model frozen?")
-        value.backward()
         backward_end = self._clock.mark()
         layers = [layer for layer, _ in self._marks]
         marks = [mark for _, mark in self._marks]
@@ -207,7 +208,11 @@ class _Probe:
 def _unchanged(model: torch.nn.Module) -> Iterator[None]:
     """Put back gradients, buffers and random state on leaving."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     is_cuda = any(parameter.is_cuda for parameter, _ in gradients)
     devices = [torch.cuda.current_device()] if is_cuda else []
     with torch.random.fork_rng(devices=devices):
@@ -219,8 +224,8 @@ def _unchanged(model: torch.nn.Module) -> Iterator[None]:
             for parameter, gradient in gradients:
                 parameter.grad = gradient
             with torch.no_grad():
-                for buffer, saved in buffers:
-                    buffer.copy_(saved)
+                for module, name, buffer, saved in buffers:
+                    setattr(module, name, buffer.copy_(saved))
 
 
 def _call(model: torch.nn.Module, batch: Any) -> Any:

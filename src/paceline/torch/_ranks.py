@@ -4,7 +4,9 @@ import os
 import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from torch.multiprocessing.spawn import (
 from paceline.errors import RankFailedError
 
 POLL_S = 0.1
+NOTE = "failed"
 
 
 def run_ranks(
@@ -55,10 +58,10 @@ def run_ranks(
         try:
             while not context.join(timeout=POLL_S):
                 while_waiting()
-        except ProcessRaisedException as error:
-            raise RankFailedError(f"rank {error.error_index} failed:\n{error.msg}") from None
         except ProcessExitedException as error:
             raise RankFailedError(f"rank {error.error_index} died: {error}") from None
+        except ProcessRaisedException:
+            raise RankFailedError(_first_failure(context, Path(folder) / NOTE)) from None
         finally:
             for process in context.processes:
                 process.kill()
@@ -77,6 +80,14 @@ def _start(spawn_args: tuple[Any, ...], num_ranks: int) -> SpawnContext:
     return context
 
 
+def _first_failure(context: SpawnContext, note: Path) -> str:
+    """Say which rank is to blame: the others failed at the connection that it closed."""
+    for rank, process in enumerate(context.processes):
+        if process.exitcode not in (0, 1, -signal.SIGTERM):  # Raised and stopped ranks end so.
+            return f"rank {rank} died: exit code {process.exitcode}"
+    return note.read_text(encoding="utf-8")
+
+
 def _rank_main(
     rank: int,
     function: Callable[..., None],
@@ -88,14 +99,21 @@ def _rank_main(
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=num_ranks,
-        timeout=timedelta(seconds=timeout_s),
-    )
     try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=num_ranks,
+            timeout=timedelta(seconds=timeout_s),
+        )
         function(rank, *args)
+    except Exception:
+        # Written while the connections still stand, so before another rank can fail at them.
+        note = Path(store).with_name(NOTE)
+        with suppress(FileExistsError), note.open("x", encoding="utf-8") as file:
+            file.write(f"rank {rank} failed:\n{traceback.format_exc()}")
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -163,12 +163,14 @@ class Watch:
         self._pending.clear()
 
     def _before_forward(self, _module: torch.nn.Module, _args: Any) -> None:
+        self._in_backward = False  # The last backward pass may have raised on its way.
         self._close(BETWEEN)
 
     def _after_forward(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
         self._close(FORWARD)
         for tensor in tensors_in(output):
-            if tensor.requires_grad:
+            # A leaf, such as a weight that is handed out, would keep its hook for good.
+            if tensor.requires_grad and not tensor.is_leaf:
                 tensor.register_hook(self._on_output_grad)
 
     def _on_output_grad(self, _grad: torch.Tensor) -> None:

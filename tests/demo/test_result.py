@@ -1,0 +1,133 @@
+import json
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from paceline.demo import DemoConfig, DemoResult, show
+from paceline.demo._config import EXAMPLES_PER_RANK
+from paceline.demo._result import Segment, result_of
+from paceline.timeline import Kind, Span, Timeline
+
+PREDICTED = {"plain": 4.5, "paced": 2.25}
+
+
+def segment(
+    works: tuple[float, float],
+    losses: tuple[float, ...],
+    num_tokens: int = 100,
+    num_padded: int = 0,
+) -> Segment:
+    """One step per loss: rank `r` works for `works[r]` seconds and waits for the other."""
+    spans = []
+    for step in range(len(losses)):
+        begin_s = step * max(works)
+        for rank, work_s in enumerate(works):
+            wait_s = max(works) - work_s
+            spans += [
+                Span(rank, "main", Kind.FORWARD, "forward", begin_s, work_s, step),
+                Span(
+                    rank,
+                    "main",
+                    Kind.COLLECTIVE,
+                    "all-reduce",
+                    begin_s + work_s,
+                    wait_s,
+                    step,
+                    collective=step,
+                ),
+            ]
+    return Segment(Timeline.from_spans("measured", spans), losses, num_tokens, num_padded)
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> DemoResult:
+    plain = [
+        segment((90.0, 1.0), (5.0, 4.0)),
+        segment((4.0, 1.0), (3.0, 2.0), num_tokens=80, num_padded=20),
+        segment((2.0, 2.0), (1.0, 0.5), num_tokens=80, num_padded=140),
+    ]
+    paced = [
+        segment((1.0, 1.0), (5.0, 4.25)),
+        segment((2.0, 2.0), (3.0, 2.0), num_tokens=80),
+        segment((0.5, 1.0), (1.0, 0.5), num_tokens=80),
+    ]
+    return result_of(plain, paced, PREDICTED, DemoConfig(output=tmp_path))
+
+
+def test_speeds_are_medians_over_the_rounds_after_the_warm_up(result: DemoResult) -> None:
+    assert result.plain.tokens_per_s == 15.0  # of 10 and 20
+    assert result.plain.tokens_per_s_range == (10.0, 20.0)
+    assert result.paced.tokens_per_s == 30.0  # of 20 and 40
+    assert (result.speedup, result.speedup_range) == (2.0, (2.0, 2.0))
+    assert result.num_rounds == 2
+
+
+def test_step_times_are_taken_over_all_steps_of_the_rounds(result: DemoResult) -> None:
+    assert (result.plain.p50_s, result.plain.measured_step_s) == (3.0, 3.0)  # 4, 4, 2, 2
+    assert result.plain.p90_s == 4.0
+    assert (result.paced.p50_s, result.paced.measured_step_s) == (1.5, 1.5)  # 2, 2, 1, 1
+    assert result.paced.p90_s == 2.0
+
+
+def test_idle_is_the_share_of_the_whole_time(result: DemoResult) -> None:
+    assert result.plain.idle == pytest.approx((0.0, 2 * 3.0 / 12.0))
+    assert result.paced.idle == pytest.approx((2 * 0.5 / 6.0, 0.0))
+
+
+def test_padding_is_the_share_of_all_positions(result: DemoResult) -> None:
+    assert result.plain.padding == 160 / 320
+    assert result.paced.padding == 0.0
+
+
+def test_losses_of_the_warm_up_count_too(result: DemoResult) -> None:
+    assert result.max_loss_difference == 0.25
+    assert not result.losses_agree
+    assert (result.plain.final_loss, result.paced.final_loss) == (0.5, 0.5)
+    assert result.num_examples == 6 * 2 * EXAMPLES_PER_RANK
+
+
+def test_predictions_stay_beside_what_was_measured(result: DemoResult) -> None:
+    assert (result.plain.predicted_step_s, result.paced.predicted_step_s) == (4.5, 2.25)
+    assert (result.predicted_step_s, result.measured_step_s) == (2.25, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("last_loss", "difference"),
+    [
+        (0.5, 0.0),
+        (0.5 + 5e-5, 5e-5),
+        (0.75, 0.25),
+        (float("nan"), float("inf")),
+        (float("inf"), float("inf")),
+    ],
+)
+def test_losses_agree_up_to_the_order_of_sums(last_loss: float, difference: float) -> None:
+    plain = [segment((1.0, 1.0), (1.0, 0.5))] * 2
+    paced = [plain[0], segment((1.0, 1.0), (1.0, last_loss))]
+    result = result_of(plain, paced, PREDICTED, DemoConfig())
+    assert result.max_loss_difference == pytest.approx(difference)
+    assert result.losses_agree is (difference < 1e-4)
+
+
+def test_a_result_comes_back_as_it_was_saved(result: DemoResult, tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    result.save(path)
+    again = DemoResult.load(path)
+    assert again.to_dict() == json.loads(json.dumps(result.to_dict()))
+    assert again.speedup == result.speedup
+    assert again.trace == str(tmp_path / "trace.json")
+
+
+@pytest.mark.parametrize(("difference", "verdict"), [(0.0, "equal"), (0.25, "DIFFERENT")])
+def test_the_table_says_whether_the_losses_agree(
+    result: DemoResult, difference: float, verdict: str
+) -> None:
+    console = Console(file=StringIO(), width=120)
+    show(replace(result, max_loss_difference=difference), console)
+    printed = console.file.getvalue()
+    assert f"losses                {verdict}: at most" in printed
+    assert "2.00 x tokens/s [2.00, 2.00] over 2 rounds on 2 ranks" in printed
+    assert "simulated" in printed
