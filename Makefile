@@ -28,6 +28,7 @@ docs: .venv/.docs
 bench: .venv/.demo
 	$(BIN)/python benchmarks/watch_overhead.py --json
 	$(BIN)/python benchmarks/simulator.py --json
+	$(BIN)/python benchmarks/demo.py --json
 
 # torch comes first and pinned: an open range would pull several gigabytes of CUDA packages.
 .venv/.torch:

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -126,6 +127,12 @@ def test_one_backward_pass_may_follow_two_forward_passes() -> None:
     assert names(run) == [*STEP[:2] * 2, *STEP[2:]]
 
 
+@dataclass
+class Output:
+    logits: torch.Tensor
+    loss: torch.Tensor | None
+
+
 @pytest.mark.parametrize(
     ("wrap", "pick"),
     [
@@ -133,8 +140,9 @@ def test_one_backward_pass_may_follow_two_forward_passes() -> None:
         (lambda y: (y, None), lambda out: out[0]),
         (lambda y: [torch.zeros(1), y], lambda out: out[1]),
         (lambda y: {"hidden": (y, y.detach())}, lambda out: out["hidden"][0]),
+        (lambda y: Output(y, None), lambda out: out.logits),
     ],
-    ids=["dict", "tuple", "list", "nested"],
+    ids=["dict", "tuple", "list", "nested", "dataclass"],
 )
 def test_backward_is_seen_through_outputs_of_any_shape(
     wrap: Callable[[torch.Tensor], Any], pick: Callable[[Any], torch.Tensor]
