@@ -12,11 +12,20 @@ from paceline.errors import MissingExtraError
 if TYPE_CHECKING:
     from paceline.cost import Job, LayerCost, LinearCost, Link, QuadraticCost, Worker
     from paceline.timeline import Summary, Timeline, simulate
-    from paceline.torch import measure_job, watch
+    from paceline.torch import (
+        BalancedBatchSampler,
+        BalancedSampler,
+        DataLoader,
+        measure_job,
+        watch,
+    )
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "BalancedBatchSampler": "paceline.torch",
+    "BalancedSampler": "paceline.torch",
+    "DataLoader": "paceline.torch",
     "Job": "paceline.cost",
     "LayerCost": "paceline.cost",
     "LinearCost": "paceline.cost",
@@ -31,6 +40,9 @@ _HOME = {
 }
 
 __all__ = [
+    "BalancedBatchSampler",
+    "BalancedSampler",
+    "DataLoader",
     "Job",
     "LayerCost",
     "LinearCost",

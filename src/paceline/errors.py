@@ -23,3 +23,7 @@ class MissingExtraError(PacelineError, ImportError):
 
 class RankFailedError(PacelineError, RuntimeError):
     """A rank of a spawned job ended with an error; the message names the rank."""
+
+
+class StateMismatchError(PacelineError, ValueError):
+    """A saved state does not fit what it is loaded into: other data, configuration or version."""

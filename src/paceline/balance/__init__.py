@@ -1,5 +1,38 @@
 """Which worker gets which example."""
 
-from paceline.balance._padded import Partition, split_padded
+from paceline.balance._config import BalanceConfig, Limits, Tail
+from paceline.balance._cursor import Cursor, EpochPlanner
+from paceline.balance._delivery import MicroBatch, micro_batches_of
+from paceline.balance._padded import split_padded
+from paceline.balance._partition import Counts, Partition, partition
+from paceline.balance._plan import EpochPlan, plan_epoch
+from paceline.balance._quality import PlanQuality, measure_quality
+from paceline.balance._refit import refit_workers
+from paceline.balance._regime import Regime, regime_of
+from paceline.balance._shards import ShardBound, Shards, shard_bound
+from paceline.balance._state import Segment
 
-__all__ = ["Partition", "split_padded"]
+__all__ = [
+    "BalanceConfig",
+    "Counts",
+    "Cursor",
+    "EpochPlan",
+    "EpochPlanner",
+    "Limits",
+    "MicroBatch",
+    "Partition",
+    "PlanQuality",
+    "Regime",
+    "Segment",
+    "ShardBound",
+    "Shards",
+    "Tail",
+    "measure_quality",
+    "micro_batches_of",
+    "partition",
+    "plan_epoch",
+    "refit_workers",
+    "regime_of",
+    "shard_bound",
+    "split_padded",
+]

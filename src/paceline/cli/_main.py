@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from paceline import __version__
+from paceline.cli._plan import add_plan
 from paceline.errors import MissingExtraError, PacelineError
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"paceline {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
+    add_plan(commands)
     return parser
 
 

@@ -1,0 +1,96 @@
+"""What fixes a plan, equal on every rank."""
+
+from dataclasses import dataclass, field
+from math import inf
+from typing import Literal
+
+from paceline.balance._partition import Counts, check_worker_counts
+
+Tail = Literal["drop", "pad", "wrap", "zero-weight"]
+TAILS: tuple[Tail, ...] = ("drop", "pad", "wrap", "zero-weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one micro-batch may hold at most; unset is no limit.
+
+    Attributes:
+        max_cost: Summed cost; for padded models count times the dearest.
+        max_tokens: Summed size; for padded models count times the longest.
+        max_bytes: Like `max_tokens`, in the bytes that `example_bytes` gives.
+        max_examples: Number of examples.
+    """
+
+    max_cost: float = inf
+    max_tokens: float = inf
+    max_bytes: float = inf
+    max_examples: float = inf
+
+    def __post_init__(self) -> None:
+        for name in ("max_cost", "max_tokens", "max_bytes", "max_examples"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether nothing is limited."""
+        return min(self.max_cost, self.max_tokens, self.max_bytes, self.max_examples) == inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalanceConfig:
+    """What fixes which worker gets which example.
+
+    Attributes:
+        batch_size: Examples per step over all workers: the global batch.
+        num_workers: Data-parallel ranks.
+        counts: `"equal"`: every worker gets `batch_size / num_workers` examples of each
+            step; `"free"`: any number, at least one. Free counts need exact loss weights.
+        padded: Whether a micro-batch is padded to its longest example, so that it costs
+            its number of examples times the cost of its dearest.
+        window: Steps over which examples may move. 1 keeps each global batch of the
+            plain shuffle, and so its gradient; more than an epoch has means all.
+        num_microbatches: Micro-batches per worker and step, for gradient accumulation
+            or pipelines; more where `limits` demand it, equally many for all workers
+            of a step, ordered light to heavy.
+        limits: What one micro-batch may hold.
+        tail: What becomes of a last global batch that is not full. `"drop"` leaves it
+            out; `"pad"` fills it by repeating its own examples, `"wrap"` by repeating
+            the first of the epoch, which then count twice in the loss; `"zero-weight"`
+            pads, and repeats count nothing.
+        longest_first: Whether the dearest step comes first, so that a job that runs out
+            of memory does so at once.
+        shuffle: Whether each epoch has an order of its own.
+        seed: Of the shuffle.
+
+    Raises:
+        ValueError: If a number is out of range or they do not fit together.
+    """
+
+    batch_size: int
+    num_workers: int
+    counts: Counts = "equal"
+    padded: bool = False
+    window: int = 1
+    num_microbatches: int = 1
+    limits: Limits = field(default_factory=Limits)
+    tail: Tail = "zero-weight"
+    longest_first: bool = False
+    shuffle: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_worker_counts(self.batch_size, self.num_workers, self.counts, None)
+        for name in ("window", "num_microbatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.tail not in TAILS:
+            raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {self.tail!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        least = self.num_workers * self.num_microbatches
+        if self.batch_size < least:
+            raise ValueError(
+                f"batch_size must be at least num_workers x num_microbatches = {least}, got "
+                f"{self.batch_size}; a worker without examples would have nothing to send"
+            )

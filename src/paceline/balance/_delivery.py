@@ -1,0 +1,57 @@
+"""What one worker receives of a plan, micro-batch after micro-batch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.balance._plan import EpochPlan
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class MicroBatch:
+    """What one worker receives at once.
+
+    Attributes:
+        step: Optimizer step that it belongs to.
+        examples: Indices into the dataset, at least one. Shape `(num_examples,)`.
+        loss_weight: Factor for the mean loss over `examples`: summed over the
+            micro-batches of a step and averaged over workers, the weighted means are
+            the mean over the global batch.
+        is_step_end: Whether it is the last of its step.
+    """
+
+    step: int
+    examples: NDArray[np.int64]
+    loss_weight: float
+    is_step_end: bool
+
+
+def micro_batches_of(plan: EpochPlan, worker: int, *, first_step: int = 0) -> Iterator[MicroBatch]:
+    """Yield what `worker` receives from `first_step` on.
+
+    Repeats that count nothing are left out. Where that would leave a micro-batch empty,
+    one of them is delivered with a weight of 0, so that the worker takes part in
+    the step's collectives.
+
+    Examples:
+        >>> from paceline.balance import BalanceConfig, plan_epoch
+        >>> config = BalanceConfig(batch_size=4, num_workers=2, counts="free", shuffle=False)
+        >>> plan = plan_epoch([6.0, 2.0, 2.0, 2.0], config)
+        >>> [(b.examples.tolist(), b.loss_weight) for b in micro_batches_of(plan, 1)]
+        [([1, 2, 3], 1.5)]
+    """
+    counts = np.ones(len(plan.examples), dtype=bool) if plan.weighs_repeats else ~plan.is_repeat
+    for step in range(first_step, plan.num_steps):
+        begin, end = plan.micro_offsets[plan.step_offsets[[step, step + 1]]]
+        num_per_worker = int(counts[begin:end].sum()) / plan.num_workers
+        parts = plan.micro_batches(step, worker)
+        for number, slots in enumerate(parts):
+            counting = slots[counts[slots]]
+            yield MicroBatch(
+                step=step,
+                examples=plan.examples[counting if len(counting) else slots[:1]],
+                loss_weight=len(counting) / num_per_worker,
+                is_step_end=number == len(parts) - 1,
+            )

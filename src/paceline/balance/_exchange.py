@@ -1,0 +1,208 @@
+"""Bring a split onto its bound: exchange examples between the latest and the earliest workers."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline._compile import compiled
+
+MAX_ROUNDS = 32
+
+
+@compiled
+def exchange(
+    cost: NDArray[np.float64],
+    order: NDArray[np.int64],
+    is_free: bool,
+    rate: NDArray[np.float64],
+    time: NDArray[np.float64],
+    owner: NDArray[np.int64],
+    target: float,
+) -> None:
+    """Improve `owner` and `time` in place until the latest worker is done by `target`.
+
+    Each round pairs the latest worker with the earliest, the second latest with the
+    second earliest, and so on, and makes the best exchange of each pair. When that
+    does not help the latest one, it is tried with all others; when that fails too,
+    or after `MAX_ROUNDS`, the split stays.
+
+    Args:
+        cost: Cost per example.
+        order: Examples by descending cost.
+        is_free: Whether an example may move without another coming back.
+        rate: Seconds per unit of cost, per worker.
+        time: Finishing time per worker; changed.
+        owner: Worker per example; changed.
+        target: Finishing time that is good enough.
+    """
+    num_workers = len(time)
+    members, count = _members(order, owner, num_workers, is_free)
+    by_time = np.argsort(time)
+    for _ in range(MAX_ROUNDS):
+        _sort_by_time(by_time, time)
+        if time[by_time[-1]] <= target:
+            return
+        has_helped = False
+        for pair in range(num_workers // 2):
+            late, early = by_time[num_workers - 1 - pair], by_time[pair]
+            if time[late] <= target:
+                break
+            gain, give, take = _best_exchange(
+                cost, members, count, is_free, rate, time, late, early
+            )
+            if gain > 0:
+                _apply(cost, members, count, rate, time, owner, late, early, give, take)
+                has_helped = has_helped or pair == 0
+        if not has_helped and not _help_latest(
+            cost, members, count, is_free, rate, time, owner, by_time, target
+        ):
+            return
+
+
+@compiled
+def _help_latest(
+    cost: NDArray[np.float64],
+    members: NDArray[np.int64],
+    count: NDArray[np.int64],
+    is_free: bool,
+    rate: NDArray[np.float64],
+    time: NDArray[np.float64],
+    owner: NDArray[np.int64],
+    by_time: NDArray[np.int64],
+    target: float,
+) -> bool:
+    """Make the best exchange of the latest worker with any other."""
+    late = by_time[-1]
+    best_gain, best_early, best_give, best_take = 0.0, -1, -1, -1
+    for early in by_time[:-1]:
+        if time[late] - time[early] <= best_gain:
+            break
+        gain, give, take = _best_exchange(cost, members, count, is_free, rate, time, late, early)
+        if gain > best_gain:
+            best_gain, best_early, best_give, best_take = gain, early, give, take
+            if gain >= 0.25 * (time[late] - target):
+                break
+    if best_early < 0:
+        return False
+    _apply(cost, members, count, rate, time, owner, late, best_early, best_give, best_take)
+    return True
+
+
+@compiled
+def _best_exchange(
+    cost: NDArray[np.float64],
+    members: NDArray[np.int64],
+    count: NDArray[np.int64],
+    is_free: bool,
+    rate: NDArray[np.float64],
+    time: NDArray[np.float64],
+    late: int,
+    early: int,
+) -> tuple[float, int, int]:
+    """Return the gain and the positions of the examples to give and to take (-1: none).
+
+    The gain is how much earlier the later of the two is done. Both hold their
+    examples by descending cost, so one pass over both finds the best pair.
+    """
+    gap = time[late] - time[early]
+    wanted = gap / (rate[late] + rate[early])
+    best_gain, best_give, best_take = 0.0, -1, -1
+    can_move = is_free and count[late] > 1 and count[early] < members.shape[1]
+    take = 0
+    for give in range(count[late]):
+        given = cost[members[late, give]]
+        while take < count[early] and given - cost[members[early, take]] < wanted:
+            take += 1
+        for candidate in (take - 1, take):
+            if candidate < 0 or (candidate >= count[early] and not can_move):
+                continue
+            taken = cost[members[early, candidate]] if candidate < count[early] else 0.0
+            change = given - taken
+            gain = min(change * rate[late], gap - change * rate[early])
+            if gain > best_gain:
+                best_gain, best_give = gain, give
+                best_take = candidate if candidate < count[early] else -1
+    # Gains of a rounding error would be exchanged for ever.
+    return (best_gain if best_gain > 1e-12 * time[late] else 0.0), best_give, best_take
+
+
+@compiled
+def _apply(
+    cost: NDArray[np.float64],
+    members: NDArray[np.int64],
+    count: NDArray[np.int64],
+    rate: NDArray[np.float64],
+    time: NDArray[np.float64],
+    owner: NDArray[np.int64],
+    late: int,
+    early: int,
+    give: int,
+    take: int,
+) -> None:
+    given = members[late, give]
+    _remove(members, count, late, give)
+    change = cost[given]
+    if take >= 0:
+        taken = members[early, take]
+        _remove(members, count, early, take)
+        _insert(cost, members, count, late, taken)
+        owner[taken] = late
+        change -= cost[taken]
+    _insert(cost, members, count, early, given)
+    owner[given] = early
+    time[late] -= change * rate[late]
+    time[early] += change * rate[early]
+
+
+@compiled
+def _remove(
+    members: NDArray[np.int64], count: NDArray[np.int64], worker: int, position: int
+) -> None:
+    count[worker] -= 1
+    for at in range(position, count[worker]):
+        members[worker, at] = members[worker, at + 1]
+
+
+@compiled
+def _insert(
+    cost: NDArray[np.float64],
+    members: NDArray[np.int64],
+    count: NDArray[np.int64],
+    worker: int,
+    example: int,
+) -> None:
+    at = count[worker]
+    while at > 0 and cost[members[worker, at - 1]] < cost[example]:
+        members[worker, at] = members[worker, at - 1]
+        at -= 1
+    members[worker, at] = example
+    count[worker] += 1
+
+
+@compiled
+def _members(
+    order: NDArray[np.int64], owner: NDArray[np.int64], num_workers: int, is_free: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """List each worker's examples by descending cost, with room for some more if free."""
+    count = np.zeros(num_workers, dtype=np.int64)
+    for example in order:
+        count[owner[example]] += 1
+    room = count.max() * (2 if is_free else 1)
+    members = np.empty((num_workers, room), dtype=np.int64)
+    count[:] = 0
+    for example in order:
+        worker = owner[example]
+        members[worker, count[worker]] = example
+        count[worker] += 1
+    return members, count
+
+
+@compiled
+def _sort_by_time(by_time: NDArray[np.int64], time: NDArray[np.float64]) -> None:
+    """Sort by insertion: from round to round little changes."""
+    for index in range(1, len(by_time)):
+        worker = by_time[index]
+        at = index
+        while at > 0 and time[by_time[at - 1]] > time[worker]:
+            by_time[at] = by_time[at - 1]
+            at -= 1
+        by_time[at] = worker

@@ -1,0 +1,215 @@
+"""Cut each worker's share of a step into micro-batches, light to heavy, within limits."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline._compile import compiled
+from paceline.balance._config import BalanceConfig, Limits
+
+NUM_BISECTIONS = 30
+
+
+def check_limits(amounts: NDArray[np.float64], limits: Limits) -> None:
+    """Raise a `ValueError` that names the first example that alone is over a limit.
+
+    Args:
+        amounts: Cost, tokens and bytes of each example, shape `(3, num_examples)`.
+        limits: What one micro-batch may hold.
+    """
+    rules = (
+        ("max_cost", "cost", limits.max_cost),
+        ("max_tokens", "size", limits.max_tokens),
+        ("max_bytes", "bytes", limits.max_bytes),
+    )
+    for (name, what, most), values in zip(rules, amounts, strict=True):
+        over = np.flatnonzero(values > most)
+        if over.size:
+            raise ValueError(
+                f"{name} is {most:g}, but the {what} of example {over[0]} alone is "
+                f"{values[over[0]]:g} ({over.size} examples are over); raise {name}, or shorten or "
+                "leave out these examples"
+            )
+    if limits.max_examples < 1:
+        raise ValueError(f"max_examples must be at least 1, got {limits.max_examples:g}")
+
+
+def split_micro_batches(
+    steps: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    amounts: NDArray[np.float64],
+    config: BalanceConfig,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the micro-batch of each example within its worker, and how many each step has.
+
+    Each worker's examples, sorted by cost, are cut into as few contiguous parts as
+    the limits allow, but no fewer than `config.num_microbatches`, and all workers of a
+    step into equally many, so that the dearest part is cheap. Micro-batch 0 is the
+    lightest. A worker with too few examples for that takes the cheapest of the
+    worker with the most: `owner` is changed.
+
+    Args:
+        steps: Examples, shape `(num_steps, batch_size)`.
+        owner: Worker of each, same shape.
+        amounts: Cost, tokens and bytes of each example of the dataset, shape
+            `(3, num_examples)`; none alone is over a limit.
+        config: Limits and the least number.
+
+    Raises:
+        ValueError: If a step needs more micro-batches than its examples allow.
+    """
+    limits = config.limits
+    most = np.array([limits.max_cost, limits.max_tokens, limits.max_bytes, limits.max_examples])
+    micro = np.zeros_like(owner)
+    num_parts = np.zeros(len(steps), dtype=np.int64)
+    ascending = np.argsort(amounts[0][steps], axis=1, kind="stable")
+    _split_steps(
+        steps,
+        owner,
+        ascending,
+        amounts,
+        most,
+        config.padded,
+        (config.num_workers, config.num_microbatches),
+        micro,
+        num_parts,
+    )
+    too_many = np.flatnonzero(num_parts * config.num_workers > steps.shape[1])
+    if too_many.size:
+        raise ValueError(
+            f"the limits need {num_parts[too_many[0]]} micro-batches per worker in step "
+            f"{too_many[0]}, more than {steps.shape[1]} examples over {config.num_workers} workers "
+            "can fill; raise the limits, or use counts='equal'"
+        )
+    return micro, num_parts
+
+
+@compiled
+def _split_steps(
+    steps: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    ascending: NDArray[np.int64],
+    amounts: NDArray[np.float64],
+    most: NDArray[np.float64],
+    is_padded: bool,
+    least: tuple[int, int],
+    micro: NDArray[np.int64],
+    num_parts: NDArray[np.int64],
+) -> None:
+    num_workers, least_parts = least
+    part = np.empty(steps.shape[1], dtype=np.int64)
+    for step in range(len(steps)):
+        parts = least_parts
+        for worker in range(num_workers):
+            mine = _slots_of(owner[step], ascending[step], worker)
+            values = amounts[:, steps[step][mine]]
+            parts = max(parts, _cut(values, most, np.inf, is_padded, 0, part))
+        num_parts[step] = parts
+        if parts * num_workers > steps.shape[1]:
+            return
+        _level_counts(owner[step], ascending[step], num_workers, parts)
+        for worker in range(num_workers):
+            mine = _slots_of(owner[step], ascending[step], worker)
+            values = amounts[:, steps[step][mine]]
+            limit = _least_largest(values, most, is_padded, parts, part)
+            _cut(values, most, limit, is_padded, parts, part)
+            micro[step, mine] = _light_to_heavy(values[0], part[: len(mine)], is_padded, parts)
+
+
+@compiled
+def _slots_of(
+    owner: NDArray[np.int64], ascending: NDArray[np.int64], worker: int
+) -> NDArray[np.int64]:
+    mine: NDArray[np.int64] = ascending[owner[ascending] == worker]
+    return mine
+
+
+@compiled
+def _level_counts(
+    owner: NDArray[np.int64], ascending: NDArray[np.int64], num_workers: int, least: int
+) -> None:
+    """Move cheapest examples until every worker has at least `least`."""
+    count = np.bincount(owner, minlength=num_workers)
+    while count.min() < least:
+        poor, rich = np.argmin(count), np.argmax(count)
+        for slot in ascending:
+            if owner[slot] == rich:
+                owner[slot] = poor
+                break
+        count[poor] += 1
+        count[rich] -= 1
+
+
+@compiled
+def _cut(
+    values: NDArray[np.float64],
+    most: NDArray[np.float64],
+    max_cost: float,
+    is_padded: bool,
+    num_parts: int,
+    part: NDArray[np.int64],
+) -> int:
+    """Fill parts greedily from the dearest example down; return how many it took.
+
+    With `num_parts` of 0 as few as possible; else one example is left for each part that
+    is still to come, so that none stays empty.
+    """
+    current, size = -1, 0
+    held = np.zeros(3)  # Sums, or the dearest, longest and largest if padded.
+    for position in range(values.shape[1] - 1, -1, -1):
+        is_over = current < 0 or size + 1 > most[3] or position + 1 <= num_parts - 1 - current
+        for row in range(3):
+            limit = min(most[0], max_cost) if row == 0 else most[row]
+            joined = _joined(held[row], values[row, position], is_padded)
+            is_over = is_over or joined * (size + 1 if is_padded else 1) > limit
+        if is_over:
+            current, size = current + 1, 0
+            held[:] = 0.0
+        for row in range(3):
+            held[row] = _joined(held[row], values[row, position], is_padded)
+        size += 1
+        part[position] = current
+    return current + 1
+
+
+@compiled
+def _joined(held: float, value: float, is_padded: bool) -> float:
+    if is_padded:
+        return held if held > value else value
+    return held + value
+
+
+@compiled
+def _light_to_heavy(
+    costs: NDArray[np.float64], part: NDArray[np.int64], is_padded: bool, num_parts: int
+) -> NDArray[np.int64]:
+    """Renumber parts, which are cut from the dearest down, by what they cost."""
+    cost, size = np.zeros(num_parts), np.zeros(num_parts)
+    for position in range(len(part) - 1, -1, -1):
+        here = num_parts - 1 - part[position]
+        cost[here] = _joined(cost[here], costs[position], is_padded)
+        size[here] += 1
+    rank = np.empty(num_parts, dtype=np.int64)
+    rank[np.argsort(cost * size if is_padded else cost, kind="mergesort")] = np.arange(num_parts)
+    return rank[num_parts - 1 - part]
+
+
+@compiled
+def _least_largest(
+    values: NDArray[np.float64],
+    most: NDArray[np.float64],
+    is_padded: bool,
+    num_parts: int,
+    part: NDArray[np.int64],
+) -> float:
+    """Return the least cost per part, nearly, at which `num_parts` parts hold all."""
+    if num_parts == 1:
+        return np.inf
+    low: float = values[0].max()
+    high: float = low * values.shape[1]
+    for _ in range(NUM_BISECTIONS):
+        middle = low + (high - low) / 2
+        if _cut(values, most, middle, is_padded, num_parts, part) <= num_parts:
+            high = middle
+        else:
+            low = middle
+    return high

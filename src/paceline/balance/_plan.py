@@ -1,0 +1,359 @@
+"""One epoch, planned: which worker gets which example, in which step and micro-batch."""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from paceline.balance._compose import compose_steps
+from paceline.balance._config import BalanceConfig
+from paceline.balance._micro import check_limits, split_micro_batches
+from paceline.balance._order import group_rows
+from paceline.balance._padded import split_padded_steps
+from paceline.balance._padded_window import Pace, compose_padded_steps
+from paceline.balance._partition import (
+    TOLERANCE,
+    WINDOW_TOLERANCE,
+    check_worker_counts,
+    checked_costs,
+    pace_of,
+    partition_steps,
+)
+from paceline.balance._shards import (
+    Shards,
+    check_readable,
+    check_sharded,
+    partition_shards,
+    spread_shards,
+)
+from paceline.cost import Worker, checked_column
+
+Entry = TypeVar("Entry", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class EpochPlan:
+    """Which worker gets which example; plain data, equal on every rank.
+
+    A *slot* is one example in one place of the plan. Slots are sorted by step, worker
+    and micro-batch; a worker's slots of one micro-batch keep the order of the shuffle.
+
+    Attributes:
+        num_workers: Number of workers.
+        examples: Example of each slot. Shape `(num_slots,)`.
+        is_repeat: Whether the slot repeats an example to fill the last step. Shape
+            `(num_slots,)`.
+        weighs_repeats: Whether repeats count in the loss.
+        micro_offsets: Where each micro-batch begins, and the end; micro-batches are
+            numbered like slots are sorted. Shape `(num_micro_batches + 1,)`.
+        step_offsets: First micro-batch of each step, and the end. All workers of a
+            step have equally many. Shape `(num_steps + 1,)`.
+        load: Predicted cost of each worker in each step, padding included, in the unit
+            of the costs. Shape `(num_steps, num_workers)`.
+        workers: Speed and overhead of each worker that the plan assumes.
+    """
+
+    num_workers: int
+    examples: NDArray[np.int64]
+    is_repeat: NDArray[np.bool_]
+    weighs_repeats: bool
+    micro_offsets: NDArray[np.int64]
+    step_offsets: NDArray[np.int64]
+    load: NDArray[np.float64]
+    workers: tuple[Worker, ...]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps, equally many for every worker."""
+        return len(self.step_offsets) - 1
+
+    def num_microbatches(self, step: int) -> int:
+        """Micro-batches of each worker in `step`."""
+        return int(self.step_offsets[step + 1] - self.step_offsets[step]) // self.num_workers
+
+    def micro_batches(self, step: int, worker: int) -> list[NDArray[np.int64]]:
+        """Return the slots of each micro-batch of `worker` in `step`.
+
+        Index `examples` and `is_repeat` with them.
+        """
+        per_worker = self.num_microbatches(step)
+        first = int(self.step_offsets[step]) + worker * per_worker
+        bounds = self.micro_offsets[first : first + per_worker + 1].tolist()
+        return [np.arange(a, b) for a, b in pairwise(bounds)]
+
+    def step_examples(self, step: int, worker: int) -> NDArray[np.int64]:
+        """Return all examples of `worker` in `step`, micro-batch after micro-batch."""
+        slots = self._step_slots(step, worker)
+        return self.examples[slots]
+
+    def loss_weight(self, step: int, worker: int) -> float:
+        """Return the factor that makes the mean over ragged workers exact.
+
+        A worker's loss is its mean over its examples; data-parallel training averages
+        over workers. Weighted, that average is the mean over the examples of the step:
+        the number of examples that count here, over the mean number per worker.
+        """
+        mine = self._num_counting(self._step_slots(step, worker))
+        bounds = self.micro_offsets[self.step_offsets[[step, step + 1]]]
+        everyone = self._num_counting(slice(int(bounds[0]), int(bounds[1])))
+        return mine * self.num_workers / everyone
+
+    def finish_times(self) -> NDArray[np.float64]:
+        """Return when each worker ends each step, shape `(num_steps, num_workers)`.
+
+        In the unit of the costs, with the speeds and overheads of `workers`.
+        """
+        speed = np.array([worker.speed for worker in self.workers])
+        overhead = np.array([worker.overhead_s for worker in self.workers])
+        return np.asarray(overhead + self.load / speed)
+
+    def _step_slots(self, step: int, worker: int) -> slice:
+        per_worker = self.num_microbatches(step)
+        first = int(self.step_offsets[step]) + worker * per_worker
+        bounds = self.micro_offsets[[first, first + per_worker]]
+        return slice(int(bounds[0]), int(bounds[1]))
+
+    def _num_counting(self, slots: slice) -> int:
+        repeats = self.is_repeat[slots]
+        return len(repeats) if self.weighs_repeats else int((~repeats).sum())
+
+
+def plan_epoch(
+    costs: ArrayLike,
+    config: BalanceConfig,
+    *,
+    epoch: int = 0,
+    sizes: ArrayLike | None = None,
+    example_bytes: ArrayLike | None = None,
+    workers: tuple[Worker, ...] | None = None,
+    remaining: ArrayLike | None = None,
+    shards: Shards | None = None,
+) -> EpochPlan:
+    """Plan one epoch: a pure function of its arguments.
+
+    Takes O(n log n) time and O(n) memory for n examples.
+
+    Args:
+        costs: Cost of each example, finite and non-negative, shape
+            `(num_examples,)`. For padded models it must grow with the size.
+        config: What fixes the plan.
+        epoch: Number of the epoch; part of the seed.
+        sizes: Size of each example in tokens, for `max_tokens`; same shape.
+        example_bytes: Bytes of each example, for `max_bytes`; same shape.
+        workers: Speed and overhead of each worker; unset for equal ones.
+        remaining: Plan only these examples, in this order, as the rest of an epoch;
+            unset for all, in the order of the shuffle. One that is listed twice is
+            planned twice.
+        shards: Who can read which example; unset for everyone everything. Needs free
+            counts, a window of 1, no padding, and `tail="drop"`. See `shard_bound` for
+            the balance that is left.
+
+    Raises:
+        ValueError: If a value is bad, there are fewer examples than workers, or one
+            example alone is over a limit; the message names it.
+
+    Examples:
+        >>> config = BalanceConfig(batch_size=4, num_workers=2, shuffle=False)
+        >>> plan = plan_epoch([3.0, 1.0, 2.0, 2.0], config)
+        >>> plan.num_steps, plan.load.tolist()
+        (1, [[4.0, 4.0]])
+        >>> plan.step_examples(0, worker=0).tolist(), plan.step_examples(0, worker=1).tolist()
+        ([0, 1], [2, 3])
+    """
+    cost = checked_costs(costs)
+    amounts = np.stack(
+        [
+            cost,
+            _matching("sizes", sizes, len(cost), config.limits.max_tokens),
+            _matching("example_bytes", example_bytes, len(cost), config.limits.max_bytes),
+        ]
+    )
+    check_limits(amounts, config.limits)
+    check_worker_counts(config.batch_size, config.num_workers, config.counts, workers)
+    if epoch < 0:
+        raise ValueError(f"epoch must not be negative, got {epoch}")
+    if remaining is None:
+        order = _epoch_order(len(cost), config, epoch)
+    else:
+        order = _checked_examples(remaining, len(cost))
+    if not len(order):
+        raise ValueError("there is no example to plan; the dataset, or what remains, is empty")
+    if len(order) < config.num_workers:
+        raise ValueError(
+            f"{len(order)} examples are fewer than {config.num_workers} workers; use fewer workers"
+        )
+    pace = pace_of(workers, config.num_workers)
+    if shards is not None:
+        check_sharded(shards, len(cost), config)
+        order = spread_shards(shards, order)
+    full, tail = _tail(order, config)
+    steps = np.concatenate([_compose(cost, full, config, pace, epoch), tail])
+    owner = _owners(cost, steps, config, pace, shards)
+    num_filled = len(full) + len(tail) * config.batch_size
+    is_repeat = np.zeros(steps.shape, dtype=bool)
+    if num_filled > len(order):
+        is_repeat[-1, len(order) - num_filled :] = True
+    plan = _arrange(
+        steps, owner, is_repeat, amounts, config, workers or (Worker(),) * config.num_workers
+    )
+    if shards is not None:
+        check_readable(shards, steps, owner, config.num_workers)
+    return _longest_first(plan) if config.longest_first else plan
+
+
+def _epoch_order(num_examples: int, config: BalanceConfig, epoch: int) -> NDArray[np.int64]:
+    if not config.shuffle:
+        return np.arange(num_examples)
+    return np.random.default_rng([config.seed, epoch]).permutation(num_examples)
+
+
+def _checked_examples(remaining: ArrayLike, num_examples: int) -> NDArray[np.int64]:
+    examples = np.asarray(remaining)
+    if examples.ndim != 1 or (len(examples) and examples.dtype.kind not in "iu"):
+        raise ValueError(
+            "remaining must be a one-dimensional list of examples, got shape "
+            f"{examples.shape} of {examples.dtype}"
+        )
+    bad = np.flatnonzero((examples < 0) | (examples >= num_examples))
+    if bad.size:
+        raise ValueError(
+            f"remaining must lie in [0, {num_examples}), but remaining[{bad[0]}] is "
+            f"{examples[bad[0]]}; it belongs to another dataset"
+        )
+    return examples.astype(np.int64)
+
+
+def _matching(
+    name: str, values: ArrayLike | None, num_examples: int, limit: float
+) -> NDArray[np.float64]:
+    """Return a checked column, zeros if it is not given and not limited."""
+    if values is None:
+        if limit < np.inf:
+            raise ValueError(f"a limit on {name} of {limit:g} needs {name}, got none")
+        return np.zeros(num_examples)
+    column = checked_column(name, values)
+    if len(column) != num_examples:
+        raise ValueError(f"{name} must have {num_examples} entries like costs, got {len(column)}")
+    return column
+
+
+def _tail(
+    order: NDArray[np.int64], config: BalanceConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the examples of the full steps, and the last step filled up, if there is one."""
+    num_left = len(order) % config.batch_size
+    full, left = order[: len(order) - num_left], order[len(order) - num_left :]
+    if config.tail == "drop" and not len(full):
+        raise ValueError(
+            f"tail='drop' leaves nothing of {len(order)} examples at a batch size of "
+            f"{config.batch_size}; use a smaller batch or another tail"
+        )
+    if config.tail == "drop" or not num_left:
+        return full, np.zeros((0, config.batch_size), dtype=np.int64)
+    source = order if config.tail == "wrap" else left
+    return full, np.concatenate([left, np.resize(source, config.batch_size - num_left)])[None]
+
+
+def _compose(
+    cost: NDArray[np.float64],
+    full: NDArray[np.int64],
+    config: BalanceConfig,
+    pace: Pace,
+    epoch: int,
+) -> NDArray[np.int64]:
+    if config.window == 1 or config.num_workers == 1:
+        return full.reshape(-1, config.batch_size)
+    # A third number keeps these draws apart from those of the shuffle.
+    seed = (config.seed, epoch, 1)
+    if config.padded:
+        return compose_padded_steps(cost, full, config, pace, seed)
+    return compose_steps(cost, full, config, seed)
+
+
+def _owners(
+    cost: NDArray[np.float64],
+    steps: NDArray[np.int64],
+    config: BalanceConfig,
+    pace: Pace,
+    shards: Shards | None,
+) -> NDArray[np.int64]:
+    if shards is not None:
+        allowed = shards.can_read(config.num_workers)
+        return partition_shards(cost[steps], shards.shard[steps], allowed, *pace)
+    if config.padded:
+        return split_padded_steps(cost[steps], config.counts, *pace)
+    tolerance = TOLERANCE if config.window == 1 else WINDOW_TOLERANCE
+    return partition_steps(cost[steps], config.counts, *pace, tolerance)
+
+
+def _arrange(
+    steps: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    is_repeat: NDArray[np.bool_],
+    amounts: NDArray[np.float64],
+    config: BalanceConfig,
+    workers: tuple[Worker, ...],
+) -> EpochPlan:
+    """Sort slots by step, worker and micro-batch."""
+    if config.num_microbatches == 1 and config.limits.is_unlimited:
+        place, num_parts = owner, np.ones(len(steps), dtype=np.int64)
+    else:
+        micro, num_parts = split_micro_batches(steps, owner, amounts, config)
+        place = owner * num_parts[:, None] + micro
+    num_places = num_parts * config.num_workers
+    slots = np.empty_like(place)
+    counts = group_rows(place, num_places, slots)
+    slots = slots.ravel()
+    step_offsets = np.concatenate([[0], np.cumsum(num_places)])
+    micro_offsets = np.concatenate([[0], np.cumsum(counts)])
+    return EpochPlan(
+        num_workers=config.num_workers,
+        examples=steps.ravel()[slots],
+        is_repeat=is_repeat.ravel()[slots],
+        weighs_repeats=config.tail != "zero-weight",
+        micro_offsets=micro_offsets,
+        step_offsets=step_offsets,
+        load=_loads(amounts[0][steps.ravel()[slots]], micro_offsets, num_parts, config),
+        workers=workers,
+    )
+
+
+def _longest_first(plan: EpochPlan) -> EpochPlan:
+    """Move the step that takes longest to the front; the others keep their order."""
+    step = int(plan.finish_times().max(axis=1).argmax())
+    first, last = plan.step_offsets[[step, step + 1]].tolist()
+    begin, end = plan.micro_offsets[[first, last]].tolist()
+    micro_sizes = _to_front(np.diff(plan.micro_offsets), first, last)
+    step_sizes = _to_front(np.diff(plan.step_offsets), step, step + 1)
+    return replace(
+        plan,
+        examples=_to_front(plan.examples, begin, end),
+        is_repeat=_to_front(plan.is_repeat, begin, end),
+        micro_offsets=np.concatenate([[0], np.cumsum(micro_sizes)]),
+        step_offsets=np.concatenate([[0], np.cumsum(step_sizes)]),
+        load=_to_front(plan.load, step, step + 1),
+    )
+
+
+def _to_front(rows: NDArray[Entry], begin: int, end: int) -> NDArray[Entry]:
+    return np.concatenate([rows[begin:end], rows[:begin], rows[end:]])
+
+
+def _loads(
+    slot_costs: NDArray[np.float64],
+    micro_offsets: NDArray[np.int64],
+    num_parts: NDArray[np.int64],
+    config: BalanceConfig,
+) -> NDArray[np.float64]:
+    """Return the cost per (step, worker), padding included."""
+    first, count = micro_offsets[:-1], np.diff(micro_offsets)
+    if config.padded:
+        part_cost = np.maximum.reduceat(slot_costs, first) * count
+    else:
+        part_cost = np.add.reduceat(slot_costs, first)
+    load = np.repeat(
+        np.arange(len(num_parts) * config.num_workers), np.repeat(num_parts, config.num_workers)
+    )
+    return np.bincount(load, part_cost).astype(np.float64).reshape(-1, config.num_workers)

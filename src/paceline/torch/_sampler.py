@@ -1,0 +1,332 @@
+"""Batches of indices for this rank, planned so that all ranks finish together."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import ArrayLike
+from torch.utils.data import Sampler
+
+from paceline.balance import (
+    BalanceConfig,
+    Counts,
+    Cursor,
+    EpochPlan,
+    EpochPlanner,
+    Limits,
+    Shards,
+    Tail,
+    micro_batches_of,
+    refit_workers,
+)
+from paceline.cost import ExampleCost, LinearCost, Worker, checked_column, example_costs
+from paceline.timeline import Timeline
+from paceline.torch._refit import busy_seconds, workers_of_rank_0
+from paceline.torch._replica import Group, process_group_of, replica_of
+
+# What `refit_workers` needs.
+MIN_REFIT_STEPS = 4
+
+
+class BalancedBatchSampler(Sampler[list[int]]):
+    """Yields this rank's indices, one list per micro-batch.
+
+    Every rank makes the same plan of an epoch by itself, once, and takes its own part
+    of it; all have equally many micro-batches, so none is left waiting at the end.
+    While one epoch is under way, the next is planned in a background thread.
+
+    A forgotten `set_epoch` is made up for by going to the next epoch, with a warning.
+
+    Where workers hold different numbers of examples, their mean losses count
+    differently: use `paceline.DataLoader` and multiply by its `loss_weight`.
+
+    Args:
+        sizes: Size of each example in tokens, frames or nodes, shape `(num_examples,)`;
+            see `example_sizes`.
+        batch_size: Examples per step over all ranks: the global batch.
+        cost: Cost of an example by its size.
+        num_replicas: Data-parallel ranks. By default from the environment (`WORLD_SIZE`),
+            then from the process group, else 1.
+        rank: This rank, likewise (`RANK`).
+        group: Process group, or one axis of a device mesh, to take both from.
+        counts: As in `BalanceConfig`, like the next four.
+        padded: Whether a micro-batch is padded to its longest example.
+        window: Steps over which examples may move; 1 keeps the global batches of a plain
+            shuffle.
+        num_microbatches: Micro-batches per rank and step.
+        limits: What one micro-batch may hold.
+        tail: What becomes of a last batch that is not full; by default `"zero-weight"`.
+        drop_last: Short for `tail="drop"`.
+        longest_first: Whether the dearest step comes first.
+        shuffle: Whether each epoch has an order of its own.
+        seed: Of the shuffle; equal on all ranks.
+        example_bytes: Bytes of each example, for `limits.max_bytes`.
+        shards: Who can read which example; see `plan_epoch`.
+        workers: Speed and overhead of each rank; unset for equal ones.
+
+    Raises:
+        ValueError: If a value is bad or values do not fit together.
+
+    Examples:
+        >>> batches = BalancedBatchSampler([3, 1, 2, 2], 4, num_replicas=2, rank=0, shuffle=False)
+        >>> list(batches), len(batches)
+        ([[0, 1]], 1)
+    """
+
+    def __init__(
+        self,
+        sizes: ArrayLike,
+        batch_size: int,
+        *,
+        cost: ExampleCost | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        group: Group | None = None,
+        counts: Counts = "equal",
+        padded: bool = False,
+        window: int = 1,
+        num_microbatches: int = 1,
+        limits: Limits | None = None,
+        tail: Tail | None = None,
+        drop_last: bool = False,
+        longest_first: bool = False,
+        shuffle: bool = True,
+        seed: int = 0,
+        example_bytes: ArrayLike | None = None,
+        shards: Shards | None = None,
+        workers: tuple[Worker, ...] | None = None,
+    ) -> None:
+        self.num_replicas, self.rank = replica_of(num_replicas, rank, group)
+        if drop_last and tail not in (None, "drop"):
+            raise ValueError(f"drop_last=True and tail={tail!r} contradict; pass one of them")
+        config = BalanceConfig(
+            batch_size=batch_size,
+            num_workers=self.num_replicas,
+            counts=counts,
+            padded=padded,
+            window=window,
+            num_microbatches=num_microbatches,
+            limits=limits or Limits(),
+            tail=tail or ("drop" if drop_last else "zero-weight"),
+            longest_first=longest_first,
+            shuffle=shuffle,
+            seed=seed,
+        )
+        if workers is not None and len(workers) != self.num_replicas:
+            raise ValueError(f"workers must hold {self.num_replicas} entries, got {len(workers)}")
+        size = checked_column("sizes", sizes)
+        costs = example_costs(cost or LinearCost(), size)
+        self.planner = EpochPlanner(
+            costs, config, sizes=size, example_bytes=example_bytes, shards=shards
+        )
+        self._workers = workers or (Worker(),) * self.num_replicas
+        self._group = group
+        self._cursor = Cursor(workers=self._workers)
+        self._pass: BatchPass | None = None
+        self._is_epoch_set = True
+        self._has_warned = not shuffle
+        self._plans_ahead = True
+        self._finished: Cursor | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, or the next one if none is."""
+        return self._cursor.epoch
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where the newest iterator stands, or where the next one begins."""
+        return self._cursor
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Speed and overhead of each rank that plans assume from here on."""
+        return self._cursor.workers
+
+    @property
+    def plan(self) -> EpochPlan:
+        """The plan of `epoch`, made if it is not there yet; equal on all ranks."""
+        return self.planner.plan(self._cursor)
+
+    @property
+    def newest_pass(self) -> "BatchPass | None":
+        """The last iterator that was made, unless the position was set since."""
+        return self._pass
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of `epoch`; a restored position inside it is kept.
+
+        Setting the epoch that is already being iterated starts it over.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must not be negative, got {epoch}")
+        has_begun = self._pass is not None and self._pass.has_begun
+        if epoch != self._cursor.epoch or has_begun:
+            self._move_to(self._cursor.at_epoch(epoch))
+        self._is_epoch_set = True
+
+    def __iter__(self) -> "BatchPass":
+        if not self._is_epoch_set:
+            if self._pass is not None and not self._pass.has_ended:
+                self._cursor = self._cursor.at_epoch(self.epoch + 1)
+            self._is_epoch_set = True
+            if not self._has_warned:
+                self._has_warned = True
+                warn_of_forgotten_epoch(self.epoch)
+        self._pass = BatchPass(self, self._cursor)
+        return self._pass
+
+    def __len__(self) -> int:
+        """Return how many micro-batches the pass under way, or else the next one, yields.
+
+        After a restore that is what is left of the epoch. Limits can make it differ from
+        epoch to epoch.
+        """
+        is_under_way = self._pass is not None and not self._pass.has_ended
+        begin = self._pass.begin if self._pass and is_under_way else self._cursor
+        offsets = self.planner.plan(begin).step_offsets
+        return int(offsets[-1] - offsets[begin.num_steps]) // self.num_replicas
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of the newest iterator, in whole steps that it yielded.
+
+        Plain values, equal on all ranks, safe to save as JSON. A loader with workers asks
+        for batches before they are needed: save the state of `paceline.DataLoader`, which
+        counts what it delivered.
+        """
+        return self.planner.state_dict(self._cursor)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another run stood, also on another number of ranks.
+
+        Each example that was not delivered is, once. With a window of 1 the global
+        batches stay the same. `state` is left unchanged.
+
+        Raises:
+            StateMismatchError: If the state is of another dataset, cost model or
+                configuration, or damaged; raised on every rank alike, before any
+                communication.
+        """
+        self._move_to(self.planner.load_state_dict(state, self._workers))
+        self._is_epoch_set = True
+
+    def refit(self, timeline: Timeline) -> None:
+        """Learn each rank's speed from the last epoch, and plan with it from now on.
+
+        All ranks must call it, between two epochs; they agree on rank 0's numbers. An
+        epoch of fewer than 4 steps, such as the end of a restored one, says too little:
+        then nothing changes.
+
+        Args:
+            timeline: The measured spans of all ranks, `run.gather()`. If it holds more
+                steps than the last epoch had, its last ones count.
+
+        Raises:
+            ValueError: If no epoch has ended, one is under way, or the timeline does
+                not cover the last one.
+        """
+        if self._finished is None or self._is_under_way:
+            raise ValueError(
+                f"refit needs an epoch that has just ended, and epoch {self.epoch} "
+                f"{'is under way' if self._is_under_way else 'has nothing before it'}; call it "
+                "after the loop over the loader"
+            )
+        plan, first = self.planner.plan(self._finished), self._finished.num_steps
+        if plan.num_steps - first < MIN_REFIT_STEPS:
+            return
+        seconds = busy_seconds(timeline, self.num_replicas, plan.num_steps - first)
+        workers = refit_workers(plan.load[first:], seconds, plan.workers)
+        group = process_group_of(self._group, self.num_replicas)
+        self._cursor = replace(self._cursor, workers=workers_of_rank_0(workers, group))
+        # A plan made ahead would not know the speeds that the next refit finds.
+        self._plans_ahead = False
+        self.planner.plan_ahead(self._cursor)
+
+    @property
+    def _is_under_way(self) -> bool:
+        run = self._pass
+        is_running = run is not None and run.has_begun and not run.has_ended
+        return is_running or bool(self._cursor.num_steps or self._cursor.earlier)
+
+    def _move_to(self, cursor: Cursor) -> None:
+        self._cursor = cursor
+        self._pass = None
+
+    def _on_begin(self, run: "BatchPass") -> None:
+        """Note that an epoch is in use; a loader with workers makes two passes and uses one."""
+        if run is self._pass:
+            self._is_epoch_set = False
+            if self._plans_ahead:
+                self.planner.plan_ahead(self._cursor.at_epoch(self.epoch + 1))
+
+    def _on_step(self, run: "BatchPass") -> None:
+        if run is self._pass:
+            self._cursor = run.cursor
+
+    def _on_end(self, run: "BatchPass") -> None:
+        if run is self._pass:
+            self._finished = run.begin
+            self._cursor = run.begin.at_epoch(run.begin.epoch + 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pass": None, "_is_epoch_set": True}
+
+
+class BatchPass(Iterator[list[int]]):
+    """One pass over the rest of an epoch; yields lists of indices.
+
+    Attributes:
+        begin: Where it began.
+        cursor: Where it stands.
+        has_begun: Whether it was asked for a batch.
+        has_ended: Whether all were yielded.
+    """
+
+    def __init__(self, sampler: BalancedBatchSampler, begin: Cursor) -> None:
+        self._sampler = sampler
+        self._start(begin)
+
+    def _start(self, begin: Cursor) -> None:
+        self.begin = self.cursor = begin
+        self.plan = self._sampler.planner.plan(begin)
+        self.has_begun = self.has_ended = False
+        self._batches = micro_batches_of(self.plan, self._sampler.rank, first_step=begin.num_steps)
+
+    def __next__(self) -> list[int]:
+        if not self.has_begun:
+            self.has_begun = True
+            self._sampler._on_begin(self)
+        batch = next(self._batches, None)
+        if batch is None:
+            self._end()
+            raise StopIteration
+        if batch.is_step_end:
+            self.cursor = replace(self.cursor, num_steps=batch.step + 1)
+            self._sampler._on_step(self)
+        indices: list[int] = batch.examples.tolist()
+        return indices
+
+    def _end(self) -> None:
+        if not self.has_ended:
+            self.has_ended = True
+            self._sampler._on_end(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where this iterator stands; like the sampler's."""
+        return self._sampler.planner.state_dict(self.cursor)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, and bring the sampler along."""
+        self._sampler.load_state_dict(state)
+        self._sampler._pass = self
+        self._start(self._sampler._cursor)
+
+
+def warn_of_forgotten_epoch(epoch: int) -> None:
+    """Say that a sampler went on to `epoch` by itself."""
+    warnings.warn(
+        f"set_epoch was not called before epoch {epoch}; the sampler goes on to it by itself. "
+        "Call set_epoch(epoch) before each epoch to choose it.",
+        stacklevel=3,
+    )

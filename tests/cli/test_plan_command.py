@@ -1,0 +1,267 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paceline.balance import BalanceConfig, Limits, measure_quality, plan_epoch, regime_of
+from paceline.cli import main
+from paceline.cost import QuadraticCost, Worker, example_costs
+
+SIZES = np.random.default_rng(0).integers(1, 500, 1000)
+KEYS = {
+    "imbalance",
+    "lower_bound",
+    "reunion",
+    "cost_autocorrelation",
+    "plan_cpu_s",
+    "num_steps",
+    "num_examples",
+    "regime",
+    "workers",
+    "batch_size",
+    "counts",
+    "window",
+    "source",
+}
+
+
+def plan(sizes: Path, *arguments: str) -> int:
+    """Return the exit status, whether the command returned it or the parser raised it."""
+    usual = ["--sizes", str(sizes), "--workers", "8", "--batch-size", "64"]
+    try:
+        return main(["plan", *usual, *arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def the_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what was printed: one line on stderr and nothing else."""
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("paceline")
+    assert "error: " in line
+    return line
+
+
+def the_result(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Return the one JSON object that was printed."""
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    result: dict[str, Any] = json.loads(printed.out)
+    return result
+
+
+@pytest.fixture
+def sizes(tmp_path: Path) -> Path:
+    path = tmp_path / "sizes.npy"
+    np.save(path, SIZES)
+    return path
+
+
+def test_the_keys_are_those_that_are_documented(
+    sizes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(sizes, "--json") == 0
+    result = the_result(capsys)
+    assert set(result) == KEYS
+    assert result["plan_cpu_s"] > 0
+    assert (result["num_steps"], result["num_examples"]) == (16, 1000)
+    assert result["source"] == "simulated"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "workers"),
+    [
+        ([], {}, None),
+        (["--counts", "free", "--window", "4", "--seed", "3"], {"counts": "free"}, None),
+        (["--padded", "--window", "epoch"], {"padded": True, "window": 10**9}, None),
+        (
+            ["--microbatches", "2", "--max-tokens", "1500", "--max-examples", "9"],
+            {"num_microbatches": 2, "limits": Limits(max_tokens=1500, max_examples=9)},
+            None,
+        ),
+        (["--tail", "drop", "--max-cost", "1e9"], {"tail": "drop"}, None),
+        (
+            ["--speeds", "1,1,1,1,1,1,1,0.5", "--counts", "free"],
+            {"counts": "free"},
+            (*[Worker()] * 7, Worker(speed=0.5)),
+        ),
+    ],
+)
+def test_the_command_says_what_the_library_says(
+    sizes: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    settings: dict[str, Any],
+    workers: tuple[Worker, ...] | None,
+) -> None:
+    assert plan(sizes, "--cost", "quadratic:600,1", "--json", *arguments) == 0
+    result = the_result(capsys)
+    costs = example_costs(QuadraticCost(600.0, 1.0), SIZES)
+    if "--seed" in arguments:
+        settings = {**settings, "seed": 3, "window": 4}
+    config = BalanceConfig(batch_size=64, num_workers=8, **settings)
+    plans = [
+        plan_epoch(costs, config, epoch=epoch, sizes=SIZES, workers=workers) for epoch in (0, 1)
+    ]
+    quality = measure_quality(plans[0], costs, config, plans[1])
+    for name in ("imbalance", "lower_bound", "reunion", "cost_autocorrelation", "num_steps"):
+        assert result[name] == getattr(quality, name)
+    assert result["regime"] == str(regime_of(costs, config, workers=workers))
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [("linear", "linear:1"), ("linear:2,0", "linear"), ("quadratic:1,0", "linear")],
+)
+def test_costs_that_are_in_proportion_give_the_same_plan(
+    sizes: Path, capsys: pytest.CaptureFixture[str], text: str, same: str
+) -> None:
+    assert plan(sizes, "--cost", text, "--json") == 0
+    first = the_result(capsys)
+    assert plan(sizes, "--cost", same, "--json") == 0
+    assert the_result(capsys)["imbalance"] == pytest.approx(first["imbalance"])
+
+
+def test_without_json_a_table_and_the_regime_are_printed(
+    sizes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(sizes) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("imbalance")
+    assert "simulated" in lines[0]
+    assert lines[-1].startswith("Balancing helps")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.ones((3, 3)), "sizes must be one-dimensional, got shape (3, 3)"),
+        (np.float64(3), "sizes must be one-dimensional, got shape ()"),
+        (np.array([1.0] * 99 + [np.nan]), "sizes[99] is nan"),
+        (np.array([1.0] * 99 + [np.inf]), "sizes[99] is inf"),
+        (np.array([1] * 99 + [-1]), "sizes[99] is -1.0"),
+        (np.zeros(0), "holds no sizes"),
+        (np.full(100, 1e200), "the cost of sizes[0] = 1e+200 is inf"),
+        (np.full(1000, 1e153), "costs are too large to add up"),
+        (np.ones(7), "7 examples are fewer than 8 workers"),
+        (np.array(["long", "short"]), "must hold numbers, got <U5"),
+        (np.array([True, False]), "must hold numbers, got bool"),
+        (np.ones(9, dtype=complex), "must hold numbers, got complex128"),
+    ],
+)
+def test_bad_sizes_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: Any, message: str
+) -> None:
+    np.save(tmp_path / "bad.npy", values)
+    assert plan(tmp_path / "bad.npy", "--cost", "quadratic:6144,1") == 2
+    assert message in the_line(capsys)
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "bad.npy", np.array([1, None], dtype=object), allow_pickle=True)
+    assert plan(tmp_path / "bad.npy") == 2
+    assert "is not a .npy file of numbers (Object arrays cannot be loaded" in the_line(capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"1,2,3\n" * 100, b"\x93NUMPY\x01\x00"])
+def test_what_is_not_an_array_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "bad.npy").write_bytes(content)
+    assert plan(tmp_path / "bad.npy") == 2
+    assert "is not a .npy file of numbers" in the_line(capsys)
+
+
+def test_a_file_that_was_cut_short_is_refused(
+    sizes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes.write_bytes(sizes.read_bytes()[:500])
+    assert plan(sizes) == 2
+    assert "is not a .npy file of numbers" in the_line(capsys)
+
+
+def test_a_header_that_promises_too_much_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = {"descr": "<f8", "fortran_order": False, "shape": (2**55,)}
+    with (tmp_path / "bad.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    assert plan(tmp_path / "bad.npy") == 2
+    assert "is not a .npy file of numbers" in the_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["missing.npy", "."])
+def test_a_path_without_a_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert plan(tmp_path / name) == 2
+    assert f"cannot read {tmp_path / name}: " in the_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "7"], "equal counts need a batch size that num_workers (7) divides, got 64"),
+        (["--workers", "0"], "num_workers must be at least 1, got 0"),
+        (["--workers", "two"], "argument --workers: invalid int value: 'two'"),
+        (["--batch-size", "0"], "batch_size must be at least"),
+        (["--batch-size", "-64"], "batch_size must be at least"),
+        (["--batch-size", "2048", "--tail", "drop"], "tail='drop' leaves nothing of 1000 examples"),
+        (["--cost", "quadratic:1"], "cost must be linear[:PER_TOKEN[,FIXED]] or quadratic:"),
+        (["--cost", "cubic:1"], "got 'cubic:1'"),
+        (["--cost", "linear:a"], "cost must hold numbers with commas between, got 'a'"),
+        (["--cost", "quadratic:1,,2"], "cost must hold numbers with commas between"),
+        (["--cost", "linear:-1"], "linear must be finite and non-negative, got -1.0"),
+        (["--cost", "linear:nan"], "linear must be finite and non-negative, got nan"),
+        (["--speeds", "1,1"], "workers must hold 8 entries, got 2"),
+        (["--speeds", "1,1,1,1,1,1,1,0"], "speed must be finite and positive, got 0.0"),
+        (["--speeds", "fast"], "speeds must hold numbers with commas between, got 'fast'"),
+        (["--window", "0"], "window must be at least 1, got 0"),
+        (["--window", "all"], "window must be a number of steps or 'epoch', got 'all'"),
+        (["--microbatches", "0"], "num_microbatches must be at least 1, got 0"),
+        (["--microbatches", "9"], "must be at least num_workers x num_microbatches = 72"),
+        (["--max-tokens", "10"], "max_tokens is 10, but the size of example 0 alone is"),
+        (["--max-cost", "10"], "max_cost is 10, but the cost of example 0 alone is"),
+        (["--max-tokens", "-1"], "max_tokens must be positive, got -1"),
+        (["--max-cost", "nan"], "max_cost must be positive, got nan"),
+        (["--max-examples", "0"], "max_examples must be"),
+        (["--seed", "-1"], "seed must not be negative, got -1"),
+        (["--tail", "cut"], "argument --tail: invalid choice: 'cut'"),
+        (["--counts", "some"], "argument --counts: invalid choice: 'some'"),
+    ],
+)
+def test_a_bad_value_is_answered_by_its_rule_in_one_line(
+    sizes: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert plan(sizes, *arguments) == 2
+    assert message in the_line(capsys)
+
+
+def test_the_sizes_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "--workers", "2", "--batch-size", "4"])
+    assert "the following arguments are required: --sizes" in the_line(capsys)
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_planning_needs_neither_torch_nor_rich(sizes: Path, is_json: bool) -> None:
+    arguments = ["plan", "--sizes", str(sizes), "--workers", "2", "--batch-size", "8"]
+    arguments += ["--json"] if is_json else []
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['rich'] = None\n"
+        f"from paceline.cli import main; sys.exit(main({arguments}))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

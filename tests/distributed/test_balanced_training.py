@@ -1,0 +1,191 @@
+"""Two gloo ranks train on ragged examples. One spawn serves all checks; `found` makes it."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
+
+from paceline.balance import EpochPlan
+from paceline.timeline import Kind, Timeline
+from paceline.torch import BalancedBatchSampler, DataLoader, run_ranks, watch
+
+SIZES = np.random.default_rng(3).integers(1, 60, 76)
+BATCH_SIZE = 16
+Found = list[dict[str, Any]]
+
+
+class Ragged(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Example `i` is two numbers and a target, and remembers its size."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(len(SIZES), 2, generator=generator, dtype=torch.float64)
+        self.y = torch.randn(len(SIZES), 1, generator=generator, dtype=torch.float64)
+
+    def __len__(self) -> int:
+        return len(SIZES)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:  # type: ignore[override]
+        return self.x[index], self.y[index], int(SIZES[index])
+
+
+class Model(nn.Module):
+    """Two layers; a slow rank does matrix products for each token on top."""
+
+    def __init__(self, num_extra: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+        self.num_extra = num_extra
+
+    def forward(self, x: torch.Tensor, num_tokens: int = 0) -> torch.Tensor:
+        weight = torch.eye(128)
+        for _ in range(self.num_extra * num_tokens):
+            weight = weight @ weight
+        result: torch.Tensor = self.layers(x)
+        return result
+
+
+def sampler_of(**options: Any) -> BalancedBatchSampler:
+    return BalancedBatchSampler(SIZES, BATCH_SIZE, **options)
+
+
+def mean_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return nn.functional.mse_loss(model(x), y)
+
+
+def gradients_of(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def balanced_gradients(num_microbatches: int) -> tuple[list[torch.Tensor], BalancedBatchSampler]:
+    batches = sampler_of(counts="free", num_microbatches=num_microbatches)
+    loader = DataLoader(Ragged(), batch_sampler=batches)
+    model = DistributedDataParallel(Model())
+    gradients = []
+    for x, y, _ in loader:
+        with nullcontext() if loader.is_step_end else model.no_sync():
+            (mean_loss(model, x, y) * loader.loss_weight).backward()
+        if loader.is_step_end:
+            gradients.append(gradients_of(model))
+            model.zero_grad()
+    return gradients, batches
+
+
+def plain_gradients(plan: EpochPlan, rank: int) -> list[torch.Tensor]:
+    """Return what plain data-parallel training with equal counts makes of the same batches."""
+    model, data, gradients = DistributedDataParallel(Model()), Ragged(), []
+    for step in range(plan.num_steps):
+        batch = np.unique(np.concatenate([plan.step_examples(step, w) for w in (0, 1)]))
+        assert len(batch) % 2 == 0
+        mine = batch[rank::2]
+        mean_loss(model, data.x[mine], data.y[mine]).backward()
+        gradients.append(gradients_of(model))
+        model.zero_grad()
+    return gradients
+
+
+def compare_gradients(rank: int) -> dict[str, Any]:
+    differences = []
+    for num_microbatches in (1, 2):
+        ours, batches = balanced_gradients(num_microbatches)
+        batches.set_epoch(0)
+        theirs = plain_gradients(batches.plan, rank)
+        differences.append([float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)])
+        counts = [len(batches.plan.step_examples(0, worker)) for worker in (0, 1)]
+    return {"differences": differences, "counts": counts}
+
+
+def refit_to_a_slow_rank(rank: int) -> dict[str, Any]:
+    batches = sampler_of(counts="free")
+    loader = DataLoader(Ragged(), batch_sampler=batches)
+    model = DistributedDataParallel(Model(num_extra=6 if rank == 1 else 0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = batches.plan.load.sum(axis=0).tolist()
+    with watch(model, optimizer) as run:
+        for epoch in range(2):
+            batches.set_epoch(epoch)
+            for x, y, sizes in loader:
+                loss = nn.functional.mse_loss(model(x, int(sizes.sum())), y)
+                (loss * loader.loss_weight).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    batches.refit(run.gather())
+    batches.set_epoch(2)
+    return {
+        "load_before": before,
+        "load_after": batches.plan.load.sum(axis=0).tolist(),
+        "speeds": [worker.speed for worker in batches.workers],
+        "examples": [example for batch in batches for example in batch],
+        "state": loader.state_dict(),
+    }
+
+
+def refit_with_other_clocks(rank: int) -> dict[str, Any]:
+    batches = sampler_of(window=2, group=init_device_mesh("cpu", (2,)), tail="drop", shuffle=False)
+    plan = batches.plan
+    list(batches)
+    seconds = np.tile(plan.load * [1.0, 2.0 + rank], (2, 1))
+    steps, ranks = np.indices(seconds.shape)
+    timeline = Timeline.from_columns(
+        "measured",
+        rank=ranks.ravel(),
+        step=steps.ravel(),
+        start_s=steps.ravel(),
+        duration_s=seconds.ravel(),
+        kind=Kind.BACKWARD,
+    )
+    return {"place": [batches.num_replicas, batches.rank], **agreed(batches, timeline)}
+
+
+def agreed(batches: BalancedBatchSampler, timeline: Timeline) -> dict[str, Any]:
+    batches.refit(timeline)
+    return {"agreed": [worker.speed for worker in batches.workers]}
+
+
+def find_all(rank: int, folder: str) -> None:
+    parts = (compare_gradients, refit_to_a_slow_rank, refit_with_other_clocks)
+    found = {key: value for part in parts for key, value in part(rank).items()}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(find_all, 2, str(folder))
+    return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+
+
+def test_gradients_of_ragged_ranks_are_those_of_plain_training(found: Found) -> None:
+    for one in found:
+        assert len(set(one["counts"])) == 2
+        plain, accumulated = one["differences"]
+        assert len(plain) == len(accumulated) == 5
+        assert max(plain + accumulated) < 1e-12
+
+
+def test_a_refit_moves_work_away_from_the_slow_rank(found: Found) -> None:
+    for one in found:
+        fast, slow = one["load_after"]
+        assert fast > 1.5 * slow
+        assert one["load_before"][0] < 1.5 * one["load_before"][1]
+    assert found[0]["speeds"] == found[1]["speeds"]
+    assert found[0]["state"] == found[1]["state"]
+    assert sorted(found[0]["examples"] + found[1]["examples"]) == list(range(len(SIZES)))
+
+
+def test_ranks_agree_on_rank_0s_speeds(found: Found) -> None:
+    assert [one["place"] for one in found] == [[2, 0], [2, 1]]
+    assert found[0]["agreed"] == found[1]["agreed"]
+    fast, slow = found[0]["agreed"]
+    assert fast == pytest.approx(2.0 * slow)
