@@ -32,14 +32,15 @@ class Peer:
         package: What to install.
         load: Imports it and returns the way.
         counts: `"equal"` or `"free"` examples per worker and step.
-        has_padding_in_mind: Whether it is made for padded models.
+        most_workers: For more, only its time is taken, not its quality, which needs the
+            plans of all ranks.
         note: What to know when its numbers are read.
     """
 
     package: str
     load: Callable[[], Prepare]
     counts: str = "equal"
-    has_padding_in_mind: bool = False
+    most_workers: int = 64
     note: str = ""
 
 
@@ -237,20 +238,16 @@ PEERS = {
     "transformers group_by_length": Peer(
         "transformers",
         _group_by_length,
-        has_padding_in_mind=True,
         note="LengthGroupedSampler, batches dealt to the ranks in turn, as Trainer does",
     ),
     "transformers DistributedLengthGroupedSampler": Peer(
-        "transformers", _group_by_length_distributed, has_padding_in_mind=True
+        "transformers", _group_by_length_distributed
     ),
-    "transformers batch_rebalance": Peer(
-        "transformers", _batch_rebalance, counts="free", has_padding_in_mind=True
-    ),
+    "transformers batch_rebalance": Peer("transformers", _batch_rebalance, counts="free"),
     "transformers batch_rebalance, matched cost": Peer(
         "transformers",
         lambda: _batch_rebalance(QUADRATIC / LINEAR),
         counts="free",
-        has_padding_in_mind=True,
         note="its fixed QUADRATIC_COST_COEF replaced by 1/6144, which users cannot configure",
     ),
     "verl Karmarkar-Karp": Peer("verl", _verl_karmarkar_karp),
@@ -262,8 +259,9 @@ PEERS = {
         "lhotse",
         _dynamic_buckets,
         counts="free",
-        has_padding_in_mind=True,
+        most_workers=8,
         note="no fixed global batch: batches are cut by padded cost, so steps hold fewer or "
-        "more than 256 examples; the limit is what 256 examples cost on average",
+        "more than 256 examples; the limit is what 256 examples cost on average; "
+        "each rank plans for all, so the quality is taken for 8 workers only",
     ),
 }

@@ -131,6 +131,8 @@ def peer_qualities(
     plain: dict[str, Any] = {}
     padded: dict[str, Any] = {}
     for name, prepare in peers.items():
+        if num_workers > PEERS[name].most_workers:
+            continue
         plan = prepare(sizes, costs, num_workers)
         ranks = [[plan(epoch, rank) for rank in range(num_workers)] for epoch in (0, 1)]
         config = our_config(num_workers, {"counts": PEERS[name].counts})
@@ -212,7 +214,7 @@ def planning_times(
     for name in ways:
         num = num_timed.get(name, num_examples)
         found[name] = spread([seconds[name] * num_examples / num for seconds in rounds])
-        found[name]["scaled_from_num_examples"] = num
+        found[name]["num_examples_timed"] = num
     return found
 
 
@@ -255,19 +257,24 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def scaling(sizes: tuple[int, ...]) -> dict[str, Any]:
+def scaling(num_examples: int, large: int) -> dict[str, Any]:
     """Plan ever more examples, each time in a process of its own."""
     if not Path("/proc/self/clear_refs").exists():
         return {"skipped": "needs a /proc file system"}
+    todo = [
+        ("paceline stable", {}, num_examples),
+        ("paceline stable", {}, large),
+        ("paceline window 16", {"window": 16}, num_examples),
+        ("paceline window 16", {"window": 16}, large),
+        ("paceline padded, window 16", OURS_PADDED["paceline padded, window 16"], num_examples),
+    ]
+    context = multiprocessing.get_context("spawn")
     found: dict[str, Any] = {}
-    variants = {**OURS, **OURS_PADDED}
-    for name in ("paceline stable", "paceline window 16", "paceline padded, window 16"):
+    for name, variant, num in todo:
         for num_workers in NUM_WORKERS:
-            for num_examples in sizes:
-                context = multiprocessing.get_context("spawn")
-                with ProcessPoolExecutor(1, mp_context=context) as pool:
-                    job = pool.submit(plan_once, num_examples, num_workers, variants[name])
-                    found[f"{name} W={num_workers} n={num_examples}"] = job.result()
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                job = pool.submit(plan_once, num, num_workers, variant)
+                found[f"{name} W={num_workers} n={num}"] = job.result()
     return found
 
 
@@ -309,7 +316,7 @@ def main() -> None:
             for num_workers in NUM_WORKERS
         },
         "plan_cpu_s_num_examples": num_examples,
-        "scaling": scaling((num_examples, large)),
+        "scaling": scaling(num_examples, large),
         "notes": {name: peer.note for name, peer in PEERS.items() if peer.note},
         "missing": missing,
     }

@@ -13,6 +13,10 @@ class GraphError(PacelineError, ValueError):
     """A task graph cannot run: a cycle, or lanes and dependencies that wait for each other."""
 
 
+class LabError(PacelineError, RuntimeError):
+    """The network lab cannot run on this machine, or one of its commands failed."""
+
+
 class MeasurementError(PacelineError, RuntimeError):
     """A live job could not be measured, for example because no gradient ever arrived."""
 
@@ -21,9 +25,17 @@ class MissingExtraError(PacelineError, ImportError):
     """A feature needs an optional dependency that is not installed."""
 
 
+class PlanMismatchError(PacelineError, ValueError):
+    """Ranks disagree on what is to travel: another model or another plan on some rank."""
+
+
 class RankFailedError(PacelineError, RuntimeError):
     """A rank of a spawned job ended with an error; the message names the rank."""
 
 
 class StateMismatchError(PacelineError, ValueError):
     """A saved state does not fit what it is loaded into: other data, configuration or version."""
+
+
+class TransferError(PacelineError, RuntimeError):
+    """A gradient block did not get through; the message names the rank and the block."""

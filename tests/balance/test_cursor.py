@@ -232,7 +232,7 @@ def with_segment(**values: Any) -> dict[str, Any]:
         (changed(version=2), "has version 2, and this paceline reads version 1"),
         ({"version": 1}, r"has no 'dataset' \(found: version\)"),
         (changed(dataset={"num_examples": 9, "digest": ""}), "of 9 examples, this one has 10"),
-        (changed(dataset={"num_examples": 10, "digest": "x"}), "other sizes or another cost model"),
+        (changed(dataset={"num_examples": 10, "digest": "x"}), "other sizes, shards or cost model"),
         (changed(dataset={"num_examples": 10, "digest": 3}), "'digest' must be a str, got 3"),
         (changed(config={**STATE["config"], "seed": 7}), "seed was 7 and is 0; only num_workers"),
         (changed(config=[]), "'config' must be a Mapping"),

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.data import BatchSampler, DistributedSampler, Sampler
 from torch.utils.data import DataLoader as TorchDataLoader
 
-from paceline.balance import Limits
+from paceline.balance import Limits, Shards
 from paceline.cost import QuadraticCost, Worker
 from paceline.errors import StateMismatchError
 from paceline.timeline import Kind, Source, Timeline
@@ -91,6 +91,24 @@ def test_settings_reach_the_plan() -> None:
     assert one.plan.workers == one.workers == (Worker(speed=2.0),)
 
 
+def test_a_limit_on_tokens_holds() -> None:
+    one = sampler(limits=Limits(max_tokens=50))
+    assert max(SIZES[batch].sum() for batch in one) <= 50
+    with pytest.raises(ValueError, match="max_tokens is 30, but the size of example"):
+        iter(sampler(limits=Limits(max_tokens=30)))
+
+
+def test_partitioned_data_stay_where_they_can_be_read() -> None:
+    shards = Shards(np.arange(30) % 2, readers=((0,), (1,)))
+    ranks = samplers(counts="free", tail="drop", shards=shards)
+    for rank, one in enumerate(ranks):
+        assert {example % 2 for example in flat(list(one))} == {rank}
+        one.set_epoch(0)
+    other = samplers(counts="free", tail="drop")[0]
+    with pytest.raises(StateMismatchError, match="other sizes, shards or cost model"):
+        other.load_state_dict(ranks[0].state_dict())
+
+
 def test_drop_last_is_short_for_a_tail() -> None:
     assert sampler(drop_last=True).planner.config.tail == "drop"
     assert sampler().planner.config.tail == "zero-weight"
@@ -106,6 +124,7 @@ def test_drop_last_is_short_for_a_tail() -> None:
         ({"sizes": [1.0, -1.0]}, r"sizes\[1\] is -1"),
         ({"sizes": [1.0, float("nan")]}, r"sizes\[1\] is nan"),
         ({"sizes": [1e200], "cost": QuadraticCost(1.0, 1.0)}, "costs must be finite"),
+        ({"sizes": [[1.0, 2.0]]}, "sizes must be one-dimensional"),
         ({"example_bytes": [1.0]}, "example_bytes must have shape"),
     ],
 )
@@ -203,7 +222,9 @@ def test_a_state_inside_a_step_is_that_of_its_start() -> None:
 
 def test_the_state_after_an_epoch_is_the_start_of_the_next() -> None:
     one, fresh = sampler(), sampler()
-    list(one)
+    batches = iter(one)
+    list(batches)
+    assert one.state_dict() == batches.state_dict()
     assert one.state_dict()["epoch"] == 1
     fresh.load_state_dict(one.state_dict())
     one.set_epoch(1)
@@ -239,7 +260,7 @@ def test_a_state_of_another_run_is_refused() -> None:
     state = sampler().state_dict()
     with pytest.raises(StateMismatchError, match="batch_size was 8 and is 16"):
         sampler(batch_size=16).load_state_dict(state)
-    with pytest.raises(StateMismatchError, match="other sizes or another cost model"):
+    with pytest.raises(StateMismatchError, match="other sizes, shards or cost model"):
         sampler(sizes=SIZES + 1).load_state_dict(state)
 
 

@@ -7,12 +7,13 @@ from paceline.balance._padded import split_padded
 from paceline.balance._partition import Counts, Partition, partition
 from paceline.balance._plan import EpochPlan, plan_epoch
 from paceline.balance._quality import PlanQuality, measure_quality
-from paceline.balance._refit import refit_workers
+from paceline.balance._refit import MIN_REFIT_STEPS, refit_workers
 from paceline.balance._regime import Regime, regime_of
 from paceline.balance._shards import ShardBound, Shards, shard_bound
 from paceline.balance._state import Segment
 
 __all__ = [
+    "MIN_REFIT_STEPS",
     "BalanceConfig",
     "Counts",
     "Cursor",

@@ -19,10 +19,10 @@ from paceline.balance._padded import earliest_end, fastest_first
 # Beyond this many steps the search costs more than the padding that it saves.
 MAX_WINDOW = 16
 # How finely the number of longest examples and the place of the run are searched: first
-# on a grid, then, for pairs, by halving strides down to this part of a batch.
-GRID = 6
+# on a grid, half as fine for more than 16 workers, whose prices take longer; then, for
+# pairs, by halving strides down to this part of a batch.
+GRID = 12
 MIN_STRIDE = 128
-NUM_ROUNDS = 2
 # Choices are compared by prices that are right to this share.
 PRECISION = 1e-3
 
@@ -96,11 +96,12 @@ def _best_step(descending: NDArray[np.float64], batch_size: int, pace: Pace) -> 
         price = _price(descending[first : first + batch_size], pace)
         behind[step] = behind[step + 1] + price
     best, num_longest, run = behind[0], batch_size, 0
-    for share in range(1, GRID):
-        longest = share * batch_size // GRID
+    grid = GRID if len(pace[0]) <= 16 else GRID // 2
+    for share in range(1, grid):
+        longest = share * batch_size // grid
         before, num_before = 0.0, 0
-        for place in range(1, GRID + 1):
-            begin = longest + (num_steps - 1) * batch_size * place // GRID
+        for place in range(1, grid + 1):
+            begin = longest + (num_steps - 1) * batch_size * place // grid
             while longest + (num_before + 1) * batch_size <= begin:
                 first = longest + num_before * batch_size
                 before += _price(descending[first : first + batch_size], pace)
@@ -138,10 +139,9 @@ def _redivide_pairs(descending: NDArray[np.float64], steps: NDArray[np.int64], p
     price = np.empty(len(steps))
     for step in range(len(steps)):
         price[step] = _price(descending[steps[step]], pace)
-    for _ in range(NUM_ROUNDS):
-        for a in range(len(steps)):
-            for b in range(a + 1, len(steps)):
-                _redivide(descending, steps, price, a, b, pace)
+    for a in range(len(steps)):
+        for b in range(a + 1, len(steps)):
+            _redivide(descending, steps, price, a, b, pace)
 
 
 @compiled

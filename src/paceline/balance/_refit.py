@@ -11,7 +11,7 @@ KEPT_SHARE = 0.3
 # Steps farther from the median residual than this many median deviations do not count:
 # a garbage collection or a page fault says nothing about the next epoch.
 OUTLIER_DEVIATIONS = 4.0
-MIN_STEPS = 4
+MIN_REFIT_STEPS = 4
 
 
 def refit_workers(
@@ -52,8 +52,8 @@ def refit_workers(
             f"load and seconds must have shape (num_steps, {len(previous)} workers), got "
             f"{loads.shape} and {times.shape}"
         )
-    if len(loads) < MIN_STEPS:
-        raise ValueError(f"a refit needs at least {MIN_STEPS} steps, got {len(loads)}")
+    if len(loads) < MIN_REFIT_STEPS:
+        raise ValueError(f"a refit needs at least {MIN_REFIT_STEPS} steps, got {len(loads)}")
     for name, values in (("load", loads), ("seconds", times)):
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise ValueError(f"{name} must be finite and non-negative")

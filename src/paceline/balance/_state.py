@@ -101,7 +101,7 @@ def _check_dataset(present: Dataset, saved: Mapping[str, Any]) -> None:
         )
     if _value(saved, "digest", str) != present.digest:
         raise StateMismatchError(
-            "the state is of a dataset with other sizes or another cost model, though of as many "
+            "the state is of a dataset with other sizes, shards or cost model, though of as many "
             "examples; restore with the ones that it was saved with, or start a new epoch without "
             "the state"
         )
@@ -115,7 +115,7 @@ def _check_config(config: BalanceConfig, saved: Mapping[str, Any]) -> None:
         listed = ", ".join(f"{n} was {saved.get(n)!r} and is {present.get(n)!r}" for n in changed)
         raise StateMismatchError(
             f"the state is of another configuration: {listed}; only {' and '.join(FREE_TO_CHANGE)} "
-            "may change within an epoch"
+            "may change"
         )
 
 

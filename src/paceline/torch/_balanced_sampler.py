@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DistributedSampler
 
 from paceline.balance import BalanceConfig, EpochPlan, plan_epoch
-from paceline.cost import ExampleCost, LinearCost, Worker, checked_column, example_costs
+from paceline.cost import ExampleCost, LinearCost, Worker, example_costs
 from paceline.torch._replica import Group, replica_of
 from paceline.torch._sampler import warn_of_forgotten_epoch
 
@@ -69,7 +69,8 @@ class BalancedSampler(DistributedSampler[int]):
         workers: tuple[Worker, ...] | None = None,
     ) -> None:
         num_replicas, rank = replica_of(num_replicas, rank, group)
-        size = checked_column("sizes", sizes)
+        size = np.asarray(sizes, dtype=np.float64)
+        costs = example_costs(cost or LinearCost(), size)
         super().__init__(
             range(len(size)),  # type: ignore[arg-type]  # only its length is used
             num_replicas,
@@ -91,7 +92,7 @@ class BalancedSampler(DistributedSampler[int]):
             raise ValueError(
                 f"{len(size)} examples are fewer than {num_replicas} replicas; use fewer replicas"
             )
-        self._costs = example_costs(cost or LinearCost(), size)
+        self._costs = costs
         self._workers = workers
         self._planned: tuple[int, NDArray[np.int64]] | None = None
         self._is_epoch_set = True

@@ -32,6 +32,7 @@ def run_ranks(
     *args: Any,
     timeout_s: float = 120.0,
     while_waiting: Callable[[], None] = lambda: None,
+    enter: Callable[[int], None] | None = None,
 ) -> None:
     """Run `function(rank, *args)` on `num_ranks` gloo ranks with one thread each.
 
@@ -44,7 +45,9 @@ def run_ranks(
         num_ranks: At least 1.
         *args: Passed on.
         timeout_s: How long one collective may take before it is an error.
-        while_waiting: Called about ten times a second meanwhile.
+        while_waiting: Called about ten times a second meanwhile; what it raises ends the ranks.
+        enter: Called with the rank in its process before the group is made, for example to
+            move to another network; must be picklable.
 
     Raises:
         ValueError: If `num_ranks` is below 1.
@@ -53,7 +56,7 @@ def run_ranks(
     if num_ranks < 1:
         raise ValueError(f"num_ranks must be at least 1, got {num_ranks}")
     with tempfile.TemporaryDirectory(prefix="paceline-") as folder:
-        spawn_args = (function, num_ranks, str(Path(folder) / "store"), timeout_s, args)
+        spawn_args = (function, num_ranks, str(Path(folder) / "store"), timeout_s, args, enter)
         context = _start(spawn_args, num_ranks)
         try:
             while not context.join(timeout=POLL_S):
@@ -95,8 +98,11 @@ def _rank_main(
     store: str,
     timeout_s: float,
     args: tuple[Any, ...],
+    enter: Callable[[int], None] | None,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if enter is not None:
+        enter(rank)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     try:

@@ -3,12 +3,15 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import inf
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
 from paceline.balance import (
+    MIN_REFIT_STEPS,
     BalanceConfig,
     Counts,
     Cursor,
@@ -20,13 +23,10 @@ from paceline.balance import (
     micro_batches_of,
     refit_workers,
 )
-from paceline.cost import ExampleCost, LinearCost, Worker, checked_column, example_costs
+from paceline.cost import ExampleCost, LinearCost, Worker, example_costs
 from paceline.timeline import Timeline
 from paceline.torch._refit import busy_seconds, workers_of_rank_0
 from paceline.torch._replica import Group, process_group_of, replica_of
-
-# What `refit_workers` needs.
-MIN_REFIT_STEPS = 4
 
 
 class BalancedBatchSampler(Sampler[list[int]]):
@@ -115,10 +115,13 @@ class BalancedBatchSampler(Sampler[list[int]]):
         )
         if workers is not None and len(workers) != self.num_replicas:
             raise ValueError(f"workers must hold {self.num_replicas} entries, got {len(workers)}")
-        size = checked_column("sizes", sizes)
-        costs = example_costs(cost or LinearCost(), size)
+        size = np.asarray(sizes, dtype=np.float64)
         self.planner = EpochPlanner(
-            costs, config, sizes=size, example_bytes=example_bytes, shards=shards
+            example_costs(cost or LinearCost(), size),
+            config,
+            sizes=size if config.limits.max_tokens < inf else None,
+            example_bytes=example_bytes,
+            shards=shards,
         )
         self._workers = workers or (Worker(),) * self.num_replicas
         self._group = group
@@ -267,7 +270,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
     def _on_end(self, run: "BatchPass") -> None:
         if run is self._pass:
             self._finished = run.begin
-            self._cursor = run.begin.at_epoch(run.begin.epoch + 1)
+            self._cursor = run.cursor
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pass": None, "_is_epoch_set": True}
@@ -278,7 +281,7 @@ class BatchPass(Iterator[list[int]]):
 
     Attributes:
         begin: Where it began.
-        cursor: Where it stands.
+        cursor: Where it stands; at the start of the next epoch once it has ended.
         has_begun: Whether it was asked for a batch.
         has_ended: Whether all were yielded.
     """
@@ -310,6 +313,7 @@ class BatchPass(Iterator[list[int]]):
     def _end(self) -> None:
         if not self.has_ended:
             self.has_ended = True
+            self.cursor = self.begin.at_epoch(self.begin.epoch + 1)
             self._sampler._on_end(self)
 
     def state_dict(self) -> dict[str, Any]:

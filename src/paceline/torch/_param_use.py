@@ -1,0 +1,99 @@
+"""Find out which module uses which parameter, and which parameter is used first."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+# Reading these needs no values, so it is no use of the parameter.
+_METADATA = frozenset(
+    getattr(torch.Tensor, name).__get__
+    for name in ("device", "dtype", "grad", "is_cuda", "is_leaf", "layout", "ndim", "requires_grad")
+) | {
+    torch.Tensor.shape.__get__,  # type: ignore[attr-defined]  # a descriptor at run time
+    torch.Tensor.dim,
+    torch.Tensor.element_size,
+    torch.Tensor.is_contiguous,
+    torch.Tensor.numel,
+    torch.Tensor.size,
+    torch.Tensor.stride,
+}
+
+
+class ParamUse:
+    """Which running module used each parameter, over all recorded forward passes.
+
+    A parameter is used when it is an argument of a torch function. The user is the
+    innermost module that runs then, whoever owns the parameter: the parent for
+    `F.linear(x, self.embed.weight)`, the attention for its `out_proj`. Uses that torch
+    functions do not see, as in C++ extensions or compiled code, are missed.
+
+    Attributes:
+        order: Parameters in the order of their first use in the first recorded pass,
+            those that were seen only later behind.
+        users: Every module that used the parameter, the first one first.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self._running: list[torch.nn.Module] = [module]
+        self.users: dict[torch.Tensor, dict[torch.nn.Module, None]] = {}
+
+    @property
+    def order(self) -> list[torch.Tensor]:
+        """The parameters that were seen."""
+        return list(self.users)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Note what the forward passes inside do; hooks are removed on leaving."""
+        handles = []
+        for module in self._module.modules():
+            handles.append(module.register_forward_pre_hook(self._on_call))
+            handles.append(module.register_forward_hook(self._on_return, always_call=True))
+        try:
+            with _Mode(self._note):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            del self._running[1:]
+
+    def _on_call(self, module: torch.nn.Module, _args: Any) -> None:
+        self._running.append(module)
+
+    def _on_return(self, _module: torch.nn.Module, _args: Any, _output: Any) -> None:
+        self._running.pop()
+
+    def _note(self, parameter: torch.nn.Parameter) -> None:
+        self.users.setdefault(parameter, {}).setdefault(self._running[-1])
+
+
+class _Mode(TorchFunctionMode):
+    """Calls `note` for each parameter among the arguments of a torch function."""
+
+    def __init__(self, note: Callable[[torch.nn.Parameter], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func not in _METADATA:
+            for parameter in _parameters_in((args, *(kwargs or {}).values())):
+                self._note(parameter)
+        return func(*args, **(kwargs or {}))
+
+
+def _parameters_in(value: Any) -> Iterator[torch.nn.Parameter]:
+    if isinstance(value, torch.nn.Parameter):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _parameters_in(item)
