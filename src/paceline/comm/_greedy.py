@@ -1,0 +1,67 @@
+"""Run the wire greedily, and note the order in which slices travel."""
+
+import heapq
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline._compile import compiled
+from paceline.comm._problem import WireProblem
+
+
+def slices_of(
+    num_bytes: NDArray[np.float64], slice_bytes: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Cut tensors into equal slices of at most `slice_bytes`; return tensor and bytes of each."""
+    counts = np.maximum(np.ceil(num_bytes / slice_bytes), 1).astype(np.int64)
+    tensor = np.repeat(np.arange(len(num_bytes)), counts)
+    return tensor, np.repeat(num_bytes / counts, counts)
+
+
+def priority_order(
+    problem: WireProblem, tensor: NDArray[np.int64], num_bytes: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return the order in which slices travel if the wire always takes the most urgent one.
+
+    Urgent is what an earlier layer needs; ties go to the lower slice. A slice that
+    travels is not interrupted.
+    """
+    by_ready = np.argsort(problem.ready_s[tensor], kind="stable")
+    return _priority_order(
+        by_ready,
+        problem.ready_s[tensor],
+        problem.layer[tensor],
+        num_bytes,
+        problem.link.alpha_s,
+        problem.link.bytes_per_s,
+        problem.num_in_flight,
+    )
+
+
+@compiled
+def _priority_order(
+    by_ready: NDArray[np.int64],
+    ready_s: NDArray[np.float64],
+    layer: NDArray[np.int64],
+    num_bytes: NDArray[np.float64],
+    alpha_s: float,
+    bytes_per_s: float,
+    num_in_flight: int,
+) -> NDArray[np.int64]:
+    order = np.empty(len(by_ready), dtype=np.int64)
+    slot_s = np.zeros(num_in_flight)
+    wire_s, following = 0.0, 0
+    urgent = [(0, 0) for _ in range(0)]
+    for position in range(len(order)):
+        slot = position % num_in_flight
+        now_s = slot_s[slot]
+        if not urgent:
+            now_s = max(now_s, ready_s[by_ready[following]])
+        while following < len(order) and ready_s[by_ready[following]] <= now_s:
+            heapq.heappush(urgent, (layer[by_ready[following]], by_ready[following]))
+            following += 1
+        index = heapq.heappop(urgent)[1]
+        order[position] = index
+        wire_s = max(wire_s, now_s + alpha_s) + num_bytes[index] / bytes_per_s
+        slot_s[slot] = wire_s
+    return order
