@@ -21,7 +21,7 @@ Counts = Literal["equal", "free"]
 # A split this close to the lower bound is not improved further; half a percent is the
 # promise, and each tenth of it costs about as much time as the one before.
 TOLERANCE = 0.003
-# Where examples may move between steps the bound of one step is not what counts.
+# Where dear examples were moved between steps, the bound of one step is not what counts.
 WINDOW_TOLERANCE = 0.02
 # With more examples per worker than this, longest-first leaves nothing to gain.
 KARMARKAR_KARP_MAX_PER_WORKER = 8

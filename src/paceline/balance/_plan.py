@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.balance._compose import compose_steps
+from paceline.balance._compose import DEAR_SHARE, compose_steps
 from paceline.balance._config import BalanceConfig
 from paceline.balance._micro import check_limits, split_micro_batches
 from paceline.balance._order import group_rows
@@ -284,8 +284,16 @@ def _owners(
         return partition_shards(cost[steps], shards.shard[steps], allowed, *pace)
     if config.padded:
         return split_padded_steps(cost[steps], config.counts, *pace)
-    tolerance = TOLERANCE if config.window == 1 else WINDOW_TOLERANCE
-    return partition_steps(cost[steps], config.counts, *pace, tolerance)
+    step_costs = cost[steps]
+    return partition_steps(step_costs, config.counts, *pace, _tolerance(step_costs, config))
+
+
+def _tolerance(step_costs: NDArray[np.float64], config: BalanceConfig) -> float:
+    """Return how near its bound a step must come: less near where dear examples were moved."""
+    if config.window == 1 or not step_costs.size:
+        return TOLERANCE
+    mean_load = step_costs.sum() / (len(step_costs) * config.num_workers)
+    return WINDOW_TOLERANCE if step_costs.max() > DEAR_SHARE * mean_load else TOLERANCE
 
 
 def _arrange(
