@@ -3,9 +3,10 @@
 from paceline.balance._config import BalanceConfig, Limits, Tail
 from paceline.balance._cursor import Cursor, EpochPlanner
 from paceline.balance._delivery import MicroBatch, micro_batches_of
+from paceline.balance._epoch_plan import EpochPlan
 from paceline.balance._padded import split_padded
 from paceline.balance._partition import Counts, Partition, partition
-from paceline.balance._plan import EpochPlan, plan_epoch
+from paceline.balance._plan import plan_epoch
 from paceline.balance._quality import PlanQuality, measure_quality
 from paceline.balance._refit import MIN_REFIT_STEPS, refit_workers
 from paceline.balance._regime import Regime, regime_of

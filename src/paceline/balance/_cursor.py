@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.balance._config import BalanceConfig
-from paceline.balance._plan import EpochPlan, plan_epoch
+from paceline.balance._epoch_plan import EpochPlan
+from paceline.balance._plan import plan_epoch
 from paceline.balance._shards import Shards
 from paceline.balance._state import Dataset, Segment, plain_state, segments_of
 from paceline.cost import Worker, checked_column

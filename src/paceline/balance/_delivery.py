@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.balance._plan import EpochPlan
+from paceline.balance._epoch_plan import EpochPlan
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

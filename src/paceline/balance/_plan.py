@@ -1,14 +1,11 @@
-"""One epoch, planned: which worker gets which example, in which step and micro-batch."""
-
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import TypeVar
+"""Plan one epoch: compose its steps, split them over workers, arrange the result."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.balance._compose import DEAR_SHARE, compose_steps
-from paceline.balance._config import BalanceConfig
+from paceline.balance._config import BalanceConfig, Limits
+from paceline.balance._epoch_plan import EpochPlan, longest_first
 from paceline.balance._micro import check_limits, split_micro_batches
 from paceline.balance._order import group_rows
 from paceline.balance._padded import split_padded_steps
@@ -29,95 +26,6 @@ from paceline.balance._shards import (
     spread_shards,
 )
 from paceline.cost import Worker, checked_column
-
-Entry = TypeVar("Entry", bound=np.generic)
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class EpochPlan:
-    """Which worker gets which example; plain data, equal on every rank.
-
-    A *slot* is one example in one place of the plan. Slots are sorted by step, worker
-    and micro-batch; a worker's slots of one micro-batch keep the order of the shuffle.
-
-    Attributes:
-        num_workers: Number of workers.
-        examples: Example of each slot. Shape `(num_slots,)`.
-        is_repeat: Whether the slot repeats an example to fill the last step. Shape
-            `(num_slots,)`.
-        weighs_repeats: Whether repeats count in the loss.
-        micro_offsets: Where each micro-batch begins, and the end; micro-batches are
-            numbered like slots are sorted. Shape `(num_micro_batches + 1,)`.
-        step_offsets: First micro-batch of each step, and the end. All workers of a
-            step have equally many. Shape `(num_steps + 1,)`.
-        load: Predicted cost of each worker in each step, padding included, in the unit
-            of the costs. Shape `(num_steps, num_workers)`.
-        workers: Speed and overhead of each worker that the plan assumes.
-    """
-
-    num_workers: int
-    examples: NDArray[np.int64]
-    is_repeat: NDArray[np.bool_]
-    weighs_repeats: bool
-    micro_offsets: NDArray[np.int64]
-    step_offsets: NDArray[np.int64]
-    load: NDArray[np.float64]
-    workers: tuple[Worker, ...]
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps, equally many for every worker."""
-        return len(self.step_offsets) - 1
-
-    def num_microbatches(self, step: int) -> int:
-        """Micro-batches of each worker in `step`."""
-        return int(self.step_offsets[step + 1] - self.step_offsets[step]) // self.num_workers
-
-    def micro_batches(self, step: int, worker: int) -> list[NDArray[np.int64]]:
-        """Return the slots of each micro-batch of `worker` in `step`.
-
-        Index `examples` and `is_repeat` with them.
-        """
-        per_worker = self.num_microbatches(step)
-        first = int(self.step_offsets[step]) + worker * per_worker
-        bounds = self.micro_offsets[first : first + per_worker + 1].tolist()
-        return [np.arange(a, b) for a, b in pairwise(bounds)]
-
-    def step_examples(self, step: int, worker: int) -> NDArray[np.int64]:
-        """Return all examples of `worker` in `step`, micro-batch after micro-batch."""
-        slots = self._step_slots(step, worker)
-        return self.examples[slots]
-
-    def loss_weight(self, step: int, worker: int) -> float:
-        """Return the factor that makes the mean over ragged workers exact.
-
-        A worker's loss is its mean over its examples; data-parallel training averages
-        over workers. Weighted, that average is the mean over the examples of the step:
-        the number of examples that count here, over the mean number per worker.
-        """
-        mine = self._num_counting(self._step_slots(step, worker))
-        bounds = self.micro_offsets[self.step_offsets[[step, step + 1]]]
-        everyone = self._num_counting(slice(int(bounds[0]), int(bounds[1])))
-        return mine * self.num_workers / everyone
-
-    def finish_times(self) -> NDArray[np.float64]:
-        """Return when each worker ends each step, shape `(num_steps, num_workers)`.
-
-        In the unit of the costs, with the speeds and overheads of `workers`.
-        """
-        speed = np.array([worker.speed for worker in self.workers])
-        overhead = np.array([worker.overhead_s for worker in self.workers])
-        return np.asarray(overhead + self.load / speed)
-
-    def _step_slots(self, step: int, worker: int) -> slice:
-        per_worker = self.num_microbatches(step)
-        first = int(self.step_offsets[step]) + worker * per_worker
-        bounds = self.micro_offsets[[first, first + per_worker]]
-        return slice(int(bounds[0]), int(bounds[1]))
-
-    def _num_counting(self, slots: slice) -> int:
-        repeats = self.is_repeat[slots]
-        return len(repeats) if self.weighs_repeats else int((~repeats).sum())
 
 
 def plan_epoch(
@@ -163,27 +71,9 @@ def plan_epoch(
         ([0, 1], [2, 3])
     """
     cost = checked_costs(costs)
-    amounts = np.stack(
-        [
-            cost,
-            _matching("sizes", sizes, len(cost), config.limits.max_tokens),
-            _matching("example_bytes", example_bytes, len(cost), config.limits.max_bytes),
-        ]
-    )
-    check_limits(amounts, config.limits)
+    amounts = _amounts(cost, sizes, example_bytes, config.limits)
     check_worker_counts(config.batch_size, config.num_workers, config.counts, workers)
-    if epoch < 0:
-        raise ValueError(f"epoch must not be negative, got {epoch}")
-    if remaining is None:
-        order = _epoch_order(len(cost), config, epoch)
-    else:
-        order = _checked_examples(remaining, len(cost))
-    if not len(order):
-        raise ValueError("there is no example to plan; the dataset, or what remains, is empty")
-    if len(order) < config.num_workers:
-        raise ValueError(
-            f"{len(order)} examples are fewer than {config.num_workers} workers; use fewer workers"
-        )
+    order = _order(len(cost), config, epoch, remaining)
     pace = pace_of(workers, config.num_workers)
     if shards is not None:
         check_sharded(shards, len(cost), config)
@@ -191,16 +81,46 @@ def plan_epoch(
     full, tail = _tail(order, config)
     steps = np.concatenate([_compose(cost, full, config, pace, epoch), tail])
     owner = _owners(cost, steps, config, pace, shards)
-    num_filled = len(full) + len(tail) * config.batch_size
-    is_repeat = np.zeros(steps.shape, dtype=bool)
-    if num_filled > len(order):
-        is_repeat[-1, len(order) - num_filled :] = True
-    plan = _arrange(
-        steps, owner, is_repeat, amounts, config, workers or (Worker(),) * config.num_workers
-    )
+    # What fills up the last step stands at its end, before examples go to workers.
+    is_repeat = (np.arange(steps.size) >= len(order)).reshape(steps.shape)
+    workers = workers or (Worker(),) * config.num_workers
+    plan = _arrange(steps, owner, is_repeat, amounts, config, workers)
     if shards is not None:
         check_readable(shards, steps, owner, config.num_workers)
-    return _longest_first(plan) if config.longest_first else plan
+    return longest_first(plan) if config.longest_first else plan
+
+
+def _amounts(
+    cost: NDArray[np.float64],
+    sizes: ArrayLike | None,
+    example_bytes: ArrayLike | None,
+    limits: Limits,
+) -> NDArray[np.float64]:
+    """Return cost, tokens and bytes of each example, none alone over a limit."""
+    tokens = _matching("sizes", sizes, len(cost), limits.max_tokens)
+    num_bytes = _matching("example_bytes", example_bytes, len(cost), limits.max_bytes)
+    amounts = np.stack([cost, tokens, num_bytes])
+    check_limits(amounts, limits)
+    return amounts
+
+
+def _order(
+    num_examples: int, config: BalanceConfig, epoch: int, remaining: ArrayLike | None
+) -> NDArray[np.int64]:
+    """Return the examples to plan, in the order of the shuffle."""
+    if epoch < 0:
+        raise ValueError(f"epoch must not be negative, got {epoch}")
+    if remaining is None:
+        order = _epoch_order(num_examples, config, epoch)
+    else:
+        order = _checked_examples(remaining, num_examples)
+    if not len(order):
+        raise ValueError("there is no example to plan; the dataset, or what remains, is empty")
+    if len(order) < config.num_workers:
+        raise ValueError(
+            f"{len(order)} examples are fewer than {config.num_workers} workers; use fewer workers"
+        )
+    return order
 
 
 def _epoch_order(num_examples: int, config: BalanceConfig, epoch: int) -> NDArray[np.int64]:
@@ -326,27 +246,6 @@ def _arrange(
         load=_loads(amounts[0][steps.ravel()[slots]], micro_offsets, num_parts, config),
         workers=workers,
     )
-
-
-def _longest_first(plan: EpochPlan) -> EpochPlan:
-    """Move the step that takes longest to the front; the others keep their order."""
-    step = int(plan.finish_times().max(axis=1).argmax())
-    first, last = plan.step_offsets[[step, step + 1]].tolist()
-    begin, end = plan.micro_offsets[[first, last]].tolist()
-    micro_sizes = _to_front(np.diff(plan.micro_offsets), first, last)
-    step_sizes = _to_front(np.diff(plan.step_offsets), step, step + 1)
-    return replace(
-        plan,
-        examples=_to_front(plan.examples, begin, end),
-        is_repeat=_to_front(plan.is_repeat, begin, end),
-        micro_offsets=np.concatenate([[0], np.cumsum(micro_sizes)]),
-        step_offsets=np.concatenate([[0], np.cumsum(step_sizes)]),
-        load=_to_front(plan.load, step, step + 1),
-    )
-
-
-def _to_front(rows: NDArray[Entry], begin: int, end: int) -> NDArray[Entry]:
-    return np.concatenate([rows[begin:end], rows[:begin], rows[end:]])
 
 
 def _loads(

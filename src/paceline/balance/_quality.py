@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline.balance._compose import lag_1_autocorrelation
 from paceline.balance._config import BalanceConfig
-from paceline.balance._plan import EpochPlan
+from paceline.balance._epoch_plan import EpochPlan
 from paceline.cost import checked_column
 
 

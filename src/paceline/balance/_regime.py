@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.balance._config import BalanceConfig, Limits
-from paceline.balance._plan import EpochPlan, plan_epoch
+from paceline.balance._epoch_plan import EpochPlan
+from paceline.balance._plan import plan_epoch
 from paceline.balance._quality import mean_and_excess, over_mean_cost, slot_and_step_costs
 from paceline.cost import Worker, checked_column
 
