@@ -11,6 +11,7 @@ from paceline.comm._baselines import (
 )
 from paceline.comm._blocks import BlockPlan
 from paceline.comm._buckets import ddp_buckets
+from paceline.comm._fluid import fluid_bound_s
 from paceline.comm._judge import step_time_s, wire_graph
 from paceline.comm._problem import WireProblem
 from paceline.comm._search import baseline_plans, plan_blocks
@@ -20,6 +21,7 @@ __all__ = [
     "WireProblem",
     "baseline_plans",
     "ddp_buckets",
+    "fluid_bound_s",
     "plan_blocks",
     "plan_bytescheduler",
     "plan_ddp",

@@ -96,7 +96,7 @@ def wire_graph(problem: WireProblem, plan: BlockPlan) -> TaskGraph:
     apart = problem.num_in_flight
     edges.append(np.stack([wire[:-apart], issue[apart:]], axis=1))
     if plan.waits_for_all:
-        edges.append(np.stack([wire[-1:], forward[:1]], axis=1))
+        edges.append(np.stack([wire[-1:], forward[: min(num_blocks, 1)]], axis=1))
     edges.append(np.stack([wire[plan.block], forward[problem.layer[plan.tensor]]], axis=1))
     lanes = ("main", "order", "wire", *(f"slot {slot}" for slot in range(apart)))
     return TaskGraph.from_columns(

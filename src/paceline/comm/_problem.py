@@ -1,6 +1,6 @@
 """What a block planner may see: when gradients are ready, how large, and when needed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,4 +76,42 @@ class WireProblem:
             backward_s=float(backward_s.sum()),
             link=job.link,
             num_in_flight=num_in_flight,
+        )
+
+    def with_rows_first(
+        self, tensor: int, needed_share: float, *, rest_layer: int | None = None
+    ) -> "WireProblem":
+        """Split an embedding's gradient into the rows that the next batch needs and the rest.
+
+        The next batch's token ids are known when the sampler is. Only their rows must
+        land before the embedding runs; the rest may travel behind the forward pass. This
+        exists in no system that we know of.
+
+        Args:
+            tensor: The embedding's gradient.
+            needed_share: Share of its rows that any rank's next batch needs, in (0, 1).
+            rest_layer: Layer that needs the rest, such as a tied head; unset for the last.
+
+        Raises:
+            ValueError: If the share or a number is out of range.
+        """
+        if not 0 < needed_share < 1:
+            raise ValueError(f"needed_share must lie in (0, 1), got {needed_share}")
+        last = len(self.forward_s) - 1 if rest_layer is None else rest_layer
+        if not 0 <= tensor < len(self.layer) or not self.layer[tensor] <= last < len(
+            self.forward_s
+        ):
+            raise ValueError(
+                f"tensor must lie in [0, {len(self.layer)}) and rest_layer behind its layer, got "
+                f"{tensor} and {last}"
+            )
+        layer = np.append(self.layer, last)
+        num_bytes = np.append(self.num_bytes, self.num_bytes[tensor] * (1 - needed_share))
+        num_bytes[tensor] = self.num_bytes[tensor] * needed_share
+        order = np.argsort(layer, kind="stable")
+        return replace(
+            self,
+            layer=layer[order],
+            num_bytes=num_bytes[order],
+            ready_s=np.append(self.ready_s, self.ready_s[tensor])[order],
         )
