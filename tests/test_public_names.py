@@ -9,6 +9,7 @@ PUBLIC = {
     "LinearCost",
     "Link",
     "QuadraticCost",
+    "ScheduledDataParallel",
     "Summary",
     "Timeline",
     "Worker",

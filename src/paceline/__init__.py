@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         BalancedBatchSampler,
         BalancedSampler,
         DataLoader,
+        ScheduledDataParallel,
         measure_job,
         watch,
     )
@@ -31,6 +32,7 @@ _HOME = {
     "LinearCost": "paceline.cost",
     "Link": "paceline.cost",
     "QuadraticCost": "paceline.cost",
+    "ScheduledDataParallel": "paceline.torch",
     "Summary": "paceline.timeline",
     "Timeline": "paceline.timeline",
     "Worker": "paceline.cost",
@@ -48,6 +50,7 @@ __all__ = [
     "LinearCost",
     "Link",
     "QuadraticCost",
+    "ScheduledDataParallel",
     "Summary",
     "Timeline",
     "Worker",

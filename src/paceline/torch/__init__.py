@@ -6,6 +6,7 @@ from paceline.torch._loader import DataLoader
 from paceline.torch._measure import measure_job, measure_link
 from paceline.torch._ranks import run_ranks
 from paceline.torch._sampler import BalancedBatchSampler
+from paceline.torch._scheduled import ScheduledDataParallel
 from paceline.torch._sizes import example_sizes
 from paceline.torch._watch import Watch, watch
 
@@ -13,6 +14,7 @@ __all__ = [
     "BalancedBatchSampler",
     "BalancedSampler",
     "DataLoader",
+    "ScheduledDataParallel",
     "Watch",
     "example_sizes",
     "gather_timeline",

@@ -24,11 +24,12 @@ class Payload:
 
     block: int
     pieces: tuple[Piece, ...]
+    num_elements: int
 
-    @property
-    def num_elements(self) -> int:
-        """Gradient elements in it."""
-        return sum(piece.end - piece.begin for piece in self.pieces)
+    @classmethod
+    def of(cls, block: int, pieces: Sequence[Piece]) -> "Payload":
+        """Count the elements of `pieces`."""
+        return cls(block, tuple(pieces), sum(piece.end - piece.begin for piece in pieces))
 
 
 def payloads_of(
@@ -57,7 +58,7 @@ def whole_payloads(
     for piece in pieces:
         parameter = parameters[piece.tensor]
         alike.setdefault((parameter.dtype, parameter.device), []).append(piece)
-    return [Payload(block, tuple(group)) for group in alike.values()]
+    return [Payload.of(block, group) for group in alike.values()]
 
 
 def _pieces(

@@ -1,7 +1,7 @@
 """Update some parameters of an optimizer now and the rest later."""
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -62,7 +62,7 @@ class PartialUpdate:
         if members:
             self._step(members, alias_of)
 
-    def rest(self, managed: dict[torch.Tensor, int]) -> Iterator[torch.Tensor]:
+    def rest(self, managed: Collection[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Yield the optimizer's parameters that are not in `managed` and have a gradient."""
         for parameter in self._group_of:
             if parameter not in managed and parameter.grad is not None:

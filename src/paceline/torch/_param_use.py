@@ -28,7 +28,8 @@ class ParamUse:
     A parameter is used when it is an argument of a torch function. The user is the
     innermost module that runs then, whoever owns the parameter: the parent for
     `F.linear(x, self.embed.weight)`, the attention for its `out_proj`. Uses that torch
-    functions do not see, as in C++ extensions or compiled code, are missed.
+    functions do not see, as in an autograd function of one's own, a C++ extension or
+    compiled code, are taken to be by the module that owns the parameter, if it is called.
 
     Attributes:
         order: Parameters in the order of their first use in the first recorded pass,
@@ -64,8 +65,11 @@ class ParamUse:
     def _on_call(self, module: torch.nn.Module, _args: Any) -> None:
         self._running.append(module)
 
-    def _on_return(self, _module: torch.nn.Module, _args: Any, _output: Any) -> None:
+    def _on_return(self, module: torch.nn.Module, _args: Any, _output: Any) -> None:
         self._running.pop()
+        for parameter in module.parameters(recurse=False):
+            if parameter not in self.users:
+                self.users[parameter] = {module: None}
 
     def _note(self, parameter: torch.nn.Parameter) -> None:
         self.users.setdefault(parameter, {}).setdefault(self._running[-1])

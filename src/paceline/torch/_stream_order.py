@@ -38,7 +38,7 @@ class StreamOrder:
         if event is not None:
             torch.cuda.current_stream().wait_event(event)
 
-    def keep(self, tensor: torch.Tensor) -> None:
-        """Do not reuse the memory of `tensor` before the side stream is done with it."""
-        if self._side is not None:
-            tensor.record_stream(self._side)
+    def keep(self, tensor: torch.Tensor | None) -> None:
+        """Do not reuse the memory of `tensor` before the current stream is done with it."""
+        if self._side is not None and tensor is not None:
+            tensor.record_stream(torch.cuda.current_stream())
