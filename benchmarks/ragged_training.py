@@ -28,7 +28,7 @@ from paceline.timeline import Summary
 from paceline.torch import run_ranks
 
 NUM_RANKS, BATCH_SIZE, NUM_EPOCHS, SLOWDOWN = 2, 32, 4, 3
-MODEL = {"dim": 32, "num_layers": 1, "num_heads": 2}
+MODEL = {"dim": 64, "num_layers": 2, "num_heads": 4}
 WAYS: dict[str, dict[str, Any]] = {
     "random": {},
     "stable": {"counts": "free", "padded": True},
@@ -106,6 +106,9 @@ def _epoch_record(summary: Summary, tokens: int) -> dict[str, Any]:
         "step_p50_s": summary.step_time_s,
         "idle_share": summary.idle_share.tolist(),
         "largest_idle_share": float(summary.idle_share.max()),
+        "waiting_share": (summary.waiting_s / summary.makespan_s).tolist(),
+        "exposed_comm_share": (summary.exposed_comm_s / summary.makespan_s).tolist(),
+        "data_share": (summary.data_s / summary.makespan_s).tolist(),
     }
 
 
@@ -136,7 +139,7 @@ def _summed_up(epochs: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, A
 
 def main() -> None:
     flags = parser(__doc__ or "")
-    flags.add_argument("--examples", type=int, default=640)
+    flags.add_argument("--examples", type=int, default=320)
     options = flags.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         corpus, output = Path(folder) / "corpus.npz", Path(folder) / "epochs.json"
