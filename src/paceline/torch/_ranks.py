@@ -1,5 +1,6 @@
 """Run a function on several ranks of this machine, and leave none behind."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -121,5 +122,9 @@ def _rank_main(
             file.write(f"rank {rank} failed:\n{traceback.format_exc()}")
         raise
     finally:
+        # Wrapped models form cycles that hold the group; left to the interpreter's shutdown,
+        # gloo's threads outlive what they run in and abort the process.
+        gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
+        gc.collect()
