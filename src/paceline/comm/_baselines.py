@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paceline.comm._blocks import BlockPlan
 from paceline.comm._buckets import DDP_BUCKET_BYTES, DDP_FIRST_BUCKET_BYTES, ddp_buckets
@@ -30,7 +29,7 @@ def plan_wait_free(problem: WireProblem) -> BlockPlan:
         H. Zhang et al., "Poseidon: an efficient communication architecture for
         distributed deep learning on GPU clusters", USENIX ATC 2017.
     """
-    order = [[tensor] for tensor in _by_readiness(problem)]
+    order = [[tensor] for tensor in problem.by_readiness()]
     return _from_blocks("wait-free", problem, order, waits_for_all=True)
 
 
@@ -46,7 +45,7 @@ def plan_merged(problem: WireProblem) -> BlockPlan:
     """
     blocks: list[list[int]] = []
     wire_s = start_s = 0.0
-    for tensor in _by_readiness(problem):
+    for tensor in problem.by_readiness():
         if blocks and problem.ready_s[tensor] < start_s + problem.link.alpha_s:
             blocks[-1].append(tensor)
             start_s = max(start_s, float(problem.ready_s[tensor]))
@@ -90,7 +89,7 @@ def plan_prophet(problem: WireProblem) -> BlockPlan:
         Z. Zhang et al., "Prophet: speeding up distributed DNN training with predictable
         communication scheduling", ICPP 2021, section 3.
     """
-    waiting = list(_by_readiness(problem))
+    waiting = list(problem.by_readiness())
     blocks: list[list[int]] = []
     pending: list[int] = []
     now_s = 0.0
@@ -134,11 +133,6 @@ def plan_dear(problem: WireProblem, *, bucket_bytes: int = DDP_BUCKET_BYTES) -> 
         np.repeat(np.arange(len(blocks)), [len(block) for block in blocks]),
         latency_share=0.5,
     )
-
-
-def _by_readiness(problem: WireProblem) -> NDArray[np.int64]:
-    """Tensors as they become ready; of those that do so together, the last in forward order."""
-    return np.lexsort((-np.arange(len(problem.ready_s)), problem.ready_s))
 
 
 def _by_priority(name: str, problem: WireProblem, slice_bytes: float) -> BlockPlan:

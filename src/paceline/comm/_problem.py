@@ -55,6 +55,10 @@ class WireProblem:
         compute_s = self.backward_s + float(self.forward_s.sum())
         return max(compute_s, float(self.num_bytes.sum()) / self.link.bytes_per_s)
 
+    def by_readiness(self) -> NDArray[np.int64]:
+        """Return the tensors as they become ready; of equals, the last in forward order first."""
+        return np.lexsort((-np.arange(len(self.ready_s)), self.ready_s))
+
     @classmethod
     def from_job(cls, job: Job, *, num_in_flight: int = 1) -> "WireProblem":
         """Take each layer's gradients as one tensor; they are ready when its backward pass ends.

@@ -12,8 +12,6 @@ References:
     scheme for parallel supercomputers", IEEE Transactions on Computers C-36(12), 1987.
 """
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,10 +78,9 @@ def plan_blocks(problem: WireProblem) -> BlockPlan:
 
 def _guided(problem: WireProblem, share: float, least_s: float) -> BlockPlan:
     """Return the plan for one choice of block lengths."""
-    low, high = problem.bound_s, problem.bound_s
+    low = problem.bound_s
     best = _with_deadlines(problem, share, least_s, low)
-    best_s = step_time_s(problem, best)
-    high = best_s
+    high = best_s = step_time_s(problem, best)
     for _ in range(NUM_BISECTIONS):
         middle = (low + high) / 2
         plan = _with_deadlines(problem, share, least_s, middle)
@@ -102,7 +99,7 @@ def _with_deadlines(problem: WireProblem, share: float, least_s: float, step_s: 
     tail_s = np.cumsum(problem.forward_s[::-1])[::-1]
     room = 2 * len(problem.num_bytes) + 4096
     tensor, num_bytes, block, count = _send(
-        np.lexsort((-np.arange(len(problem.ready_s)), problem.ready_s)),
+        problem.by_readiness(),
         problem.ready_s,
         step_s - tail_s[problem.layer],
         problem.num_bytes,
@@ -114,10 +111,9 @@ def _with_deadlines(problem: WireProblem, share: float, least_s: float, step_s: 
         least_s,
         room,
     )
-    plan = BlockPlan.from_parts(
+    return BlockPlan.from_parts(
         "paceline", problem, tensor[:count], num_bytes[:count], block[:count]
     )
-    return replace(plan, name="paceline")
 
 
 @compiled
