@@ -59,10 +59,15 @@ def grid(ranks: list[int]) -> Row:
     }
 
 
-def _row(model: str, ratio: float, latency_s: float, num_ranks: int) -> Row:
+def link_of(model: str, ratio: float, latency_s: float, num_ranks: int) -> Link:
+    """Return a link that takes `ratio` times the compute time for `model` between two ranks."""
     total_bytes = VALUE_BYTES * sum(sum(layer.tensors) for layer in layers_of(model))
     two_ranks = Link(latency_s, total_bytes / (ratio * (FORWARD_S + BACKWARD_S)))
-    link = ring_link(two_ranks, num_ranks)
+    return ring_link(two_ranks, num_ranks)
+
+
+def _row(model: str, ratio: float, latency_s: float, num_ranks: int) -> Row:
+    link = link_of(model, ratio, latency_s, num_ranks)
     both, one = (
         problem_of(
             model, forward_s=FORWARD_S, backward_s=BACKWARD_S, link=link, num_in_flight=number
@@ -78,18 +83,19 @@ def _row(model: str, ratio: float, latency_s: float, num_ranks: int) -> Row:
         "ranks": num_ranks,
         "bound_s": both.bound_s,
         "fluid_bound_s": fluid_bound_s(both),
-        **_baseline_times(both),
+        "fluid_bound_of_all_reduces_s": fluid_bound_s(both, latency_share=1.0),
+        **best_times(both),
         "paceline_s": step_time_s(both, plan),
         "paceline_choice": plan.name,
         "paceline_num_blocks": plan.num_blocks,
         "one_in_flight": {
-            **_baseline_times(one),
+            **best_times(one),
             "paceline_s": step_time_s(one, plan_blocks(one)),
         },
     }
 
 
-def _baseline_times(problem: WireProblem) -> dict[str, float]:
+def best_times(problem: WireProblem) -> dict[str, float]:
     """Price all baselines; of a policy with a size, the best size."""
     times: dict[str, float] = {}
     for plan in baseline_plans(problem):

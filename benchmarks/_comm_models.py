@@ -147,10 +147,17 @@ def layers_of(model: str) -> list[Layer]:
 
 
 def problem_of(
-    model: str, *, forward_s: float, backward_s: float, link: Link, num_in_flight: int
+    model: str,
+    *,
+    forward_s: float,
+    backward_s: float,
+    link: Link,
+    num_in_flight: int,
+    num_heads: int = 1,
 ) -> WireProblem:
-    """Spread the seconds over a model's layers by their operations."""
-    layers = layers_of(model)
+    """Spread the seconds over a model's layers by their operations; cut the last in `num_heads`."""
+    *layers, head = layers_of(model)
+    layers += [Layer(head.flops / num_heads, head.tensors)] * num_heads
     share = np.array([layer.flops for layer in layers])
     share /= share.sum()
     counts = [len(layer.tensors) for layer in layers]

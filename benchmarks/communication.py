@@ -19,8 +19,11 @@ def main() -> None:
     options = _options()
     if options.wire == "simulated":
         from _comm_grid import grid
+        from _comm_rows import rows_grid
 
-        finish("communication_simulated", options, grid(options.ranks or [2, 8, 64, 1024]))
+        result = grid(options.ranks or [2, 8, 64, 1024])
+        result["rows_first"] = rows_grid([n for n in options.ranks or [2, 8, 64] if n <= 64])
+        finish("communication_simulated", options, result, "tokenizers")
         return
     from paceline.testing import why_not
 

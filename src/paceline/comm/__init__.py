@@ -1,5 +1,6 @@
 """Which gradient block travels when."""
 
+from paceline.comm._advice import BucketAdvice, advise_buckets
 from paceline.comm._baselines import (
     plan_bytescheduler,
     plan_ddp,
@@ -12,13 +13,22 @@ from paceline.comm._baselines import (
 from paceline.comm._blocks import BlockPlan
 from paceline.comm._buckets import ddp_buckets
 from paceline.comm._fluid import fluid_bound_s
-from paceline.comm._judge import step_time_s, wire_graph
+from paceline.comm._fsdp import FsdpAdvice, advise_fsdp
+from paceline.comm._judge import step_time_s
 from paceline.comm._problem import WireProblem
+from paceline.comm._rows import Head, RowUse, rows_first
 from paceline.comm._search import baseline_plans, plan_blocks
+from paceline.comm._wire_graph import wire_graph
 
 __all__ = [
     "BlockPlan",
+    "BucketAdvice",
+    "FsdpAdvice",
+    "Head",
+    "RowUse",
     "WireProblem",
+    "advise_buckets",
+    "advise_fsdp",
     "baseline_plans",
     "ddp_buckets",
     "fluid_bound_s",
@@ -30,6 +40,7 @@ __all__ = [
     "plan_p3",
     "plan_prophet",
     "plan_wait_free",
+    "rows_first",
     "step_time_s",
     "wire_graph",
 ]

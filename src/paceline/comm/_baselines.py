@@ -46,14 +46,14 @@ def plan_merged(problem: WireProblem) -> BlockPlan:
     blocks: list[list[int]] = []
     wire_s = start_s = 0.0
     for tensor in problem.by_readiness():
-        if blocks and problem.ready_s[tensor] < start_s + problem.link.alpha_s:
+        if blocks and problem.ready_s[tensor] < start_s + problem.start_up_s:
             blocks[-1].append(tensor)
             start_s = max(start_s, float(problem.ready_s[tensor]))
         else:
             start_s = max(wire_s, float(problem.ready_s[tensor]))
             blocks.append([tensor])
         payload = float(problem.num_bytes[blocks[-1]].sum())
-        wire_s = start_s + problem.link.transfer_s(payload)
+        wire_s = start_s + problem.start_up_s + payload / problem.link.bytes_per_s
     return _from_blocks("mg-wfbp", problem, blocks, waits_for_all=True)
 
 
@@ -100,7 +100,7 @@ def plan_prophet(problem: WireProblem) -> BlockPlan:
             pending.append(waiting.pop(0))
         pending.sort()
         block = [pending.pop(0)]
-        now_s += problem.link.transfer_s(float(problem.num_bytes[block[0]]))
+        now_s += problem.start_up_s + float(problem.num_bytes[block[0]]) / problem.link.bytes_per_s
         limit_s = float(problem.ready_s[waiting[0]]) if waiting else 0.0
         while (
             pending and now_s + problem.num_bytes[pending[0]] / problem.link.bytes_per_s <= limit_s

@@ -89,6 +89,11 @@ class BlockPlan:
         """Bytes of each block, shape `(num_blocks,)`."""
         return np.bincount(self.block, self.num_bytes).astype(np.float64)
 
+    @property
+    def in_halves(self) -> bool:
+        """Whether each tensor is first scattered and then gathered, half its bytes each."""
+        return self.latency_share < 1
+
     def digest(self) -> str:
         """Return a fingerprint of what travels when; ranks compare it before the first use."""
         content = hashlib.sha256(str(self.waits_for_all).encode())

@@ -1,24 +1,26 @@
-"""The least step time that any order of travel could give, on a wire without latency."""
+"""The least step time that any order of travel could give, in pieces of any size."""
 
 import numpy as np
 
 from paceline.comm._problem import WireProblem
 
 
-def fluid_bound_s(problem: WireProblem) -> float:
+def fluid_bound_s(problem: WireProblem, *, latency_share: float = 0.5) -> float:
     """Return seconds per step that no plan for these tensors beats, at least `bound_s`.
 
     `bound_s` knows totals only. Here a gradient travels after it is ready and before its
-    layer's forward pass, in pieces of any size without latency. Such an order exists
-    exactly if, for every moment `r` and layer `l`, what is ready from `r` on and needed
-    up to `l` fits in between [1], so the least step time is the largest of
+    layer's forward pass, in pieces of any size that cost nothing but one latency. Without
+    latency such an order exists exactly if, for every moment `r` and layer `l`, what is
+    ready from `r` on and needed up to `l` fits in between [1], so no step is shorter than
 
-        r + bytes(ready from r on, needed up to l) / bandwidth + forward time from l on.
+        r + latency + bytes(ready from r on, needed up to l) / bandwidth + forward time from l on
 
-    It can be reached with blocks small enough if they cost nothing. O(num_tensors²) time.
+    for any `r` and `l`. What is carried over counts for the total only. O(num_tensors²) time.
 
     Args:
         problem: One step, seen from the wire.
+        latency_share: Latency before the first byte over that of an all-reduce. A
+            reduce-scatter takes half; with 1 the bound holds for plans of all-reduces.
 
     References:
         [1] W. Horn, "Some simple scheduling algorithms", Naval Research Logistics
@@ -32,11 +34,17 @@ def fluid_bound_s(problem: WireProblem) -> float:
         >>> problem.bound_s, fluid_bound_s(problem)
         (4.0, 6.0)
     """
-    wire_s = problem.num_bytes / problem.link.bytes_per_s
-    tail_s = np.cumsum(problem.forward_s[::-1])[::-1][problem.layer]
+    # Halves wait for each other, so both latencies are over before a tensor has landed.
+    first_s = problem.block_cost_s + latency_share * problem.link.alpha_s
+    least_s = problem.block_cost_s + problem.link.alpha_s
+    needed = problem.layer < len(problem.forward_s)
+    wire_s = problem.num_bytes[needed] / problem.link.bytes_per_s
+    tail_s = np.cumsum(problem.forward_s[::-1])[::-1][problem.layer[needed]]
+    ready_s = problem.ready_s[needed]
     step_s = problem.bound_s
-    for ready_s in np.unique(problem.ready_s):
+    for start_s in np.unique(ready_s):
         # Tensors are sorted by layer, so a running sum is what is needed so far.
-        travels_s = np.cumsum(np.where(problem.ready_s >= ready_s, wire_s, 0.0))
-        step_s = max(step_s, float((ready_s + travels_s + tail_s).max()))
+        later = ready_s >= start_s
+        travels_s = np.maximum(first_s + np.cumsum(wire_s[later]), least_s)
+        step_s = max(step_s, float((start_s + travels_s + tail_s[later]).max()))
     return step_s

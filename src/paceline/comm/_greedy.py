@@ -34,6 +34,7 @@ def priority_order(
         num_bytes,
         problem.link.alpha_s,
         problem.link.bytes_per_s,
+        problem.block_cost_s,
         problem.num_in_flight,
     )
 
@@ -46,6 +47,7 @@ def _priority_order(
     num_bytes: NDArray[np.float64],
     alpha_s: float,
     bytes_per_s: float,
+    block_cost_s: float,
     num_in_flight: int,
 ) -> NDArray[np.int64]:
     order = np.empty(len(by_ready), dtype=np.int64)
@@ -62,6 +64,6 @@ def _priority_order(
             following += 1
         index = heapq.heappop(urgent)[1]
         order[position] = index
-        wire_s = max(wire_s, now_s + alpha_s) + num_bytes[index] / bytes_per_s
+        wire_s = max(wire_s, now_s + alpha_s) + block_cost_s + num_bytes[index] / bytes_per_s
         slot_s[slot] = wire_s
     return order

@@ -6,122 +6,95 @@ from numpy.typing import NDArray
 from paceline._compile import compiled
 from paceline.comm._blocks import BlockPlan
 from paceline.comm._problem import WireProblem
-from paceline.timeline import Kind, TaskGraph
+from paceline.comm._wire import Parts, Wire, wire_of
+
+# When each became free: the wire, the issuing of blocks, and what was carried over has landed;
+# then one entry per collective in flight.
+WIRE, ISSUE, CARRIED, SLOTS = 0, 1, 2, 3
+MOST_STEPS = 64
+SETTLED = 1e-12
 
 
 def step_time_s(problem: WireProblem, plan: BlockPlan) -> float:
     """Return the simulated seconds per step of `plan`, once steps repeat.
 
-    Runs the backward pass, the wire and the next forward pass once, which is exact: the
-    wire is idle again when that forward pass ends. Equal to the makespan that `simulate`
-    gives for `wire_graph`, and a hundred times as fast. O(num_parts) time.
+    Runs a backward pass, the wire and the next forward pass. Where that pass waits for
+    everything that travels, one such run is exact, because the wire is idle again when it
+    ends. Gradients that no layer of it waits for (`WireProblem.layer`) may still travel
+    while the next backward pass runs, and occupy the wire; then steps are repeated until
+    they are alike. Each step is a max-plus linear map of the moments in which the lanes
+    become free, so if they are not alike after 64 steps, the largest increment of any of
+    these moments is returned, which the steady state never exceeds [1].
+
+    The wire takes blocks in plan order: latencies overlap while fewer than
+    `num_in_flight` blocks are under way, bytes and `block_cost_s` do not. A gather of
+    `plan.in_halves` starts when its scatter has landed. O(num_parts) time per step.
+
+    References:
+        [1] F. Baccelli et al., "Synchronization and Linearity", Wiley 1992, section 3.2: the
+        cycle time lies between the least and the largest increment of any vector.
     """
-    return float(
-        _cycle(
-            plan.tensor,
-            plan.num_bytes,
-            plan.block,
-            plan.waits_for_all,
-            problem.ready_s,
-            problem.layer,
-            problem.forward_s,
-            problem.backward_s,
-            problem.link.alpha_s * plan.latency_share,
-            problem.link.bytes_per_s,
-            problem.num_in_flight,
-        )
-    )
+    wire = wire_of(problem, latency_share=plan.latency_share)
+    parts = Parts(plan.tensor, plan.num_bytes, plan.block)
+    return float(settled_step_s(wire, parts, plan.waits_for_all, plan.in_halves))
 
 
 @compiled
-def _cycle(
-    tensor: NDArray[np.int64],
-    num_bytes: NDArray[np.float64],
-    block: NDArray[np.int64],
-    waits_for_all: bool,
-    ready_s: NDArray[np.float64],
-    layer: NDArray[np.int64],
-    forward_s: NDArray[np.float64],
-    backward_s: float,
-    alpha_s: float,
-    bytes_per_s: float,
-    num_in_flight: int,
+def settled_step_s(wire: Wire, parts: Parts, waits_for_all: bool, in_halves: bool) -> float:
+    """Repeat `run_step` until steps are alike."""
+    free_s = np.zeros(SLOTS + wire.num_in_flight)
+    step_s = run_step(wire, parts, waits_for_all, in_halves, free_s)
+    if not (wire.layer[parts.tensor] == len(wire.forward_s)).any():
+        return step_s
+    for _ in range(MOST_STEPS):
+        before_s = free_s - step_s
+        free_s = before_s.copy()
+        step_s = run_step(wire, parts, waits_for_all, in_halves, free_s)
+        if np.abs(free_s - step_s - before_s).max() <= SETTLED * step_s:
+            return step_s
+    return max(step_s, float((free_s - before_s).max()))
+
+
+@compiled
+def run_step(
+    wire: Wire, parts: Parts, waits_for_all: bool, in_halves: bool, free_s: NDArray[np.float64]
 ) -> float:
-    landed_s = np.zeros(len(forward_s))
-    slot_s = np.zeros(num_in_flight)
-    wire_s, issued_s = 0.0, 0.0
-    part = 0
-    while part < len(tensor):
-        number, first, payload, gradient_s = block[part], part, 0.0, 0.0
-        while part < len(tensor) and block[part] == number:
-            payload += num_bytes[part]
-            gradient_s = max(gradient_s, ready_s[tensor[part]])
-            part += 1
-        # Blocks are issued in plan order, so one that is not ready holds up the next.
-        slot = number % num_in_flight
-        issued_s = max(issued_s, gradient_s, slot_s[slot])
-        wire_s = max(wire_s, issued_s + alpha_s) + payload / bytes_per_s
-        slot_s[slot] = wire_s
-        for index in range(first, part):
-            here = layer[tensor[index]]
-            landed_s[here] = max(landed_s[here], wire_s)
-    time_s = max(backward_s, wire_s) if waits_for_all else backward_s
-    for here in range(len(forward_s)):
-        time_s = max(time_s, landed_s[here]) + forward_s[here]
-    return time_s
+    """Return when the forward pass ends, counted from the start of the backward pass.
 
-
-def wire_graph(problem: WireProblem, plan: BlockPlan) -> TaskGraph:
-    """Lay out one backward pass, the blocks and the next forward pass for `simulate`.
-
-    Lanes: `main` for compute, `slot` per collective in flight for latencies, `wire` for
-    bytes, `order` to issue blocks in plan order. Spans of the wire are collectives of one
-    rank: all ranks are taken to be alike.
+    `free_s` holds when the lanes become free, and is brought up to date.
     """
-    num_layers, num_blocks = len(problem.forward_s), plan.num_blocks
-    # Backward pass in stretches that end where gradients become ready.
-    cuts = np.unique(np.append(problem.ready_s, problem.backward_s))
-    stretch_s = np.diff(cuts, prepend=0.0)
-    gradient_s = np.zeros(num_blocks)
-    np.maximum.at(gradient_s, plan.block, problem.ready_s[plan.tensor])
-    blocks = np.arange(num_blocks)
-    issue = len(cuts) + blocks
-    latency, wire = issue + num_blocks, issue + 2 * num_blocks
-    forward = len(cuts) + 3 * num_blocks + np.arange(num_layers)
-    edges = [
-        np.stack([np.searchsorted(cuts, gradient_s), issue], axis=1),
-        np.stack([issue, latency], axis=1),
-        np.stack([latency, wire], axis=1),
-    ]
-    apart = problem.num_in_flight
-    edges.append(np.stack([wire[:-apart], issue[apart:]], axis=1))
-    if plan.waits_for_all:
-        edges.append(np.stack([wire[-1:], forward[: min(num_blocks, 1)]], axis=1))
-    edges.append(np.stack([wire[plan.block], forward[problem.layer[plan.tensor]]], axis=1))
-    lanes = ("main", "order", "wire", *(f"slot {slot}" for slot in range(apart)))
-    return TaskGraph.from_columns(
-        np.concatenate(
-            [
-                stretch_s,
-                np.zeros(num_blocks),
-                np.full(num_blocks, problem.link.alpha_s * plan.latency_share),
-                plan.block_bytes / problem.link.bytes_per_s,
-                problem.forward_s,
-            ]
-        ),
-        edges=np.concatenate(edges),
-        lane=np.concatenate(
-            [
-                np.zeros(len(cuts)),
-                np.ones(num_blocks),
-                3 + blocks % apart,
-                np.full(num_blocks, 2),
-                np.zeros(num_layers),
-            ]
-        ).astype(np.int64),
-        kind=np.repeat(
-            [Kind.BACKWARD, Kind.COPY, Kind.COLLECTIVE, Kind.COLLECTIVE, Kind.FORWARD],
-            [len(cuts), num_blocks, num_blocks, num_blocks, num_layers],
-        ),
-        lanes=lanes,
-    )
+    landed_s = np.zeros(len(wire.forward_s) + 1)
+    scattered_s = np.zeros(len(wire.num_bytes))
+    time_s = max(wire.backward_s, free_s[CARRIED])
+    part = 0
+    while part < len(parts.tensor):
+        first, payload = part, 0.0
+        while part < len(parts.tensor) and parts.block[part] == parts.block[first]:
+            tensor = parts.tensor[part]
+            payload += parts.num_bytes[part]
+            # Blocks are issued in plan order, so one that is not ready holds up the next.
+            free_s[ISSUE] = max(free_s[ISSUE], wire.ready_s[tensor], scattered_s[tensor])
+            part += 1
+        _travel(wire, payload, free_s)
+        for index in range(first, part):
+            here = wire.layer[parts.tensor[index]]
+            landed_s[here] = free_s[WIRE]
+            if in_halves:
+                scattered_s[parts.tensor[index]] = free_s[WIRE]
+    if landed_s[-1] > 0:
+        free_s[CARRIED] = landed_s[-1]
+    if waits_for_all:
+        time_s = max(time_s, free_s[WIRE])
+    for here in range(len(wire.forward_s)):
+        time_s = max(time_s, landed_s[here]) + wire.forward_s[here]
+    return float(time_s)
+
+
+@compiled
+def _travel(wire: Wire, payload: float, free_s: NDArray[np.float64]) -> None:
+    """Let one block through; the slots are kept in the order in which they become free."""
+    issued_s = max(free_s[ISSUE], free_s[SLOTS])
+    landed_s = max(free_s[WIRE], issued_s + wire.alpha_s)
+    landed_s += wire.block_cost_s + payload / wire.bytes_per_s
+    free_s[SLOTS:-1] = free_s[SLOTS + 1 :]
+    free_s[ISSUE], free_s[WIRE], free_s[-1] = issued_s, landed_s, landed_s

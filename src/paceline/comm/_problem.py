@@ -1,6 +1,6 @@
 """What a block planner may see: when gradients are ready, how large, and when needed."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +13,22 @@ class WireProblem:
     """One training step, seen from the wire.
 
     Tensors are numbered by their place in the forward pass. The clock starts with the
-    backward pass. In the steady state the wire is idle then, because the forward pass
-    before it needed everything that travelled.
+    backward pass.
 
     Attributes:
         forward_s: Forward seconds of each layer, in forward order. Shape `(num_layers,)`.
         layer: Layer that needs each tensor, ascending: its forward pass waits for the
-            tensor's update. Shape `(num_tensors,)`, like the rest.
+            tensor's update. `num_layers` stands for the forward pass after the next: such
+            a gradient may travel on while the next backward pass runs, and delays it in no
+            way but by holding the wire. Shape `(num_tensors,)`, like the rest.
         num_bytes: Bytes of each tensor's gradient, positive.
         ready_s: When each gradient exists, in seconds.
         backward_s: Seconds of the whole backward pass.
         link: The wire.
         num_in_flight: Collectives that may be under way at once; the latency of one then
             hides behind the bytes of another.
+        block_cost_s: Seconds that each block holds the wire on top of its bytes, because a
+            host launches one block at a time. Unlike latency it hides behind nothing.
     """
 
     forward_s: NDArray[np.float64]
@@ -35,15 +38,20 @@ class WireProblem:
     backward_s: float
     link: Link
     num_in_flight: int = 1
+    block_cost_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.num_in_flight < 1:
             raise ValueError(f"num_in_flight must be at least 1, got {self.num_in_flight}")
+        if not 0 <= self.block_cost_s < np.inf:
+            raise ValueError(
+                f"block_cost_s must be finite and not negative, got {self.block_cost_s}"
+            )
         if not (self.num_bytes > 0).all():
             raise ValueError("num_bytes must be positive; leave tensors without gradient out")
-        if len(self.layer) and not 0 <= self.layer.min() <= self.layer.max() < len(self.forward_s):
+        if len(self.layer) and not 0 <= self.layer.min() <= self.layer.max() <= len(self.forward_s):
             raise ValueError(
-                f"layer must lie in [0, {len(self.forward_s)}), got {self.layer.min()} to "
+                f"layer must lie in [0, {len(self.forward_s)}], got {self.layer.min()} to "
                 f"{self.layer.max()}"
             )
         if (np.diff(self.layer) < 0).any():
@@ -55,12 +63,19 @@ class WireProblem:
         compute_s = self.backward_s + float(self.forward_s.sum())
         return max(compute_s, float(self.num_bytes.sum()) / self.link.bytes_per_s)
 
+    @property
+    def start_up_s(self) -> float:
+        """Seconds that a collective takes by itself before any byte of it."""
+        return self.link.alpha_s + self.block_cost_s
+
     def by_readiness(self) -> NDArray[np.int64]:
         """Return the tensors as they become ready; of equals, the last in forward order first."""
         return np.lexsort((-np.arange(len(self.ready_s)), self.ready_s))
 
     @classmethod
-    def from_job(cls, job: Job, *, num_in_flight: int = 1) -> "WireProblem":
+    def from_job(
+        cls, job: Job, *, num_in_flight: int = 1, block_cost_s: float = 0.0
+    ) -> "WireProblem":
         """Take each layer's gradients as one tensor; they are ready when its backward pass ends.
 
         Raises:
@@ -80,42 +95,5 @@ class WireProblem:
             backward_s=float(backward_s.sum()),
             link=job.link,
             num_in_flight=num_in_flight,
-        )
-
-    def with_rows_first(
-        self, tensor: int, needed_share: float, *, rest_layer: int | None = None
-    ) -> "WireProblem":
-        """Split an embedding's gradient into the rows that the next batch needs and the rest.
-
-        The next batch's token ids are known when the sampler is. Only their rows must
-        land before the embedding runs; the rest may travel behind the forward pass. This
-        exists in no system that we know of.
-
-        Args:
-            tensor: The embedding's gradient.
-            needed_share: Share of its rows that any rank's next batch needs, in (0, 1).
-            rest_layer: Layer that needs the rest, such as a tied head; unset for the last.
-
-        Raises:
-            ValueError: If the share or a number is out of range.
-        """
-        if not 0 < needed_share < 1:
-            raise ValueError(f"needed_share must lie in (0, 1), got {needed_share}")
-        last = len(self.forward_s) - 1 if rest_layer is None else rest_layer
-        if not 0 <= tensor < len(self.layer) or not self.layer[tensor] <= last < len(
-            self.forward_s
-        ):
-            raise ValueError(
-                f"tensor must lie in [0, {len(self.layer)}) and rest_layer behind its layer, got "
-                f"{tensor} and {last}"
-            )
-        layer = np.append(self.layer, last)
-        num_bytes = np.append(self.num_bytes, self.num_bytes[tensor] * (1 - needed_share))
-        num_bytes[tensor] = self.num_bytes[tensor] * needed_share
-        order = np.argsort(layer, kind="stable")
-        return replace(
-            self,
-            layer=layer[order],
-            num_bytes=num_bytes[order],
-            ready_s=np.append(self.ready_s, self.ready_s[tensor])[order],
+            block_cost_s=block_cost_s,
         )
