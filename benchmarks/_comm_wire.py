@@ -22,6 +22,7 @@ WIDTH, NUM_FEATURES, BATCH = 256, 64, 2
 LAYER_BYTES = 4 * (12 * WIDTH**2 + 13 * WIDTH)
 # 1,448 bytes of payload in an Ethernet frame of 1,514.
 PAYLOAD_SHARE = 1448 / 1514
+DEFAULT_MB = 25
 SCHEDULED = "ScheduledDataParallel"
 Method = Callable[[], None]
 
@@ -52,11 +53,15 @@ def wire_row(case: Case, *, limit_s: float) -> dict[str, Any]:
     return _row(case, found)
 
 
+def wire_seconds(num_bytes: float, ranks: int, rate: str) -> float:
+    """Return the time of an all-reduce on a ring at the nominal rate less headers."""
+    return 2 * (ranks - 1) / ranks * num_bytes / (bytes_per_s(rate) * PAYLOAD_SHARE)
+
+
 def _row(case: Case, found: dict[str, Any]) -> dict[str, Any]:
     seconds = {name: spread(times) for name, times in found["seconds"].items()}
     median = {name: values["median"] for name, values in seconds.items()}
-    ring = 2 * (case.ranks - 1) / case.ranks
-    wire_s = ring * found["gradient_bytes"] / (bytes_per_s(case.rate) * PAYLOAD_SHARE)
+    wire_s = wire_seconds(found["gradient_bytes"], case.ranks, case.rate)
     best = min((name for name in median if name.startswith("ddp")), key=median.__getitem__)
     row = {
         "compute": case.compute,
@@ -152,15 +157,20 @@ def _methods(
     """Return a training step per method, past its warm-up, and our wrapper if there is one."""
     methods = {"alone": _plain_step(copy.deepcopy(model), batch)}
     for bucket_mb in case.buckets_mb:
-        wrapped = DistributedDataParallel(copy.deepcopy(model), bucket_cap_mb=bucket_mb)
+        # The default is not the same as 25 that is given: its first bucket has 1 MiB.
+        cap_mb = None if bucket_mb == DEFAULT_MB else bucket_mb
+        wrapped = DistributedDataParallel(copy.deepcopy(model), bucket_cap_mb=cap_mb)
         methods[f"ddp {bucket_mb:g}"] = _plain_step(wrapped, batch)
     scheduled = _scheduled(case, copy.deepcopy(model))
     if scheduled is not None:
         methods["paceline"] = _scheduled_step(scheduled, batch)
     for name, method in methods.items():
-        for _ in range(3 + (case.measure_steps if name == "paceline" else 0)):
+        for _ in range(3):
             method()
         if name == "paceline" and scheduled is not None:
+            # It measures and tries plans on live steps first; all ranks end that at one step.
+            while not scheduled.explain().startswith("plan"):
+                method()
             scheduled.flush()
     return methods, scheduled
 

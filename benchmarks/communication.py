@@ -41,6 +41,9 @@ def _options() -> argparse.Namespace:
     flags.add_argument("--ranks", type=int, nargs="+", help="one or several numbers of ranks")
     flags.add_argument("--compute", choices=("emulated", "real"), default="emulated")
     flags.add_argument("--gradient-mb", type=float, nargs="+", help="one or several sizes")
+    flags.add_argument(
+        "--wire-over-compute", type=float, nargs="+", help="emulated: sizes so, whatever the ranks"
+    )
     flags.add_argument("--forward-ms", type=float, default=100.0, help="emulated; backward twice")
     flags.add_argument("--layers", type=int, default=24, help="emulated: equal layers")
     flags.add_argument("--tokens", type=int, default=256, help="real: per sequence")
@@ -52,16 +55,17 @@ def _options() -> argparse.Namespace:
     options = flags.parse_args()
     if 25 not in options.buckets_mb:
         flags.error("--buckets-mb must hold 25, the default of DistributedDataParallel")
+    if options.wire_over_compute and (options.gradient_mb or options.compute == "real"):
+        flags.error("--wire-over-compute goes with emulated compute and without --gradient-mb")
     return options
 
 
 def _wire_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     from _comm_wire import Case, wire_row
 
-    default_mb = EMULATED_MB if options.compute == "emulated" else REAL_MB
     rows = []
     for num_ranks in options.ranks or [2]:
-        for gradient_mb in options.gradient_mb or [default_mb]:
+        for gradient_mb in _sizes_mb(options, num_ranks):
             case = Case(
                 compute=options.compute,
                 rate=options.rate,
@@ -78,6 +82,16 @@ def _wire_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
             rows.append(wire_row(case, limit_s=options.limit_s))
             _tell(rows[-1])
     return rows
+
+
+def _sizes_mb(options: argparse.Namespace, num_ranks: int) -> list[float]:
+    from _comm_wire import wire_seconds
+
+    if options.wire_over_compute:
+        second_mb = 1e-6 / wire_seconds(1.0, num_ranks, options.rate)
+        compute_s = 3e-3 * options.forward_ms
+        return [share * compute_s * second_mb for share in options.wire_over_compute]
+    return options.gradient_mb or [EMULATED_MB if options.compute == "emulated" else REAL_MB]
 
 
 def _tell(row: dict[str, Any]) -> None:

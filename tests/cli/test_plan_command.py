@@ -9,7 +9,8 @@ import pytest
 
 from paceline.balance import BalanceConfig, Limits, measure_quality, plan_epoch, regime_of
 from paceline.cli import main
-from paceline.cost import QuadraticCost, Worker, example_costs
+from paceline.comm import WireProblem, advise_buckets, advise_fsdp
+from paceline.cost import Job, LayerCost, Link, QuadraticCost, Worker, example_costs
 
 SIZES = np.random.default_rng(0).integers(1, 500, 1000)
 KEYS = {
@@ -244,8 +245,7 @@ def test_a_bad_value_is_answered_by_its_rule_in_one_line(
 
 
 def test_the_sizes_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["plan", "--workers", "2", "--batch-size", "4"])
+    assert main(["plan", "--workers", "2", "--batch-size", "4"]) == 2
     assert "the following arguments are required: --sizes" in the_line(capsys)
 
 
@@ -265,3 +265,133 @@ def test_planning_needs_neither_torch_nor_rich(sizes: Path, is_json: bool) -> No
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+LAYERS = [
+    {"name": f"layer.{place}", "forward_s": 0.01, "backward_s": 0.02, "gradient_bytes": 4_000_000}
+    for place in range(8)
+]
+LINK = {"alpha_s": 1e-3, "bytes_per_s": 2e8}
+BUCKET_KEYS = {
+    "bucket_cap_mb",
+    "step_s",
+    "default_step_s",
+    "scheduled_step_s",
+    "bound_s",
+    "step_s_of_cap",
+    "fsdp",
+    "job",
+    "source",
+}
+JOB = Job(
+    source="measured", layers=tuple(LayerCost(**layer) for layer in LAYERS), link=Link(**LINK)
+)
+
+
+def job() -> Job:
+    """Found by name, as a user's function would be."""
+    return JOB
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps({"source": "measured", "layers": LAYERS, "link": LINK}))
+    return path
+
+
+def buckets(*arguments: str) -> int:
+    return main(["plan", "--buckets", *arguments])
+
+
+def test_a_job_file_gives_the_advice_of_the_library(
+    job_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert buckets(str(job_file), "--json") == 0
+    result = the_result(capsys)
+    assert set(result) == BUCKET_KEYS
+    problem = WireProblem.from_job(JOB, num_in_flight=2)
+    advice, fsdp = advise_buckets(problem), advise_fsdp(problem)
+    assert result["bucket_cap_mb"] == advice.bucket_cap_mb
+    assert result["step_s"] == advice.step_s
+    assert result["step_s_of_cap"] == {str(cap): s for cap, s in advice.step_s_of_cap.items()}
+    assert result["fsdp"]["prefetch"] == fsdp.prefetch
+    assert result["fsdp"]["groups"][0][0] == "layer.0"
+    assert result["fsdp"]["groups"][-1][1] == "layer.7"
+    assert result["bound_s"] <= result["scheduled_step_s"] <= result["step_s"]
+    assert (result["job"], result["source"]) == ("measured", "simulated")
+
+
+@pytest.mark.parametrize("name", ["JOB", "job"])
+def test_a_module_gives_the_same_as_a_file(
+    job_file: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert buckets(str(job_file), "--json") == 0
+    expected = the_result(capsys)
+    assert buckets(f"tests.cli.test_plan_command:{name}", "--json") == 0
+    assert the_result(capsys) == expected
+
+
+def test_the_table_marks_the_best_size(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert buckets(str(job_file)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("DistributedDataParallel(..., bucket_cap_mb=")
+    assert "simulated from a job that is measured" in lines[0]
+    (best,) = (line for line in lines if line.endswith("<- best"))
+    assert f"bucket_cap_mb={best.split()[0]})" in lines[0]
+    assert any(line.startswith("FSDP2: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not a JSON file: Expecting value"),
+        ("[1]", "does not hold a job (TypeError: list indices"),
+        ("{}", "does not hold a job (KeyError: 'source'); it needs source, layers, each with"),
+        ('{"source": "measured", "layers": []}', "does not hold a job (KeyError: 'link')"),
+        (
+            '{"source": "measured", "layers": [{"name": "a"}], "link": {}}',
+            "missing 3 required keyword-only arguments",
+        ),
+        (
+            '{"source": "measured", "layers": [], "link": {"alpha_s": 0, "bytes_per_s": 1}}',
+            "nothing to put in buckets",
+        ),
+        (
+            '{"source": "measured", "layers": [], "link": {"alpha_s": 0, "bytes_per_s": 0}}',
+            "must be positive, got 0",
+        ),
+        (
+            '{"source": "measured", "layers": [], "link": {"alpha_s": -1, "bytes_per_s": 1}}',
+            "alpha_s must be",
+        ),
+        (
+            '{"source": "guessed", "layers": [], "link": {"alpha_s": 0, "bytes_per_s": 1}}',
+            "source must be one of",
+        ),
+    ],
+)
+def test_a_file_that_holds_no_job_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    assert buckets(str(tmp_path / "bad.json")) == 2
+    assert message in the_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.json"], "cannot read missing.json: No such file"),
+        (["job"], "buckets needs a .json file, or module:name of a Job"),
+        (["no_such_module:job"], "cannot import no_such_module:job: No module named"),
+        (["tests.cli.test_plan_command:nothing"], "has no attribute 'nothing'"),
+        (["tests.cli.test_plan_command:LINK"], "must be a paceline.Job, got dict"),
+        (["job.json", "--workers", "2"], "plans from a job alone; leave --workers out"),
+    ],
+)
+def test_a_job_that_cannot_be_had_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert buckets(*arguments) == 2
+    assert message in the_line(capsys)

@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.comm import WireProblem, advise_buckets, advise_fsdp, plan_ddp, step_time_s
+from paceline.comm import WireProblem, advise_buckets, advise_fsdp, plan_ddp_cap, step_time_s
 from paceline.cost import Link
-
-MIB = 1 << 20
 
 
 def problem_of(
@@ -44,7 +42,7 @@ def test_the_advised_bucket_is_priced_as_simulated_and_never_worse(problem: Wire
         (advice.bucket_cap_mb, advice.step_s),
         (25, advice.default_step_s),
     ):
-        assert price_s == step_time_s(problem, plan_ddp(problem, bucket_bytes=cap * MIB))
+        assert price_s == step_time_s(problem, plan_ddp_cap(problem, cap))
     assert advice.bound_s * (1 - 1e-9) <= advice.step_s <= advice.default_step_s
     assert advice.step_s <= min(advice.step_s_of_cap.values()) / 0.99
 

@@ -17,6 +17,7 @@ from paceline.comm import (
     plan_blocks,
     plan_bytescheduler,
     plan_ddp,
+    plan_ddp_cap,
     plan_dear,
     plan_merged,
     plan_p3,
@@ -435,3 +436,11 @@ def test_tiny_slices_by_priority_reach_the_fluid_bound(problem: WireProblem) -> 
     found_s = step_time_s(free, plan_p3(free, slice_bytes=slice_bytes))
     slack_s = slice_bytes / free.link.bytes_per_s
     assert fluid_bound_s(free) - 1e-9 <= found_s <= fluid_bound_s(free) + 2 * slack_s + 1e-9
+
+
+@pytest.mark.parametrize(("cap_mb", "first"), [(1, 1), (2, 2), (25, 1)])
+def test_only_the_default_cap_has_a_smaller_first_bucket(cap_mb: int, first: int) -> None:
+    problem = replace(TRAINING_LIKE, num_bytes=np.full(len(TRAINING_LIKE.num_bytes), 2.0**18))
+    plan = plan_ddp_cap(problem, cap_mb)
+    assert plan.block_bytes[0] <= first << 20
+    assert plan.block_bytes[0] == min(first << 20, problem.num_bytes.sum())

@@ -7,8 +7,10 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,9 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from paceline import ScheduledDataParallel
-from paceline.comm import BlockPlan, WireProblem, plan_p3, plan_prophet
+from paceline.comm import BlockPlan, WireProblem, plan_ddp, plan_p3, plan_prophet
 from paceline.errors import PlanMismatchError, RankFailedError, TransferError
-from paceline.torch import run_ranks, watch
+from paceline.torch import _drift, _plan_control, _plan_trial, run_ranks, watch
+from paceline.torch._plan_choice import Candidate
 
 NUM_STEPS = 30
 NUM_MEASURED = 4
@@ -183,14 +186,55 @@ def equals_ddp(rank: int) -> dict[str, Any]:
 
 def other_plans(rank: int) -> dict[str, Any]:
     found = {}
-    for name, plan, num_in_flight in (("ours", None, 2), ("prophet", plan_prophet, 1)):
+    for name, plan, num_in_flight, num_trial_steps in (
+        ("simulated", None, 2, 0),
+        ("tried", None, 4, 1),
+        ("prophet", plan_prophet, 1, 5),
+    ):
         one, two = pair(mlp, rank)
         expected = train_ddp(one, OPTIMIZERS["adamw"](one.parameters()), rank)
         optimizer = OPTIMIZERS["adamw"](two.parameters())
-        model = train_scheduled(two, optimizer, rank, plan=plan, num_in_flight=num_in_flight)
+        model = train_scheduled(
+            two,
+            optimizer,
+            rank,
+            plan=plan,
+            num_in_flight=num_in_flight,
+            num_trial_steps=num_trial_steps,
+        )
         found[name] = [same(expected, model), model.explain()]
         model.close()
     return {"other plans": found}
+
+
+def all_phases(rank: int) -> dict[str, Any]:
+    """Plans of both kinds have turns, whatever is predicted, and every third step has drifted."""
+
+    def both(problem: WireProblem, planner: object) -> list[Candidate]:
+        plans = twelfths(problem), plan_ddp(problem)
+        return [Candidate(plans[0], 0.0), Candidate(plans[1], 1.0, 25)]
+
+    phases: list[str] = []
+    one, two = pair(ConvNet, rank)
+    expected = train_ddp(one, OPTIMIZERS["adamw"](one.parameters()), rank)
+    with (
+        patch.object(_plan_control, "candidates", both),
+        patch.object(_drift, "WINDOW", 2),
+        patch.object(_drift, "DRIFT", 1.0),
+        patch.object(_plan_trial, "LEAST_GAIN", -1e9),
+    ):
+        model = train_scheduled(
+            two,
+            OPTIMIZERS["adamw"](two.parameters()),
+            rank,
+            plan=None,
+            num_trial_steps=1,
+            num_measure_steps=2,
+            each_step=lambda model, _: phases.append(model.explain().split(":")[0]),
+        )
+    found = {"phases": phases, "phases equal": same(expected, model)}
+    model.close()
+    return found
 
 
 def odd_parameters(rank: int) -> dict[str, Any]:
@@ -383,6 +427,7 @@ def find_all(rank: int, folder: str) -> None:
     parts = (
         equals_ddp,
         other_plans,
+        all_phases,
         odd_parameters,
         accumulation,
         clipping,
@@ -414,8 +459,17 @@ def test_so_they_do_with_other_plans(found: Found) -> None:
         for equal, text in one["other plans"].values():
             assert equal
             assert "predicted (simulated)" in text
-            assert "measured" in text
-        assert "plan: prophet" in one["other plans"]["prophet"][1]
+            assert "measured:" in text
+        plans = one["other plans"]
+        assert "plan: prophet" in plans["prophet"][1]
+        assert "not timed" in plans["simulated"][1]
+
+
+def test_measuring_trying_and_measuring_again_change_no_bit(found: Found) -> None:
+    for one in found:
+        assert one["phases equal"]
+        runs = [phase for phase, _ in groupby(one["phases"])]
+        assert runs[:4] == ["measuring", "trying", "plan", "measuring"]
 
 
 def test_shared_frozen_unused_and_late_parameters_are_right(found: Found) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,13 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from paceline.comm import BlockPlan, WireProblem
+from paceline.comm import BlockPlan, WireProblem, plan_p3
 from paceline.cost import Link
 from paceline.torch._block_layout import Payload, Piece, payloads_of
 from paceline.torch._block_update import PartialUpdate
 from paceline.torch._param_use import ParamUse
 from paceline.torch._payload import pack, unpack
-from paceline.torch._plan_choice import choose_plan, first_plan
+from paceline.torch._plan_choice import candidates, first_plan
 from paceline.torch._round import Flight, Round, Route
 from paceline.torch._step_probe import StepCost
 from paceline.torch._stream_order import StreamOrder
@@ -235,24 +236,23 @@ def test_what_is_packed_comes_out_again_in_the_layout_of_the_parameter(
     assert current.reduced[0].stride() == weight.stride()
 
 
-def test_the_best_plan_is_taken_only_if_it_wins() -> None:
-    choice = choose_plan(problem_of([1e6] * 30), None)
-    assert choice.overlaps
-    assert choice.predicted_s < 0.9 * choice.fallback_s
-    hidden = problem_of([1.0] * 3)
-    choice = choose_plan(
-        WireProblem(
-            forward_s=hidden.forward_s,
-            layer=hidden.layer,
-            num_bytes=hidden.num_bytes,
-            ready_s=hidden.ready_s,
-            backward_s=hidden.backward_s,
-            link=Link(1e-9, 1e12),
-        ),
-        None,
-    )
-    assert not choice.overlaps
-    assert choice.plan is choice.fallback
+def test_only_plans_that_are_predicted_to_win_are_tried_beside_ddps_buckets() -> None:
+    found = candidates(problem_of([1e6] * 30), None)
+    ahead = [one for one in found if one.overlaps]
+    waiting = [one for one in found if not one.overlaps]
+    assert found == ahead + waiting
+    assert ahead
+    assert all(one.predicted_s < 0.99 * waiting[0].predicted_s for one in ahead)
+    assert len({one.plan.digest() for one in found}) == len(found)
+    assert all(one.bucket_mb is not None for one in waiting)
+    hidden = replace(problem_of([1.0] * 3), link=Link(1e-9, 1e12))
+    assert not any(one.overlaps for one in candidates(hidden, None))
+
+
+def test_a_given_plan_comes_first_and_buckets_to_fall_back_on_behind() -> None:
+    own, fallback = candidates(problem_of([1e6] * 30), plan_p3)
+    assert (own.plan.name, own.overlaps) == ("p3", True)
+    assert not fallback.overlaps
 
 
 def test_the_first_steps_use_the_default_buckets() -> None:

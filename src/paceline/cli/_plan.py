@@ -1,4 +1,4 @@
-"""`paceline plan`: what a plan of one's own sizes would reach, before anything runs."""
+"""`paceline plan`: what a plan of one's own would reach, before anything runs."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from paceline.cli._plan_buckets import JOB, run_buckets
 
 # NumPy and numba take most of a second to import, which no other command should wait for:
 # what needs them is imported inside the functions.
@@ -26,15 +28,15 @@ def add_plan(commands: Any) -> None:
     """Add the command to the subparsers of `paceline`."""
     plan = commands.add_parser(
         "plan",
-        help="plan one epoch from example sizes and say what it gains",
+        help="plan one epoch from example sizes, or gradient buckets, and say what it gains",
         description="Plan one epoch from example sizes and say what it gains. All but plan_cpu_s, "
-        "the measured CPU time of planning once with compiled loops, is simulated from the costs.",
+        "the measured CPU time of planning once with compiled loops, is simulated from the costs. "
+        "With --buckets, simulate gradient buckets for a job instead.",
     )
-    plan.add_argument("--sizes", type=Path, required=True, help=".npy file of example sizes")
-    plan.add_argument("--workers", type=int, required=True, help="data-parallel ranks")
-    plan.add_argument(
-        "--batch-size", type=int, required=True, help="examples per step, all workers"
-    )
+    plan.add_argument("--buckets", metavar="JOB", help=f"bucket sizes for a job: {JOB}")
+    plan.add_argument("--sizes", type=Path, help=".npy file of example sizes")
+    plan.add_argument("--workers", type=int, help="data-parallel ranks")
+    plan.add_argument("--batch-size", type=int, help="examples per step, all workers")
     plan.add_argument("--cost", default="linear", help=f"{COSTS} (default linear)")
     plan.add_argument("--padded", action="store_true", help="micro-batches are padded")
     plan.add_argument("--counts", choices=("equal", "free"), default="equal")
@@ -52,6 +54,22 @@ def add_plan(commands: Any) -> None:
 
 
 def run_plan(options: argparse.Namespace) -> int:
+    """Plan buckets or an epoch, as `options` say."""
+    needed = {name: getattr(options, name) for name in ("sizes", "workers", "batch_size")}
+    given = [name for name, value in needed.items() if value is not None]
+    missing = [f"--{name.replace('_', '-')}" for name in needed if name not in given]
+    if options.buckets is not None:
+        if given:
+            raise ValueError(
+                f"--buckets plans from a job alone; leave --{given[0].replace('_', '-')} out"
+            )
+        return run_buckets(options.buckets, is_json=options.json)
+    if missing:
+        raise ValueError(f"the following arguments are required: {', '.join(missing)}")
+    return _run_epoch(options)
+
+
+def _run_epoch(options: argparse.Namespace) -> int:
     """Plan two epochs, measure the first, and print what came out."""
     from paceline.balance import measure_quality, plan_epoch, regime_of
     from paceline.cost import example_costs

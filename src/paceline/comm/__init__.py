@@ -4,6 +4,7 @@ from paceline.comm._advice import BucketAdvice, advise_buckets
 from paceline.comm._baselines import (
     plan_bytescheduler,
     plan_ddp,
+    plan_ddp_cap,
     plan_dear,
     plan_merged,
     plan_p3,
@@ -35,6 +36,7 @@ __all__ = [
     "plan_blocks",
     "plan_bytescheduler",
     "plan_ddp",
+    "plan_ddp_cap",
     "plan_dear",
     "plan_merged",
     "plan_p3",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from paceline.comm._baselines import plan_ddp
+from paceline.comm._baselines import plan_ddp_cap
 from paceline.comm._buckets import DDP_BUCKET_BYTES
 from paceline.comm._judge import step_time_s
 from paceline.comm._problem import WireProblem
@@ -61,10 +61,7 @@ def advise_buckets(problem: WireProblem) -> BucketAdvice:
         Set bucket_cap_mb=3: simulated 268.0 ms instead of 381.0 ms per step with the \
 default of 25 MB (30% less); no schedule takes less than 240.0 ms.
     """
-    prices = {
-        cap: step_time_s(problem, plan_ddp(problem, bucket_bytes=cap << 20))
-        for cap in BUCKET_CAPS_MB
-    }
+    prices = {cap: step_time_s(problem, plan_ddp_cap(problem, cap)) for cap in BUCKET_CAPS_MB}
     default = DDP_BUCKET_BYTES >> 20
     best = min(prices, key=lambda cap: (prices[cap], -cap))
     if prices[best] > (1 - LEAST_GAIN) * prices[default]:

@@ -22,6 +22,18 @@ def plan_ddp(
     return _from_blocks(f"ddp {bucket_bytes / 2**20:g} MiB", problem, buckets, waits_for_all=True)
 
 
+def plan_ddp_cap(problem: WireProblem, bucket_cap_mb: int) -> BlockPlan:
+    """Plan the buckets of `DistributedDataParallel(bucket_cap_mb=...)`.
+
+    In PyTorch 2.13 a cap that is given counts for the first bucket too; only the default,
+    25 MiB, begins with one of 1 MiB.
+    """
+    cap_bytes = bucket_cap_mb << 20
+    if cap_bytes == DDP_BUCKET_BYTES:
+        return plan_ddp(problem)
+    return plan_ddp(problem, bucket_bytes=cap_bytes, first_bucket_bytes=cap_bytes)
+
+
 def plan_wait_free(problem: WireProblem) -> BlockPlan:
     """Plan wait-free backpropagation: each tensor by itself, as soon as it is ready.
 

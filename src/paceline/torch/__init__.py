@@ -1,6 +1,8 @@
 """Paceline on a live PyTorch job: recorders, probes and executors."""
 
 from paceline.torch._balanced_sampler import BalancedSampler
+from paceline.torch._bucket_times import BucketTimes, DDPAdvice
+from paceline.torch._comm_hook import CommHookState, scheduled_comm_hook
 from paceline.torch._gather import gather_timeline
 from paceline.torch._loader import DataLoader
 from paceline.torch._measure import measure_job, measure_link
@@ -13,6 +15,9 @@ from paceline.torch._watch import Watch, watch
 __all__ = [
     "BalancedBatchSampler",
     "BalancedSampler",
+    "BucketTimes",
+    "CommHookState",
+    "DDPAdvice",
     "DataLoader",
     "ScheduledDataParallel",
     "Watch",
@@ -21,5 +26,6 @@ __all__ = [
     "measure_job",
     "measure_link",
     "run_ranks",
+    "scheduled_comm_hook",
     "watch",
 ]

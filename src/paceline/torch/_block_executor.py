@@ -12,7 +12,7 @@ from paceline.errors import TransferError
 from paceline.torch._block_layout import Payload
 from paceline.torch._block_update import PartialUpdate
 from paceline.torch._payload import pack, unpack
-from paceline.torch._round import FALL_BACK, NUM_CONTROLS, OUTSIDE, Flight, Round, Route
+from paceline.torch._round import MUST_WAIT, NUM_CONTROLS, OUTSIDE, Flight, Round, Route
 from paceline.torch._stream_order import StreamOrder
 
 # One update call takes landed tensors up to this size, so that sending is never held up long.
@@ -26,10 +26,15 @@ class BlockExecutor:
     The thread prefers sending over taking in over updating, so the wire is kept busy.
     Payloads go out in the order of the plan, equal on all ranks; `num_in_flight` of them
     may be under way. Each carries a flag per piece (does this rank have a gradient?), and
-    the last one two controls that any rank can raise: a tensor outside the plan has a
-    gradient, or the plan is to be dropped.
+    the last one controls that any rank can raise: a tensor outside the plan has a
+    gradient, and whether a rank needs all gradients before the first update.
 
     What fails in the thread is raised by the next call that waits.
+
+    Attributes:
+        wire: Type that wider gradients are sent in; None for their own.
+        on_must_wait: Called once any rank asked to wait for all gradients, on all ranks
+            before the same backward pass.
     """
 
     def __init__(
@@ -40,21 +45,25 @@ class BlockExecutor:
         group: dist.ProcessGroup,
         *,
         num_in_flight: int,
+        wire: torch.dtype | None = None,
     ) -> None:
         self._parameters, self._names, self._update = parameters, names, update
+        self.wire = wire
         self._group, self._rank = group, dist.get_rank(group)
         self._share = 1.0 / dist.get_world_size(group)
         self._num_in_flight = num_in_flight
         self._streams = StreamOrder(parameters[0].device)
         self._condition = threading.Condition()
         self._round: Round | None = None
-        self._route = self._fallback = Route([], parameters)
+        self._route = Route([], parameters)
+        self._must_wait = self._all_must_wait = False
+        self.on_must_wait: Callable[[], None] = lambda: None
         self._urgency = list(range(len(parameters)))
         self._pending = [False] * len(parameters)
         self._num_pending = 0
         self._updated: torch.cuda.Event | None = None
         self._error: BaseException | None = None
-        self._wants_fallback = self._falls_back = self._is_closed = False
+        self._is_closed = False
         self._thread = threading.Thread(
             target=self._run, args=(torch.get_num_threads(),), daemon=True, name="paceline"
         )
@@ -65,15 +74,15 @@ class BlockExecutor:
 
     # What the main thread calls.
 
-    def use(self, route: Route, fallback: Route, order: Sequence[int]) -> None:
+    def use(self, route: Route, order: Sequence[int]) -> None:
         """Take `route` from the next backward pass on; tensors in `order` are updated so."""
-        self._route, self._fallback = route, fallback
+        self._route = route
         for place, tensor in enumerate(order):
             self._urgency[tensor] = place - len(order)
 
-    def fall_back(self) -> None:
-        """Ask all ranks for the other route; it is taken one step after all know."""
-        self._wants_fallback = True
+    def ask_to_wait(self) -> None:
+        """Ask all ranks to wait for all gradients; it travels with the next last block."""
+        self._must_wait = True
 
     @property
     def has_open_round(self) -> bool:
@@ -89,8 +98,9 @@ class BlockExecutor:
         if self._round is not None and not self._round.is_over:
             self.finish()
         self.flush()
-        if self._falls_back:
-            self._route, self._falls_back, self._wants_fallback = self._fallback, False, False
+        if self._all_must_wait:
+            self._must_wait = self._all_must_wait = False
+            self.on_must_wait()
         with self._condition:
             self._round = Round(self._route)
 
@@ -245,10 +255,10 @@ class BlockExecutor:
     def _send(self, current: Round) -> None:
         payload = current.payloads[current.next]
         outside = any(current.sources[tensor] is not None for tensor in current.route.outside)
-        controls = [float(outside), float(self._wants_fallback)] if current.next_is_last else []
+        controls = [float(outside), float(self._must_wait)] if current.next_is_last else []
         for piece in payload.pieces:
             self._streams.wait(current.events[piece.tensor])
-        buffer = pack(payload, self._parameters, current.sources, self._share, controls)
+        buffer = pack(payload, self._parameters, current.sources, self._share, controls, self.wire)
         try:
             work = dist.all_reduce(buffer, group=self._group, async_op=True)
         except RuntimeError as error:
@@ -283,7 +293,7 @@ class BlockExecutor:
             current.flying.remove(flight)
             current.landed.extend(landed)
             if len(controls) == NUM_CONTROLS:
-                self._falls_back |= controls[FALL_BACK] > 0
+                self._all_must_wait |= controls[MUST_WAIT] > 0
                 if controls[OUTSIDE] > 0:
                     current.take_detour()
                 else:
@@ -318,6 +328,6 @@ class BlockExecutor:
         shown = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
         return TransferError(
             f"rank {self._rank}: block {payload.block} of {current.route.num_blocks} ({shown}) did "
-            f"not get through: {error} Another rank has ended or the link is down; start again "
+            f"not get through ({error}); another rank has ended or the link is down; start again "
             "from the last checkpoint"
         )

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
-from paceline.torch._block_executor import BlockExecutor
+from paceline.torch._executor import Executor
 from paceline.torch._outputs import tensors_in
 from paceline.torch._step_probe import StepProbe
 
@@ -22,12 +22,15 @@ class GradientFeed:
         is_syncing: Whether the next backward pass is to be averaged over ranks.
         is_blocking: Whether `backward()` returns only when all gradients are averaged,
             as with DistributedDataParallel.
-        handles: Of the hooks on parameters.
+        handles: Of the hooks on parameters; empty while somebody else averages gradients.
         probe: Where to note times, while the first steps are measured.
     """
 
     def __init__(
-        self, parameters: Sequence[torch.Tensor], names: Sequence[str], executor: BlockExecutor
+        self,
+        parameters: Sequence[torch.Tensor],
+        names: Sequence[str],
+        executor: Executor,
     ) -> None:
         self._executor = executor
         self._names = names
@@ -35,11 +38,23 @@ class GradientFeed:
         self.is_syncing = True
         self.is_blocking = True
         self.probe: StepProbe | None = None
+        self._parameters = parameters
         self.handles: list[RemovableHandle] = []
-        for tensor, parameter in enumerate(parameters):
+        self.attach()
+
+    def attach(self) -> None:
+        """Put hooks on the parameters, unless they are there."""
+        if self.handles:
+            return
+        for tensor, parameter in enumerate(self._parameters):
             self.handles.append(parameter.register_hook(self._before(tensor)))
             after = parameter.register_post_accumulate_grad_hook(self._after(tensor))
             self.handles.append(after)
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        while self.handles:
+            self.handles.pop().remove()
 
     def watch_output(self, output: Any, *, is_syncing: bool) -> None:
         """Expect a backward pass through `output`."""

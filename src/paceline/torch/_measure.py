@@ -254,6 +254,7 @@ def _mean_square(output: Any) -> torch.Tensor:
 def _from_rank_0(
     values: NDArray[np.float64], group: dist.ProcessGroup | None
 ) -> NDArray[np.float64]:
+    """Return rank 0's values on every rank; all must call it."""
     tensor = torch.from_numpy(np.ascontiguousarray(values)).to(device_of(group))
     dist.broadcast(tensor, group=group, group_src=0)
     return tensor.cpu().numpy()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from paceline.torch._block_layout import Payload
+from paceline.torch._compression import dtype_on_wire
 from paceline.torch._round import Flight, Round
 
 
@@ -14,18 +15,32 @@ def pack(
     sources: list[torch.Tensor | None],
     share: float,
     controls: Sequence[float],
+    wire: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Return the pieces times `share`, then a flag per piece, then `controls`.
 
     Gradients are scaled before they are summed, by the inverse of the number of ranks, as
     DistributedDataParallel does: two ranks get the same bits. A missing gradient is zero,
-    and its flag too.
+    and its flag too. Wider gradients are cast to `wire` first; flags and controls are only
+    asked whether they are positive, so a narrow type may round their sums.
     """
     first = parameters[payload.pieces[0].tensor]
+    dtype = dtype_on_wire(first.dtype, wire)
     flags = [float(sources[piece.tensor] is not None) for piece in payload.pieces]
-    tail = torch.tensor([*flags, *controls], dtype=first.dtype, device=first.device)
-    buffer = first.new_empty(payload.num_elements + len(tail))
+    tail = torch.tensor([*flags, *controls], dtype=dtype, device=first.device)
+    buffer = first.new_empty(payload.num_elements + len(tail), dtype=dtype)
     buffer[payload.num_elements :] = tail
+    fill(buffer, payload, sources, share)
+    return buffer
+
+
+def fill(
+    buffer: torch.Tensor,
+    payload: Payload,
+    sources: list[torch.Tensor | None],
+    share: float,
+) -> None:
+    """Write the pieces times `share` to the front of `buffer`."""
     begin = 0
     for piece in payload.pieces:
         target = buffer[begin : begin + piece.end - piece.begin]
@@ -37,8 +52,11 @@ def pack(
         if source.dim() != 1 or not source.is_contiguous():
             # Flattened once, also where its parts travel apart.
             source = sources[piece.tensor] = source.detach().reshape(-1)
-        torch.mul(source[piece.begin : piece.end], share, out=target)
-    return buffer
+        if buffer.dtype == source.dtype:
+            torch.mul(source[piece.begin : piece.end], share, out=target)
+        else:
+            # Cast, then divided, as torch's `fp16_compress_hook` does: the same bits.
+            target.copy_(source[piece.begin : piece.end]).div_(round(1 / share))
 
 
 def unpack(
@@ -46,13 +64,15 @@ def unpack(
 ) -> tuple[list[int], list[float]]:
     """Put the means into `current.reduced`; return the tensors that are complete, and controls.
 
-    A gradient that travelled whole stays in the buffer, like DDP's bucket views.
+    A gradient that travelled whole stays in the buffer, like DDP's bucket views; one that
+    travelled in another dtype is cast back first.
     """
     payload, buffer = flight.payload, flight.buffer
     tail = buffer[payload.num_elements :].tolist()
+    means = buffer.to(parameters[payload.pieces[0].tensor].dtype)
     landed, begin = [], 0
     for number, piece in enumerate(payload.pieces):
-        part = buffer[begin : begin + piece.end - piece.begin]
+        part = means[begin : begin + piece.end - piece.begin]
         begin += piece.end - piece.begin
         if tail[number] > 0:
             _store(current, parameters[piece.tensor], piece.tensor, piece.begin, part)

@@ -1,58 +1,71 @@
-"""Choose the plan for a measured step, and say why."""
+"""Choose the plans that are worth a trial for a measured step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from paceline.comm import BlockPlan, WireProblem, baseline_plans, plan_blocks, plan_ddp, step_time_s
+from paceline.comm import (
+    BlockPlan,
+    WireProblem,
+    baseline_plans,
+    plan_blocks,
+    plan_ddp,
+    plan_ddp_cap,
+    step_time_s,
+)
 from paceline.cost import Link
 
 Planner = Callable[[WireProblem], BlockPlan]
-# A smaller predicted gain is not worth leaving the plain way for.
+# A smaller gain is not worth leaving the plain way for.
 LEAST_GAIN = 0.01
-SLACK = 0.005
+# Host time of one block, from launch to landing. It depends on the machine, so plans are made
+# for a little and for much of it, and the trial tells which were right.
+HOST_COSTS_S = (1e-4, 3e-4, 1e-3)
+BUCKET_MEBIBYTES = (1, 2, 4, 8, 16, 25, 50, 100)
+MOST_WAITING = 4
+# Of those that wait, none that is predicted to be this much slower than the best is tried.
+HOPELESS = 1.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Choice:
-    """What was chosen; plans are alike on all ranks, because the problem is.
+class Candidate:
+    """A plan and its simulated seconds per step.
 
     Attributes:
         plan: What travels when.
-        fallback: The best of DDP's bucket sizes.
-        overlaps: Whether the next forward pass hides what is left of the wire.
-        predicted_s: Simulated seconds per step of `plan`.
-        fallback_s: Simulated seconds per step of `fallback`.
-        bound_s: Seconds that no schedule beats, on the same numbers.
+        predicted_s: Simulated.
+        bucket_mb: Bucket size in MiB with which DistributedDataParallel does the same;
+            None if it cannot.
     """
 
     plan: BlockPlan
-    fallback: BlockPlan
-    overlaps: bool
     predicted_s: float
-    fallback_s: float
-    bound_s: float
+    bucket_mb: int | None = None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the next forward pass hides what is left of the wire."""
+        return not self.plan.waits_for_all
 
 
-def choose_plan(problem: WireProblem, planner: Planner | None) -> Choice:
-    """Take `planner`'s plan; without one, the best that is found if it wins by 1 %.
+def candidates(problem: WireProblem, planner: Planner | None) -> list[Candidate]:
+    """Return the plans to try, alike on all ranks because the problem is.
 
-    Half collectives, as in DeAR, run as all-reduces of half the bytes here, and are priced so.
+    First those of ours that are predicted to win by 1 % over DDP's best bucket size, then
+    the best of DDP's sizes. With `planner` first its plan, and then only the best of
+    DDP's sizes, to fall back on. Half collectives, as in DeAR, run as all-reduces of
+    half the bytes here, and are left out.
     """
-    baselines = baseline_plans(problem)
-    fallback = _best(problem, [plan for plan in baselines if plan.waits_for_all])
+    charged = [replace(problem, block_cost_s=cost_s) for cost_s in HOST_COSTS_S]
+    waiting = sorted(_buckets(charged[0]), key=lambda one: one.predicted_s)
     if planner is not None:
-        plan = planner(problem)
-    else:
-        whole = [plan for plan in (plan_blocks(problem), *baselines) if plan.latency_share == 1.0]
-        plan = _best(problem, whole)
-    price_s, fallback_s = step_time_s(problem, plan), step_time_s(problem, fallback)
-    wins = planner is not None or price_s < (1 - LEAST_GAIN) * fallback_s
-    overlaps = wins and not plan.waits_for_all
-    if not wins:
-        plan, price_s = fallback, fallback_s
-    return Choice(plan, fallback, overlaps, price_s, fallback_s, problem.bound_s)
+        return [_priced(charged[0], planner(problem)), waiting[0]]
+    limit_s = (1 - LEAST_GAIN) * waiting[0].predicted_s
+    ours = {plan.digest(): plan for plan in map(_best_overlapping, charged)}
+    promising = [_priced(charged[0], plan) for plan in ours.values()]
+    hopeful = [one for one in waiting if one.predicted_s < HOPELESS * waiting[0].predicted_s]
+    return [one for one in promising if one.predicted_s < limit_s] + hopeful[:MOST_WAITING]
 
 
 def first_plan(num_bytes: list[int]) -> BlockPlan:
@@ -68,12 +81,23 @@ def first_plan(num_bytes: list[int]) -> BlockPlan:
     return plan_ddp(problem)
 
 
-def _best(problem: WireProblem, plans: list[BlockPlan]) -> BlockPlan:
-    """Return the plan with the fewest blocks among those within `SLACK` of the fastest.
+def _buckets(problem: WireProblem) -> list[Candidate]:
+    plans = {size: plan_ddp_cap(problem, size) for size in BUCKET_MEBIBYTES}
+    # Of sizes that make the same buckets, the smallest.
+    distinct = {plan.digest(): size for size, plan in reversed(plans.items())}
+    return [
+        Candidate(plans[size], step_time_s(problem, plans[size]), size)
+        for size in distinct.values()
+    ]
 
-    A block costs the host time that no plan is charged for.
-    """
-    prices_s = [step_time_s(problem, plan) for plan in plans]
-    limit_s = (1 + SLACK) * min(prices_s)
-    good = [plan for plan, price_s in zip(plans, prices_s, strict=True) if price_s <= limit_s]
-    return min(good, key=lambda plan: plan.num_blocks)
+
+def _best_overlapping(problem: WireProblem) -> BlockPlan:
+    plans = [plan_blocks(problem, in_halves=False), *baseline_plans(problem)]
+    return min(
+        (plan for plan in plans if not plan.in_halves),
+        key=lambda plan: (plan.waits_for_all, step_time_s(problem, plan), plan.num_blocks),
+    )
+
+
+def _priced(problem: WireProblem, plan: BlockPlan) -> Candidate:
+    return Candidate(plan, step_time_s(problem, plan))

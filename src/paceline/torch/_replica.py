@@ -17,24 +17,9 @@ def replica_of(num_replicas: int | None, rank: int | None, group: Group | None) 
     Raises:
         ValueError: If the numbers contradict each other, or only one of them is known.
     """
-    if group is not None:
-        if num_replicas is not None or rank is not None:
-            raise ValueError("pass either group, or num_replicas and rank, not both")
-        found = _from_group(group)
-    elif num_replicas is not None and rank is not None:
-        found = num_replicas, rank
-    else:
-        around = _from_environment() or _from_default_group()
-        if around is None and (num_replicas or 1, rank or 0) != (1, 0):
-            raise ValueError(
-                f"num_replicas={num_replicas} and rank={rank} do not say which replica this is; "
-                "pass both, or start the job with torchrun"
-            )
-        world_size, own_rank = around or (1, 0)
-        found = (
-            world_size if num_replicas is None else num_replicas,
-            own_rank if rank is None else rank,
-        )
+    if group is not None and (num_replicas, rank) != (None, None):
+        raise ValueError("pass either group, or num_replicas and rank, not both")
+    found = _from_arguments(num_replicas, rank) if group is None else _from_group(group)
     if not 0 <= found[1] < found[0]:
         raise ValueError(f"rank must lie in [0, num_replicas), got rank {found[1]} of {found[0]}")
     return found
@@ -50,6 +35,21 @@ def process_group_of(group: Group | None, num_replicas: int) -> dist.ProcessGrou
         return None
     is_world = dist.get_world_size() == num_replicas
     return dist.group.WORLD if is_world else None
+
+
+def _from_arguments(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
+    """Take from the surroundings what was not passed."""
+    if num_replicas is not None and rank is not None:
+        return num_replicas, rank
+    around = _from_environment() or _from_default_group()
+    if around is None and (num_replicas or 1, rank or 0) != (1, 0):
+        raise ValueError(
+            f"num_replicas={num_replicas} and rank={rank} do not say which replica this is; "
+            "pass both, or start the job with torchrun"
+        )
+    world_size, own_rank = around or (1, 0)
+    size = world_size if num_replicas is None else num_replicas
+    return size, own_rank if rank is None else rank
 
 
 def _from_group(group: Group) -> tuple[int, int]:

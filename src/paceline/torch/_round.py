@@ -8,8 +8,10 @@ from torch import distributed as dist
 
 from paceline.torch._block_layout import Payload, Piece, whole_payloads
 
+# The last block's controls: does a tensor outside the plan have a gradient, and does a rank
+# need all gradients before the first update?
 NUM_CONTROLS = 2
-OUTSIDE, FALL_BACK = range(NUM_CONTROLS)
+OUTSIDE, MUST_WAIT = range(NUM_CONTROLS)
 
 
 class Route:

@@ -2,44 +2,40 @@
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from time import perf_counter
+from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Any, Self
 from warnings import warn
 
-import numpy as np
 import torch
 from torch import distributed as dist
 from torch.utils.hooks import RemovableHandle
 
 from paceline.torch._block_executor import BlockExecutor
-from paceline.torch._block_layout import payloads_of
 from paceline.torch._block_update import PartialUpdate
-from paceline.torch._gather import _all_gather_bytes
+from paceline.torch._compression import Compression, wire_dtype
+from paceline.torch._executor import Executor
+from paceline.torch._explain import explain
 from paceline.torch._gradient_feed import GradientFeed
-from paceline.torch._measure import measure_link
-from paceline.torch._plan_choice import Choice, Planner, choose_plan, first_plan
-from paceline.torch._round import Route
-from paceline.torch._same_model import (
-    broadcast_from_rank_0,
-    check_same_model,
-    check_same_plan,
-    new_group_like,
-)
-from paceline.torch._step_probe import StepCost, StepProbe
-
-NUM_TIMES = 50
+from paceline.torch._plain_parallel import PlainParallel
+from paceline.torch._plan_choice import Planner
+from paceline.torch._plan_control import PlanControl
+from paceline.torch._same_model import broadcast_from_rank_0, check_same_model, new_group_like
+from paceline.torch._sharded import ShardedExecutor
+from paceline.torch._sharded_state import sharded_executor, whole_state_dict
 
 
 class ScheduledDataParallel(torch.nn.Module):
     """Data-parallel training in which the next forward pass hides the wire too.
 
-    The first steps run as with DistributedDataParallel and are measured. Then a plan is
+    The first steps run as with DistributedDataParallel and are measured. Then plans are
     made of which gradients travel when: a thread sends them while the backward pass and
     the next forward pass compute, updates each parameter as soon as its gradient has
-    landed, and each module waits only for the parameters that it was seen to use. Where
-    that is not predicted to win by 1 %, gradients travel behind the backward pass only,
-    in the best bucket size; `explain` tells.
+    landed, and each module waits only for the parameters that it was seen to use. The
+    promising plans and DDP's bucket sizes take turns on the next steps, and the one that is
+    measured fastest stays. Where none wins by 1 %, gradients travel behind the
+    backward pass only, in the best bucket size; `explain` tells. When steps later take
+    25 % more or less time than at first, measuring begins anew.
 
     Results are those of DistributedDataParallel: bit for bit on two ranks, within the
     rounding of another summation order on more. `step()` takes the place of
@@ -62,7 +58,13 @@ class ScheduledDataParallel(torch.nn.Module):
         plan: Makes the plan from the measured problem, for example
             `paceline.comm.plan_p3`; unset for the best that is found.
         num_measure_steps: Steps that are measured, at least 2.
+        num_trial_steps: Steps for which each promising plan is timed in up to three turns; 0
+            to trust the simulation.
         num_in_flight: Collectives that may be under way at once.
+        compression: `"fp16"` or `"bf16"` to send wider gradients so, at half the bytes; on two
+            ranks the numbers are those of torch's `fp16_compress_hook`.
+        sharded: Whether each rank updates only its own part of every parameter and keeps only
+            that part's optimizer state; see `optimizer_state_dict`.
         broadcast_buffers: Whether buffers, such as BatchNorm's, are rank 0's in each
             forward pass.
 
@@ -79,51 +81,66 @@ class ScheduledDataParallel(torch.nn.Module):
         group: dist.ProcessGroup | None = None,
         plan: Planner | None = None,
         num_measure_steps: int = 20,
-        num_in_flight: int = 2,
+        num_trial_steps: int = 5,
+        num_in_flight: int = 4,
+        compression: Compression | None = None,
+        sharded: bool = False,
         broadcast_buffers: bool = True,
     ) -> None:
         super().__init__()
-        _check(num_measure_steps, num_in_flight)
+        _check(num_measure_steps, num_trial_steps, num_in_flight)
         check_same_model(module, group)
         trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         if not trained:
             raise ValueError("the model has no parameter that requires a gradient")
         self._bare = (module,)  # In a tuple, so that it is registered once, as `module`.
         self._names, self._trained = [n for n, _ in trained], [p for _, p in trained]
-        self._optimizer, self._group, self._planner = optimizer, group, plan
-        self._num_measure_steps, self._num_in_flight = num_measure_steps, num_in_flight
+        self._optimizer, self._group = optimizer, group
         self._broadcasts = broadcast_buffers
         self._is_syncing = self._is_stale = True
-        self._choice: Choice | None = None
-        self._overlaps = False
-        self._fallen_back = ""
-        self._step_times_s: dict[bool, list[float]] = {False: [], True: []}
-        self._last_step_s: float | None = None
+        self._update = PartialUpdate(optimizer)
         broadcast_from_rank_0([*module.parameters(), *module.buffers()], group)
-        self._connect(new_group_like(group))
+        own_group = new_group_like(group)
+        wire = wire_dtype(compression, group)
+        self._executor: Executor
+        if sharded:
+            _check_sharded(compression)
+            self._executor = sharded_executor(
+                optimizer, self._trained, self._names, own_group, num_in_flight=num_in_flight
+            )
+        else:
+            self._executor = BlockExecutor(
+                self._trained,
+                self._names,
+                self._update,
+                own_group,
+                num_in_flight=num_in_flight,
+                wire=wire,
+            )
+        self._feed = GradientFeed(self._trained, self._names, self._executor)
+        self._plain = PlainParallel(module, own_group, wire)
+        self._control = PlanControl(
+            module,
+            self._trained,
+            self._executor,
+            self._feed,
+            self._plain,
+            group,
+            planner=plan,
+            num_measure_steps=num_measure_steps,
+            num_trial_steps=num_trial_steps,
+            num_in_flight=num_in_flight,
+        )
+        self._finish_before_state_is_read()
+        self._finalizer = weakref.finalize(
+            self, _close, self._executor, self._plain, self._feed.handles, self._control.handles
+        )
         self.module = module
 
-    def _connect(self, own_group: dist.ProcessGroup) -> None:
-        self._update = PartialUpdate(self._optimizer)
-        self._executor = BlockExecutor(
-            self._trained,
-            self._names,
-            self._update,
-            own_group,
-            num_in_flight=self._num_in_flight,
-        )
-        sizes = [(i, p.nbytes) for i, p in enumerate(self._trained) if p.numel()]
-        order = [index for index, _ in sizes]
-        payloads = payloads_of(first_plan([size for _, size in sizes]), self._trained, order)
-        route = Route(payloads, self._trained)
-        self._executor.use(route, route, order)
-        self._feed = GradientFeed(self._trained, self._names, self._executor)
-        self._feed.probe = StepProbe(self._bare[0], self._trained, self._num_measure_steps)
+    def _finish_before_state_is_read(self) -> None:
         flush = weakref.WeakMethod(self.flush)
         self._optimizer.register_state_dict_pre_hook(lambda _: _call(flush))
         self._optimizer.register_load_state_dict_pre_hook(lambda *_: _call(flush))
-        self._handles = self._feed.handles
-        self._finalizer = weakref.finalize(self, _close, self._executor, self._handles)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; with gradients, each module waits for its own parameters only."""
@@ -134,12 +151,10 @@ class ScheduledDataParallel(torch.nn.Module):
         if self._broadcasts and self._is_stale:
             broadcast_from_rank_0(list(module.buffers()), self._group)
         self._is_stale = torch.is_grad_enabled() and self._is_syncing
-        probe = self._feed.probe
-        if probe is None or not is_training:
+        if torch.is_grad_enabled() and self._plain.is_on:
+            return self._plain.forward(*args, is_syncing=self._is_syncing, **kwargs)
+        with self._control.forward() if is_training else nullcontext():
             output = module(*args, **kwargs)
-        else:
-            with probe.forward():
-                output = module(*args, **kwargs)
         if torch.is_grad_enabled():
             self._feed.watch_output(output, is_syncing=self._is_syncing)
         return output
@@ -151,19 +166,21 @@ class ScheduledDataParallel(torch.nn.Module):
             scaler: Calls the optimizer in place of this method if gradients are finite;
                 needs all of them, so the forward pass hides nothing then.
         """
+        if scaler is not None and isinstance(self._executor, ShardedExecutor):
+            raise ValueError(
+                "a GradScaler looks at whole gradients, and with sharded=True only parts are "
+                "averaged; use bfloat16 autocast without one, or sharded=False"
+            )
         if scaler is not None:
-            self._fall_back("a GradScaler needs all gradients before the first update")
-        self._feed.finish()
-        if self._overlaps:
-            self._step_behind()
-        else:
+            self._must_wait("a GradScaler needs all gradients before the first update")
+        self._finish_backward()
+        if isinstance(self._executor, BlockExecutor) and not self._control.overlaps:
             self._step_now(scaler)
-        self._note_step()
-        probe = self._feed.probe
-        if probe is not None:
-            probe.end_step()
-            if probe.num_steps >= self._num_measure_steps and probe.has_times:
-                self._plan(probe)
+        else:
+            self._step_behind()
+        if not self._control.overlaps:
+            self.flush()
+        self._control.end_step()
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
         """Clip the averaged gradients as `torch.nn.utils.clip_grad_norm_` does; return the norm.
@@ -171,9 +188,11 @@ class ScheduledDataParallel(torch.nn.Module):
         Call it between `backward()` and `step()`, on all ranks. Needs all gradients, so
         from now on the forward pass hides nothing.
         """
-        self._fall_back("clip_grad_norm_ needs all gradients before the first update")
-        self._feed.finish()
-        self._executor.deliver()
+        if isinstance(self._executor, ShardedExecutor):
+            self._feed.finish()
+            return self._executor.clip(max_norm, norm_type)
+        self._must_wait("clip_grad_norm_ needs all gradients before the first update")
+        self._finish_backward()
         return torch.nn.utils.clip_grad_norm_(self._trained, max_norm, norm_type)
 
     @contextmanager
@@ -184,6 +203,18 @@ class ScheduledDataParallel(torch.nn.Module):
             yield
         finally:
             self._is_syncing = before
+
+    def optimizer_state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's whole state on rank 0, {} on others; all ranks must call it.
+
+        What `optimizer.load_state_dict` takes, with or without sharding.
+        """
+        self.flush()
+        if isinstance(self._executor, ShardedExecutor):
+            return whole_state_dict(
+                self._optimizer, self._executor.update, self._trained, self._group
+            )
+        return self._optimizer.state_dict() if dist.get_rank(self._group) == 0 else {}
 
     def flush(self) -> None:
         """Wait until all gradients have landed and all parameters are updated."""
@@ -202,22 +233,7 @@ class ScheduledDataParallel(torch.nn.Module):
 
     def explain(self) -> str:
         """Say what was chosen and why; predicted times are simulated, the others measured."""
-        choice = self._choice
-        if choice is None:
-            probe = self._feed.probe
-            done = 0 if probe is None else probe.num_steps
-            return f"measuring: step {done} of {self._num_measure_steps}, as plain data parallel"
-        lines = [
-            f"plan: {choice.plan.name}, {choice.plan.num_blocks} blocks per step",
-            f"overlap: {self._reason(choice)}",
-            f"predicted (simulated): {choice.predicted_s * 1e3:.4g} ms per step, best DDP "
-            f"({choice.fallback.name}) {choice.fallback_s * 1e3:.4g} ms, lower bound "
-            f"{choice.bound_s * 1e3:.4g} ms",
-        ]
-        for planned, name in ((False, "first steps, as plain data parallel"), (True, "since then")):
-            if times_s := self._step_times_s[planned]:
-                lines.append(f"measured: {np.median(times_s) * 1e3:.4g} ms per step, {name}")
-        return "\n".join(lines)
+        return explain(self._control)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
         """Flush, then list the parameters."""
@@ -250,8 +266,14 @@ class ScheduledDataParallel(torch.nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def _finish_backward(self) -> None:
+        """Close the backward pass; unless the forward pass may hide the wire, wait for it."""
+        if not self._plain.is_on:
+            self._feed.finish()
+            if not self._control.overlaps:
+                self._executor.deliver()
+
     def _step_now(self, scaler: torch.amp.GradScaler | None) -> None:
-        self._executor.deliver()
         self._executor.retire()
         if scaler is not None:
             scaler.step(self._optimizer)
@@ -273,72 +295,19 @@ class ScheduledDataParallel(torch.nn.Module):
         for parameter in self._trained:
             parameter.grad = None
 
-    def _note_step(self) -> None:
-        now_s = perf_counter()
-        times_s = self._step_times_s[self._choice is not None]
-        if self._last_step_s is not None:
-            times_s.append(now_s - self._last_step_s)
-            del times_s[:-NUM_TIMES]
-        self._last_step_s = now_s
-
-    def _plan(self, probe: StepProbe) -> None:
-        """Agree on rank 0's numbers, plan, compare, and use the plan from the next step on."""
-        used = np.array(probe.got_gradient, dtype=np.uint8).tobytes()
-        of_ranks = [np.frombuffer(b, np.uint8) for b in _all_gather_bytes(used, self._group)]
-        is_used = np.any(of_ranks, axis=0) & np.array([p.numel() > 0 for p in self._trained])
-        cost = StepCost.from_bytes(_all_gather_bytes(probe.cost().to_bytes(), self._group)[0])
-        order = cost.order(is_used.tolist())
-        link = measure_link(self._group)
-        problem = cost.problem(self._trained, order, link, self._num_in_flight)
-        choice = self._choice = choose_plan(problem, self._planner)
-        check_same_plan(choice.plan.digest() + choice.fallback.digest(), self._group)
-        route = Route(payloads_of(choice.plan, self._trained, order), self._trained)
-        fallback = Route(payloads_of(choice.fallback, self._trained, order), self._trained)
-        self._executor.use(route, fallback, order)
-        self._feed.probe = self._last_step_s = None
-        if choice.overlaps and not self._fallen_back and not _is_compiled(self._bare[0]):
-            self._wait_per_module(probe.waits())
-        elif choice.overlaps:
-            self._fallen_back = self._fallen_back or "compiled code cannot wait for parameters"
-            self._executor.fall_back()
-
-    def _wait_per_module(self, waits: dict[torch.nn.Module, list[int]]) -> None:
-        self._overlaps, self._feed.is_blocking = True, False
-        for module, tensors in waits.items():
-            hook = _waiting(self._executor, tensors)
-            self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
-
-    def _fall_back(self, reason: str) -> None:
-        self._fallen_back = self._fallen_back or reason
-        if self._overlaps:
-            self._overlaps, self._feed.is_blocking = False, True
-            self._executor.fall_back()
+    def _must_wait(self, reason: str) -> None:
+        if self._control.must_wait(reason):
             warn(
                 f"{reason}; from now on gradients travel behind the backward pass only",
                 stacklevel=3,
             )
 
-    def _reason(self, choice: Choice) -> str:
-        if self._overlaps:
-            return "the backward pass and the next forward pass"
-        if self._fallen_back and choice.overlaps:
-            return f"the backward pass only, because {self._fallen_back}"
-        if self._planner is not None:
-            return "the backward pass only, because the given plan waits for all"
-        return "the backward pass only, because no plan was predicted to win by 1 %"
 
-
-def _waiting(executor: BlockExecutor, tensors: list[int]) -> Callable[..., None]:
-    def hook(_module: torch.nn.Module, _args: Any) -> None:
-        executor.wait_updated(tensors)
-
-    return hook
-
-
-def _close(executor: BlockExecutor, handles: list[RemovableHandle]) -> None:
+def _close(executor: Executor, plain: PlainParallel, *handles: list[RemovableHandle]) -> None:
     executor.close()
-    while handles:
-        handles.pop().remove()
+    plain.leave()
+    for handle in chain(*handles):
+        handle.remove()
 
 
 def _call(method: "weakref.WeakMethod[Callable[[], None]]") -> None:
@@ -346,15 +315,20 @@ def _call(method: "weakref.WeakMethod[Callable[[], None]]") -> None:
         flush()
 
 
-def _is_compiled(module: torch.nn.Module) -> bool:
-    """Compiled code does not see hooks that come later."""
-    return any(type(part).__module__ == "torch._dynamo.eval_frame" for part in module.modules())
+def _check_sharded(compression: Compression | None) -> None:
+    if compression is not None:
+        raise ValueError(
+            f"sharded=True sends gradients as they are, got compression={compression!r}; "
+            "leave one of them out"
+        )
 
 
-def _check(num_measure_steps: int, num_in_flight: int) -> None:
+def _check(num_measure_steps: int, num_trial_steps: int, num_in_flight: int) -> None:
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError("there is no process group; call torch.distributed.init_process_group")
     if num_measure_steps < 2:
         raise ValueError(f"num_measure_steps must be at least 2, got {num_measure_steps}")
+    if num_trial_steps < 0:
+        raise ValueError(f"num_trial_steps must not be negative, got {num_trial_steps}")
     if num_in_flight < 1:
         raise ValueError(f"num_in_flight must be at least 1, got {num_in_flight}")

@@ -95,6 +95,7 @@ class StepProbe:
         self._steps: list[dict[object, float]] = []
         self._marks: dict[object, object] = {"end": self._clock.mark()}
         self.got_gradient = [False] * len(parameters)
+        self.always_got = [True] * len(parameters)
         self.num_steps = 0
 
     @contextmanager
@@ -128,6 +129,8 @@ class StepProbe:
     def end_step(self) -> None:
         """Note the end of `step()`; another step begins."""
         self.num_steps += 1
+        for tensor, always in enumerate(self.always_got):
+            self.always_got[tensor] = always and tensor in self._marks
         keys = list(self._marks)
         times_s = self._clock.seconds([self._marks[key] for key in keys])
         if self.num_steps > self._num_watched and {"start", "backward end"} <= self._marks.keys():

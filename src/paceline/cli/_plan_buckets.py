@@ -1,0 +1,144 @@
+"""`paceline plan --buckets`: which bucket size DistributedDataParallel should use, from a job."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# NumPy and numba take most of a second to import: what needs them is imported inside.
+if TYPE_CHECKING:
+    from paceline.comm import FsdpAdvice, WireProblem
+    from paceline.cost import Job
+
+JOB = "a .json file, or module:name of a Job or of a function that returns one"
+NUM_IN_FLIGHT = 2
+
+
+def run_buckets(where: str, *, is_json: bool) -> int:
+    """Price bucket sizes for the job at `where`, and print what came out."""
+    result = bucket_result(read_job(where))
+    print(json.dumps(result) if is_json else bucket_table(result))
+    return 0
+
+
+def bucket_result(job: "Job") -> dict[str, Any]:
+    """Return the advice for `job` as plain values; all times are simulated."""
+    from paceline.comm import WireProblem, advise_buckets, advise_fsdp
+
+    problem = WireProblem.from_job(job, num_in_flight=NUM_IN_FLIGHT)
+    if not len(problem.num_bytes):
+        raise ValueError("no layer of the job has gradients, so there is nothing to put in buckets")
+    buckets = advise_buckets(problem)
+    return {
+        "bucket_cap_mb": buckets.bucket_cap_mb,
+        "step_s": buckets.step_s,
+        "default_step_s": buckets.default_step_s,
+        "scheduled_step_s": _scheduled_step_s(problem),
+        "bound_s": buckets.bound_s,
+        "step_s_of_cap": {str(cap): step_s for cap, step_s in buckets.step_s_of_cap.items()},
+        "fsdp": _fsdp_result(advise_fsdp(problem), job),
+        "job": job.source,
+        "source": "simulated",
+    }
+
+
+def _scheduled_step_s(problem: "WireProblem") -> float:
+    """Return the best step time of plans that ScheduledDataParallel can walk: whole all-reduces."""
+    from paceline.comm import baseline_plans, plan_blocks, step_time_s
+
+    plans = [plan_blocks(problem), *baseline_plans(problem)]
+    return min(step_time_s(problem, plan) for plan in plans if plan.latency_share == 1.0)
+
+
+def _fsdp_result(advice: "FsdpAdvice", job: "Job") -> dict[str, Any]:
+    names = [layer.name for layer in job.layers]
+    return {
+        "groups": [[names[first], names[last]] for first, last in advice.groups],
+        "prefetch": advice.prefetch,
+        "step_s": advice.step_s,
+        "per_layer_step_s": advice.per_layer_step_s,
+        "no_prefetch_step_s": advice.no_prefetch_step_s,
+        "gathered_bytes": advice.gathered_bytes,
+    }
+
+
+def bucket_table(result: dict[str, Any]) -> str:
+    """Lay the advice out for reading."""
+    best = result["bucket_cap_mb"]
+    rows = [
+        f"{cap:>8} {1e3 * step_s:>12.4g}{'  <- best' if int(cap) == best else ''}"
+        for cap, step_s in result["step_s_of_cap"].items()
+    ]
+    fsdp = result["fsdp"]
+    return "\n".join(
+        [
+            f"DistributedDataParallel(..., bucket_cap_mb={best}); times are simulated from a "
+            f"job that is {result['job']}",
+            "",
+            f"{'size, MB':>8} {'step, ms':>12}",
+            *rows,
+            "",
+            f"{1e3 * result['default_step_s']:.4g} ms with the default of 25 MB, "
+            f"{1e3 * result['scheduled_step_s']:.4g} ms with ScheduledDataParallel, "
+            f"{1e3 * result['bound_s']:.4g} ms at best with any schedule",
+            "",
+            f"FSDP2: {len(fsdp['groups'])} groups, {fsdp['prefetch']} gathered ahead: "
+            f"{1e3 * fsdp['step_s']:.4g} ms ({1e3 * fsdp['per_layer_step_s']:.4g} ms with a group "
+            f"per layer, {1e3 * fsdp['no_prefetch_step_s']:.4g} ms with none ahead)",
+            *(
+                f"  fully_shard {first}" + (f" to {last}" if first != last else "")
+                for first, last in fsdp["groups"]
+            ),
+        ]
+    )
+
+
+def read_job(where: str) -> "Job":
+    """Return the job in a file or a module."""
+    if where.endswith(".json") or Path(where).is_file():
+        return _job_in_file(Path(where))
+    module, colon, name = where.partition(":")
+    if not (module and colon and name):
+        raise ValueError(f"buckets needs {JOB}, got {where!r}")
+    return _job_in_module(module, name)
+
+
+def _job_in_file(path: Path) -> "Job":
+    from paceline.cost import Job, LayerCost, Link
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from None
+    try:
+        return Job(
+            source=content["source"],
+            layers=tuple(LayerCost(**layer) for layer in content["layers"]),
+            link=Link(**content["link"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not hold a job ({type(error).__name__}: {error}); it needs source, "
+            "layers, each with name, forward_s, backward_s and gradient_bytes, and a link with "
+            "alpha_s and bytes_per_s"
+        ) from None
+
+
+def _job_in_module(module: str, name: str) -> "Job":
+    from paceline.cost import Job
+
+    # An installed command does not look into the current folder by itself.
+    sys.path.insert(0, "")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import {module}:{name}: {error}; pass {JOB}") from None
+    finally:
+        sys.path.remove("")
+    job = found() if callable(found) else found
+    if not isinstance(job, Job):
+        raise ValueError(f"{module}:{name} must be a paceline.Job, got {type(job).__name__}")
+    return job

@@ -1,0 +1,119 @@
+"""Compressed gradients against torch's own hooks, on two gloo ranks that share a spawn."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from paceline.torch import run_ranks
+from paceline.torch._block_executor import BlockExecutor
+from paceline.torch._block_layout import Payload, Piece
+from paceline.torch._block_update import PartialUpdate
+from paceline.torch._compression import compress_hook, wire_dtype
+from paceline.torch._gradient_feed import GradientFeed
+from paceline.torch._round import Route
+from paceline.torch._same_model import new_group_like
+
+Found = list[dict[str, Any]]
+
+
+HOOKS = {"fp16": fp16_compress_hook, "bf16": compress_hook(torch.bfloat16)}
+
+
+def loss_of(output: torch.Tensor) -> torch.Tensor:
+    return (output - 0.5).square().mean()
+
+
+def route_of(parameters: list[nn.Parameter]) -> Route:
+    """Cut each gradient in two, last first, a block per three pieces."""
+    pieces = [
+        Piece(tensor, *cut)
+        for tensor in reversed(range(len(parameters)))
+        for numel in [parameters[tensor].numel()]
+        for cut in ((0, numel // 2), (numel // 2, numel))
+    ]
+    blocks = [pieces[begin : begin + 3] for begin in range(0, len(pieces), 3)]
+    return Route([Payload.of(block, part) for block, part in enumerate(blocks)], parameters)
+
+
+def compressed(rank: int, compression: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
+    layers = [nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4)]
+    one = nn.Sequential(*layers)
+    two = copy.deepcopy(one)
+    parallel = DistributedDataParallel(one)
+    parallel.register_comm_hook(None, HOOKS[compression])
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2) for model in (one, two)]
+    parameters, names = list(two.parameters()), [name for name, _ in two.named_parameters()]
+    update = PartialUpdate(optimizers[1])
+    executor = BlockExecutor(
+        parameters,
+        names,
+        update,
+        new_group_like(None),
+        num_in_flight=2,
+        wire=wire_dtype(compression, None),
+    )
+    executor.use(route_of(parameters), range(len(parameters)))
+    feed = GradientFeed(parameters, names, executor)
+    feed.is_blocking = False
+    seen: set[str] = set()
+    plain_all_reduce = dist.all_reduce
+
+    def noting(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("async_op"):
+            seen.add(str(tensor.dtype))
+        return plain_all_reduce(tensor, *args, **kwargs)
+
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(30):
+        batch = torch.randn(4, 48, generator=generator)
+        loss_of(parallel(batch)).backward()
+        optimizers[0].step()
+        optimizers[0].zero_grad()
+        dist.all_reduce = noting
+        output = two(batch)
+        feed.watch_output(output, is_syncing=True)
+        loss_of(output).backward()
+        update.begin()
+        executor.release()
+        executor.flush()
+        dist.all_reduce = plain_all_reduce
+    pairs = zip(one.parameters(), two.parameters(), strict=True)
+    found = {
+        "equal": all(torch.equal(a, b) for a, b in pairs),
+        "sent": sorted(seen),
+    }
+    executor.close()
+    return found
+
+
+def find_all(rank: int, folder: str) -> None:
+    found = {name: compressed(rank, name) for name in HOOKS}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(find_all, 2, str(folder), timeout_s=60)
+    return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_two_ranks_get_the_bits_of_ddp_with_torchs_hook(found: Found, name: str) -> None:
+    for one in found:
+        assert one[name]["equal"]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp16", "torch.float16"), ("bf16", "torch.bfloat16")])
+def test_blocks_travel_in_the_narrow_type_alone(found: Found, name: str, dtype: str) -> None:
+    for one in found:
+        assert one[name]["sent"] == [dtype]
