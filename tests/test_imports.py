@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-ROOMS = ("timeline", "cost", "balance", "comm", "plan")
-HEAVY = ("torch", "matplotlib", "rich", "typer")
+ROOMS = ("timeline", "cost", "balance", "comm", "order", "overlap", "plan", "predict")
+HEAVY = ("torch", "matplotlib", "rich", "lightgbm", "sklearn")
 
 
 @pytest.mark.parametrize(

@@ -37,5 +37,9 @@ class StateMismatchError(PacelineError, ValueError):
     """A saved state does not fit what it is loaded into: other data, configuration or version."""
 
 
+class TraceError(PacelineError, RuntimeError):
+    """A model cannot be traced, for example because its control flow depends on data."""
+
+
 class TransferError(PacelineError, RuntimeError):
     """A gradient block did not get through; the message names the rank and the block."""

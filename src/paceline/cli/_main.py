@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from paceline import __version__
+from paceline.cli._collect import add_collect
+from paceline.cli._estimate import add_estimate
+from paceline.cli._fit import add_fit
+from paceline.cli._herding import add_herding
 from paceline.cli._plan import add_plan
 from paceline.errors import MissingExtraError, PacelineError
 
@@ -51,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     add_plan(commands)
+    add_estimate(commands)
+    add_collect(commands)
+    add_fit(commands)
+    add_herding(commands)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from paceline.torch._balanced_sampler import BalancedSampler
 from paceline.torch._bucket_times import BucketTimes, DDPAdvice
+from paceline.torch._calibrate import calibrate_cpu
 from paceline.torch._comm_hook import CommHookState, scheduled_comm_hook
 from paceline.torch._gather import gather_timeline
 from paceline.torch._loader import DataLoader
@@ -10,6 +11,7 @@ from paceline.torch._ranks import run_ranks
 from paceline.torch._sampler import BalancedBatchSampler
 from paceline.torch._scheduled import ScheduledDataParallel
 from paceline.torch._sizes import example_sizes
+from paceline.torch._trace import trace_workload
 from paceline.torch._watch import Watch, watch
 
 __all__ = [
@@ -21,11 +23,13 @@ __all__ = [
     "DataLoader",
     "ScheduledDataParallel",
     "Watch",
+    "calibrate_cpu",
     "example_sizes",
     "gather_timeline",
     "measure_job",
     "measure_link",
     "run_ranks",
     "scheduled_comm_hook",
+    "trace_workload",
     "watch",
 ]

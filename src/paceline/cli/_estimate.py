@@ -1,0 +1,300 @@
+"""`paceline estimate`: how long a run takes and costs, before it starts."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paceline.cli._collect import add_model_flags, example_input, load_function
+from paceline.errors import MissingExtraError, TraceError
+
+# NumPy, numba and torch take seconds to import: what needs them is imported inside functions.
+if TYPE_CHECKING:
+    from paceline.predict._devices import Device
+    from paceline.predict._run_estimate import RunEstimate, RunSetup, StepTimes
+    from paceline.predict._workload import Workload
+
+LINK_PATTERN = re.compile(
+    r"\s*([0-9.eE]+)\s*([KMGT]?)(i?)(bit|b|B)(?:/s|ps)?\s*(?:\+\s*([0-9.eE]+)\s*(us|ms|s))?\s*"
+)
+LATENCY_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+PROBE_STEPS = 3
+
+
+def add_estimate(commands: Any) -> None:
+    """Add the command to the subparsers of `paceline`."""
+    estimate = commands.add_parser(
+        "estimate",
+        help="predict time, cost and memory of a training run",
+        description="Predict time, cost and memory of a training run. With several workers the "
+        "step is simulated from predicted layers; on the device cpu it follows from rates "
+        "measured on this machine in about ten seconds.",
+    )
+    add_model_flags(estimate)
+    estimate.add_argument("--batch", type=int, required=True, help="examples per step and worker")
+    estimate.add_argument("--precision", type=int, default=32, help="32 or 16 (default 32)")
+    estimate.add_argument("--optimizer", default="SGD", help="class in torch.optim (default SGD)")
+    estimate.add_argument("--device", default="cpu", help="GPU by name, or cpu (default)")
+    estimate.add_argument("--workers", type=int, default=1, help="data-parallel (default 1)")
+    estimate.add_argument("--link", help="between workers: 100Gbit/s, 25GB/s, 10Gbit/s+20us")
+    estimate.add_argument("--dataset-size", type=int, default=0, help="training examples")
+    estimate.add_argument("--epochs", type=float, default=0.0, help="passes over them")
+    estimate.add_argument("--price", type=float, help="dollars per hour and worker")
+    estimate.add_argument("--predictor", type=Path, help="file from fit (default: the shipped one)")
+    estimate.add_argument(
+        "--rates", type=Path, help="file of this CPU's rates, written if it is not there"
+    )
+    estimate.add_argument("--json", action="store_true", help="print one JSON object")
+    estimate.set_defaults(run=run_estimate)
+
+
+def run_estimate(options: argparse.Namespace) -> int:
+    """Trace the model, predict, and print."""
+    where = _device(options.device)
+    setup = _setup(options, where)
+    function = load_function(options.model)
+    workload, measured_s = _describe(function, options)
+    times = _step_times(workload, measured_s, where, options)
+    from paceline.predict._run_estimate import estimate_run
+
+    found = estimate_run(workload, times, setup, device=where)
+    result = _result(found, workload, where, setup)
+    result |= {"traced": measured_s is None, "new_to_predictor": times.new}
+    if options.json:
+        print(json.dumps(result))
+    else:
+        _show(result)
+    return 0
+
+
+def parse_link(text: str) -> tuple[float, float | None]:
+    """Return bytes per second, and seconds of latency of a hop if given.
+
+    Raises:
+        ValueError: If it is not a positive rate with a unit.
+
+    Examples:
+        >>> parse_link("100Gbit/s")
+        (12500000000.0, None)
+        >>> parse_link("25GB/s+1ms")
+        (25000000000.0, 0.001)
+    """
+    found = LINK_PATTERN.fullmatch(text)
+    rate = _number(found.group(1)) if found else 0.0
+    if found is None or not 0 < rate < float("inf"):
+        raise ValueError(
+            "link must be a positive rate such as 100Gbit/s or 25GB/s, with +10us for the latency "
+            f"of a hop, got {text!r}"
+        )
+    _, prefix, binary, unit, latency, latency_unit = found.groups()
+    power = " KMGT".index(prefix) if prefix else 0
+    bytes_per_s = rate * (1024.0 if binary else 1000.0) ** power / (1 if unit == "B" else 8)
+    return bytes_per_s, _number(latency) * LATENCY_UNITS[latency_unit] if latency else None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def _device(name: str) -> "Device | None":
+    from paceline.predict._devices import device
+
+    return None if name.lower() == "cpu" else device(name)
+
+
+def _setup(options: argparse.Namespace, where: "Device | None") -> "RunSetup":
+    from paceline.predict._conformal import Estimate
+    from paceline.predict._run_estimate import RunSetup, ring_link
+
+    if options.batch < 1:
+        raise ValueError(f"batch must be at least 1, got {options.batch}")
+    if not 0 <= options.epochs < float("inf"):
+        raise ValueError(f"epochs must be finite and not negative, got {options.epochs}")
+    price = options.price
+    if price is None:
+        price = where.price_per_hour if where else 0.0
+    link = None
+    if options.link is not None:
+        rate, hop_s = parse_link(options.link)
+        extra = {} if hop_s is None else {"hop_latency_s": hop_s}
+        link = ring_link(rate, options.workers, **extra)
+    epochs = Estimate(options.epochs, options.epochs, options.epochs) if options.epochs else None
+    return RunSetup(
+        num_workers=options.workers,
+        link=link,
+        dataset_size=options.dataset_size,
+        epochs=epochs,
+        price_per_hour=price,
+    )
+
+
+def _describe(
+    function: Callable[[], Any], options: argparse.Namespace
+) -> "tuple[Workload, list[float] | None]":
+    """Trace the model; if that fails, run it here and say so."""
+    try:
+        from paceline.torch._calibrate import threads, time_steps
+        from paceline.torch._trace import record_step, trace_workload
+        from paceline.torch._trace_setup import StepSetup, build, inputs_for
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"estimate needs {error.name}; install it with: pip install 'paceline[torch]'"
+        ) from error
+    example, shape = example_input(options.input_shape)
+    try:
+        work = trace_workload(
+            function,
+            example,
+            input_shape=shape,
+            batch_size=options.batch,
+            precision=options.precision,
+            optimizer=options.optimizer,
+            dataset_size=options.dataset_size,
+        )
+        return work, None
+    except TraceError as error:
+        print(
+            f"paceline: {error}; falling back to {PROBE_STEPS} measured steps on this CPU",
+            file=sys.stderr,
+        )
+    setup = StepSetup(
+        batch_size=options.batch, precision_bits=options.precision, optimizer=options.optimizer
+    )
+    with threads(1):
+        try:
+            model, example = build(function, example, shape)
+            inputs = inputs_for(example, shape, options.batch)
+            _, work = record_step(model, inputs, setup)
+            seconds = time_steps(model, lambda _: inputs, setup, num_steps=PROBE_STEPS)
+        except (RuntimeError, TypeError) as error:
+            first = str(error).strip().split("\n", 1)[0]
+            raise ValueError(f"a step of the model fails on these inputs: {first}") from error
+    return work, seconds
+
+
+def _step_times(
+    workload: "Workload",
+    measured_s: "list[float] | None",
+    where: "Device | None",
+    options: argparse.Namespace,
+) -> "StepTimes":
+    from paceline.predict._conformal import Estimate
+    from paceline.predict._run_estimate import StepTimes
+
+    if where is not None:
+        from paceline.predict._training_time import step_times
+
+        return step_times(workload, where, path=options.predictor)
+    if measured_s is not None:
+        ordered = sorted(measured_s)
+        compute = Estimate(ordered[len(ordered) // 2], ordered[0], ordered[-1])
+        return StepTimes(compute=compute, source="measured")
+    return _cpu_times(workload, options.rates)
+
+
+def _cpu_times(workload: "Workload", path: Path | None) -> "StepTimes":
+    from paceline.predict._cpu_rates import CpuRates
+    from paceline.predict._run_estimate import StepTimes
+    from paceline.torch._calibrate import calibrate_cpu
+
+    if path is not None and path.exists():
+        rates = CpuRates.load(path)
+    else:
+        print("paceline: measuring this CPU's rates, about ten seconds", file=sys.stderr)
+        rates = calibrate_cpu()
+        if path is not None:
+            rates.save(path)
+    return StepTimes(compute=rates.step_time(workload), shares=rates.bounds(workload))
+
+
+def _result(
+    found: "RunEstimate", workload: "Workload", where: "Device | None", setup: "RunSetup"
+) -> dict[str, Any]:
+    def numbers(estimate: Any) -> dict[str, float] | None:
+        return None if estimate is None else asdict(estimate)
+
+    memory = found.memory
+    return {
+        "model": workload.name,
+        "family": workload.family,
+        "device": where.name if where else "cpu, this machine",
+        "workers": found.num_workers,
+        "batch_size": workload.batch_size,
+        "precision": workload.precision_bits,
+        "optimizer": workload.optimizer,
+        "num_params": workload.num_params,
+        "train_flops_per_batch": workload.train_flops_per_batch,
+        "step_s": numbers(found.step),
+        "epoch_s": numbers(found.epoch),
+        "run_s": numbers(found.run),
+        "cost_dollars": numbers(found.cost),
+        "price_per_hour": setup.price_per_hour,
+        "source": found.source,
+        "schedule": found.schedule,
+        "ddp_step_s": found.ddp_step_s,
+        "exposed_communication_s": found.exposed_s,
+        "memory_bytes": asdict(memory) | {"peak": memory.peak},
+        "fits": memory.fits(where) if where else None,
+        "largest_batch": memory.largest_batch(where) if where else None,
+        "bound_by": found.bound_by,
+        "shares": found.shares,
+        "advice": found.advice,
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"the table needs {error.name}; install it with: pip install 'paceline[report]', or "
+            "pass --json"
+        ) from error
+    table = Table(title=f"{result['model']} on {result['workers']} x {result['device']}")
+    for column in ("", "median", "low", "high", ""):
+        table.add_column(column, justify="left" if column == "" else "right")
+    label = result["source"]
+    for key, name, shown in (
+        ("step_s", "step", _duration),
+        ("epoch_s", "epoch", _duration),
+        ("run_s", "run", _duration),
+        ("cost_dollars", "cost", lambda dollars: f"${dollars:,.2f}"),
+    ):
+        if result[key] is not None:
+            numbers = (shown(result[key][end]) for end in ("median", "low", "high"))
+            table.add_row(name, *numbers, label)
+    memory = result["memory_bytes"]["peak"] / 2**30
+    table.add_row("memory", f"{memory:.2f} GiB", "", "", _memory_note(result))
+    console = Console()
+    console.print(table)
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items() if share)
+    console.print(f"bound by {result['bound_by']} ({shares}; predicted)")
+    if result["workers"] > 1:
+        ddp = _duration(result["ddp_step_s"])
+        console.print(f"schedule {result['schedule']}; with DDP a step takes {ddp} (simulated)")
+    if result["new_to_predictor"]:
+        console.print(f"new to the predictor: {result['new_to_predictor']}")
+    console.print(f"change first: {result['advice']}")
+
+
+def _memory_note(result: dict[str, Any]) -> str:
+    if result["fits"] is None:
+        return "predicted"
+    fits = "fits" if result["fits"] else "does not fit"
+    return f"predicted; {fits}, largest batch {result['largest_batch']}"
+
+
+def _duration(seconds: float) -> str:
+    for limit, unit, per in ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (120.0, "s", 1.0)):
+        if seconds < limit:
+            return f"{seconds * per:.3g} {unit}"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

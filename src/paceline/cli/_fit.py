@@ -1,0 +1,35 @@
+"""`paceline fit`: measured tables into a predictor file."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_fit(commands: Any) -> None:
+    """Add the command to the subparsers of `paceline`."""
+    fit = commands.add_parser(
+        "fit",
+        help="fit a predictor to measured tables",
+        description="Fit a predictor to tables of measured steps and, if they are there, of "
+        "epochs until convergence; write it as one JSON file with its provenance.",
+    )
+    fit.add_argument("tables", type=Path, help="folder of CSV tables")
+    fit.add_argument("--output", type=Path, required=True, help="predictor file to write")
+    fit.add_argument("--source", default="", help="where the tables come from, kept in the file")
+    fit.add_argument("--json", action="store_true", help="print one JSON object")
+    fit.set_defaults(run=run_fit)
+
+
+def run_fit(options: argparse.Namespace) -> int:
+    """Fit and write."""
+    from paceline.predict._training_time import fit_predictor
+
+    if not options.tables.is_dir():
+        raise ValueError(f"tables must be a folder of CSV files, got {options.tables}")
+    result = fit_predictor(options.tables, options.output, source=options.source)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print("\n".join(f"{key:<18}{value}" for key, value in result.items()))
+    return 0

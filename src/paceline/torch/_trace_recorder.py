@@ -1,0 +1,189 @@
+"""Watch one training step and write down every operator, layer and living tensor."""
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from paceline.predict._workload import LayerWork, OperatorWork, Phase
+from paceline.torch._trace_operators import describe, is_ignored
+
+
+class LiveMemory:
+    """Bytes of the tensors that operators made and that are still referenced.
+
+    Attributes:
+        live_bytes: Now; tensors that were there before are not counted.
+        peak_bytes: Highest value of `live_bytes`.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._storages: dict[int, weakref.ref[Any]] = {}
+
+    def add(self, out: Any) -> None:
+        """Count new storages in `out`."""
+        for tensor in out if isinstance(out, list | tuple) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self._add_storage(tensor.untyped_storage())
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def _add_storage(self, storage: Any) -> None:
+        key, num_bytes = storage._cdata, storage.nbytes()
+        if key in self._storages or key in self._known:
+            return
+
+        def forget(_: Any) -> None:
+            self._storages.pop(key, None)
+            self.live_bytes -= num_bytes
+
+        self._storages[key] = weakref.ref(storage, forget)
+        self.live_bytes += num_bytes
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every operator of a step; with `timed`, how long each one took.
+
+    Attributes:
+        phase: Part of the step that runs; the caller sets it.
+        calls: What ran, in order, views included.
+        seconds: Time of each call; zeros unless `timed`.
+        layer_of_call: Name of the layer that ran in the forward pass; empty elsewhere.
+        memory: Living tensors of the forward pass.
+        saved_bytes: Kept for the backward pass; parameters and their copies left out.
+        copied_bytes: Copies of parameters that autocast made.
+        num_python_calls: Calls of PyTorch from Python in the forward pass.
+    """
+
+    def __init__(self, model: torch.nn.Module, *, timed: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.phase: Phase = "forward"
+        self.calls: list[OperatorWork] = []
+        self.seconds: list[float] = []
+        self.layer_of_call: list[str] = []
+        self.memory = LiveMemory([*model.parameters(), *model.buffers()])
+        self.saved_bytes = 0
+        self.copied_bytes = 0
+        self.num_python_calls = 0
+        self._timed = timed
+        self._model = model
+        self._layers: list[str] = [""]
+        self._params = {p.untyped_storage()._cdata for p in model.parameters()}
+        self._saved = set(self._params)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        begin = perf_counter() if self._timed else 0.0
+        out = func(*args, **kwargs)
+        seconds = perf_counter() - begin if self._timed else 0.0
+        if is_ignored(func):
+            return out
+        self.calls.append(describe(func, args, kwargs, out, self.phase))
+        self.seconds.append(seconds)
+        self.layer_of_call.append(self._layers[-1] if self.phase == "forward" else "")
+        if self.phase == "forward":
+            self.memory.add(out)
+            self._note_copy(func, args, out)
+        return out
+
+    def _note_copy(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        """Keep autocast's copies of parameters apart: they do not grow with the batch."""
+        is_copy = func._overloadpacket.__name__ == "_to_copy"
+        if is_copy and args[0].untyped_storage()._cdata in self._params:
+            self._saved.add(out.untyped_storage()._cdata)
+            self.copied_bytes += out.untyped_storage().nbytes()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hook the layers and what autograd saves; hooks are gone on leaving."""
+        handles = []
+        for name, module in self._model.named_modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                handles.append(module.register_forward_pre_hook(self._enter(name)))
+                handles.append(module.register_forward_hook(self._leave, always_call=True))
+        saved = torch.autograd.graph.saved_tensors_hooks(self._on_save, lambda tensor: tensor)
+        try:
+            with saved, _PythonCalls(self), self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, name: str) -> Any:
+        def hook(*_: Any) -> None:
+            self._layers.append(name)
+
+        return hook
+
+    def _leave(self, *_: Any) -> None:
+        self._layers.pop()
+
+    def _on_save(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._saved:
+            self._saved.add(storage._cdata)
+            self.saved_bytes += storage.nbytes()
+        return tensor
+
+    def operators(self) -> tuple[OperatorWork, ...]:
+        """Return what ran, alike calls as one."""
+        return tuple(
+            replace(work, num_calls=num_calls) for work, num_calls in Counter(self.calls).items()
+        )
+
+    def layers(self) -> tuple[LayerWork, ...]:
+        """Return the layers in the order of their first call."""
+        owned = _owned_params(self._model)
+        names = dict.fromkeys(name for name in self.layer_of_call if name)
+        # Layers that are never called by themselves, such as those that a parent reads.
+        names.update(dict.fromkeys(name for name in owned if owned[name]))
+        work: dict[str, list[OperatorWork]] = {name: [] for name in names}
+        for name, call in zip(self.layer_of_call, self.calls, strict=True):
+            if name:
+                work[name].append(call)
+        return tuple(
+            LayerWork(
+                name=name,
+                forward_flops=sum(call.flops for call in calls),
+                moved_bytes=sum(call.read_bytes + call.written_bytes for call in calls),
+                num_params=owned.get(name, 0),
+                num_kernels=sum(call.operator_class != "view" for call in calls),
+            )
+            for name, calls in work.items()
+        )
+
+
+class _PythonCalls(TorchFunctionMode):
+    """Counts calls of torch functions from Python while the forward pass runs."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if self._recorder.phase == "forward" and getattr(func, "__name__", "") != "__get__":
+            self._recorder.num_python_calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _owned_params(model: torch.nn.Module) -> dict[str, int]:
+    seen: set[int] = set()
+    owned: dict[str, int] = {}
+    for name, module in model.named_modules():
+        mine = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        owned[name] = sum(p.numel() for p in mine if id(p) not in seen)
+        seen.update(map(id, mine))
+    return owned

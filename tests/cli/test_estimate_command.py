@@ -1,0 +1,206 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paceline.cli import main
+from paceline.cli._collect import parse_shape
+from paceline.cli._estimate import parse_link
+from paceline.predict._cpu_rates import CpuRates
+
+MODEL = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+class Chooses(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+    def forward(self, x):
+        y = self.linear(x)
+        return y if y.sum() > 0 else -y
+
+def tokens():
+    return nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 8))
+
+def wrong():
+    return 3
+
+NUMBER = 5
+"""
+RATES = CpuRates(
+    coefficients={
+        "matmul": (1e-6, 1e-10),
+        "elementwise": (1e-6, 1e-10),
+        "gather": (1e-6, 1e-10),
+    },
+    overhead=(1e-6, 1e-6, 1e-6),
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "net.py").write_text(MODEL, encoding="utf-8")
+    RATES.save(tmp_path / "rates.json")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    try:
+        return main(["estimate", *arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def result_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert run(*arguments, "--rates", "rates.json", "--json") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_on_this_cpu_is_estimated(capsys: pytest.CaptureFixture[str]) -> None:
+    found = result_of(
+        capsys,
+        *("net.py:build", "--batch", "32", "--input-shape", "8", "--optimizer", "adamw"),
+        *("--dataset-size", "3200", "--epochs", "2", "--price", "36"),
+    )
+    step = found["step_s"]["median"]
+    assert found["epoch_s"]["median"] == pytest.approx(100 * step)
+    assert found["cost_dollars"]["median"] == pytest.approx(200 * step / 100)
+    assert (found["source"], found["traced"], found["optimizer"]) == ("predicted", True, "AdamW")
+    assert found["step_s"]["low"] <= step <= found["step_s"]["high"]
+    assert found["memory_bytes"]["parameters"] == 4 * (8 * 16 + 16 + 16 * 4 + 4)
+
+
+@pytest.mark.usefixtures("here")
+def test_several_workers_are_labelled_simulated(capsys: pytest.CaptureFixture[str]) -> None:
+    found = result_of(
+        capsys,
+        *("net.py:build", "--batch", "32", "--input-shape", "8"),
+        *("--workers", "4", "--link", "1Gbit/s+50us"),
+    )
+    assert (found["source"], found["workers"]) == ("simulated", 4)
+    assert found["step_s"]["median"] <= found["ddp_step_s"] * (1 + 1e-9)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_table_says_what_is_what(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ("--input-shape", "8")
+    assert run("net.py:build", "--batch", "4", *shape, "--rates", "rates.json") == 0
+    printed = capsys.readouterr().out
+    for word in (
+        "median",
+        "low",
+        "high",
+        "step",
+        "predicted",
+        "memory",
+        "bound by",
+        "change first",
+    ):
+        assert word in printed
+
+
+@pytest.mark.usefixtures("here")
+def test_what_cannot_be_traced_is_measured_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("net.py:Chooses", "--batch", "4", "--input-shape", "8", "--json") == 0
+    printed = capsys.readouterr()
+    assert "falling back to 3 measured steps on this CPU" in printed.err
+    found = json.loads(printed.out)
+    assert (found["source"], found["traced"]) == ("measured", False)
+    assert found["step_s"]["median"] > 0
+
+
+@pytest.mark.usefixtures("here")
+def test_tokens_are_taken_as_integers(capsys: pytest.CaptureFixture[str]) -> None:
+    found = result_of(capsys, "net.py:tokens", "--batch", "4", "--input-shape", "6:int64")
+    assert found["family"] == "MLP"
+
+
+GOOD = ["net.py:build", "--batch", "4", "--input-shape", "8"]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*GOOD, "--device", "H10"], "unknown device 'H10'; did you mean H100 PCIe 80GB"),
+        ([*GOOD, "--batch", "0"], "batch must be at least 1, got 0"),
+        ([*GOOD, "--price", "-1"], "price must not be negative, got -1.0"),
+        ([*GOOD, "--epochs", "-1"], "epochs must be finite and not negative, got -1.0"),
+        ([*GOOD, "--epochs", "nan"], "epochs must be finite and not negative, got nan"),
+        ([*GOOD, "--workers", "0"], "workers must be at least 1, got 0"),
+        ([*GOOD, "--workers", "2"], "2 workers need a link"),
+        ([*GOOD, "--workers", "2", "--link", "fast"], "link must be a positive rate"),
+        ([*GOOD, "--workers", "2", "--link=-1Gbit/s"], "link must be a positive rate"),
+        ([*GOOD, "--dataset-size", "-1"], "dataset_size must not be negative, got -1"),
+        ([*GOOD, "--precision", "8"], "precision must be 32, or 16"),
+        ([*GOOD, "--optimizer", "magic"], "optimizer must be a class of torch.optim"),
+        ([*GOOD, "--input-shape", "8,x"], "input-shape must be positive sizes"),
+        ([*GOOD, "--input-shape", "0"], "input-shape must be positive sizes"),
+        ([*GOOD, "--input-shape", "8:complex"], "with :int64 for tokens"),
+        (["net.py:build", "--batch", "4"], "pass either example_input or input_shape"),
+        (["net.py:wrong", *GOOD[1:]], "it returned int"),
+        (["net.py:nothing", *GOOD[1:]], "net.py has no function 'nothing'; it has build"),
+        (["net.py:NUMBER", *GOOD[1:]], "net.py has no function 'NUMBER'"),
+        (["gone.py:build", *GOOD[1:]], "cannot read gone.py"),
+        (["net:build", *GOOD[1:]], "model must be FILE.py:FUNCTION"),
+        (["net.py", *GOOD[1:]], "model must be FILE.py:FUNCTION"),
+    ],
+)
+def test_bad_input_is_answered_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run(*arguments, "--rates", "rates.json") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert message in line
+
+
+@pytest.mark.usefixtures("here")
+def test_a_step_that_fails_for_real_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("net.py:build", "--batch", "4", "--input-shape", "7") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "a step of the model fails on these inputs: mat1 and mat2" in last
+
+
+def test_a_file_that_does_not_import_is_answered(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "broken.py").write_text("import nothing_like_this\n", encoding="utf-8")
+    assert run("broken.py:build", "--batch", "4") == 2
+    assert "cannot import broken.py: No module named" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("here")
+def test_a_rates_file_that_was_damaged_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rates.json").write_text("{}", encoding="utf-8")
+    assert run(*GOOD, "--rates", "rates.json") == 2
+    assert "holds no CPU rates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "rate", "hop"),
+    [
+        ("100Gbit/s", 12.5e9, None),
+        ("10Gbps", 1.25e9, None),
+        ("25GB/s", 25e9, None),
+        ("1GiB/s+10us", 2**30, 1e-5),
+        ("900 Mbit/s + 1ms", 112.5e6, 1e-3),
+    ],
+)
+def test_links_are_read(text: str, rate: float, hop: float | None) -> None:
+    assert parse_link(text) == (pytest.approx(rate), pytest.approx(hop) if hop else None)
+
+
+def test_shapes_are_read() -> None:
+    assert parse_shape("3,224,224") == ((3, 224, 224), None)
+    assert parse_shape("128:int64") == ((128,), "int64")
+    assert parse_shape(None) == (None, None)

@@ -1,0 +1,140 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.predict.step_tables import mlp_rows, write_table
+
+from paceline.errors import StateMismatchError
+from paceline.predict._predictor_file import load_step_predictor, save_step_predictor
+from paceline.predict._step_predictor import StepPredictor, fit_step_predictor
+from paceline.predict._step_rows import StepRows
+from paceline.predict._tables import read_step_tables
+
+SHIFTS = ("model", "device")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> StepRows:
+    folder: Path = tmp_path_factory.mktemp("tables")
+    write_table(folder / "mlp.csv", mlp_rows())
+    return read_step_tables(folder)
+
+
+@pytest.fixture(scope="module")
+def predictor(rows: StepRows) -> StepPredictor:
+    return fit_step_predictor(rows, shifts=SHIFTS, provenance={"tables": "made up"})
+
+
+@pytest.fixture
+def file(predictor: StepPredictor, tmp_path: Path) -> Path:
+    path = tmp_path / "predictor.json"
+    save_step_predictor(predictor, path)
+    return path
+
+
+def test_a_loaded_predictor_predicts_the_same(
+    file: Path, predictor: StepPredictor, rows: StepRows
+) -> None:
+    loaded = load_step_predictor(file)
+    for shift in SHIFTS:
+        assert loaded.predict(rows, shift=shift) == predictor.predict(rows, shift=shift)
+    probes = rows.take(rows["device"] == "T4").take(np.arange(4))
+    assert loaded.with_probes(probes).predict(rows, shift="model") == predictor.with_probes(
+        probes
+    ).predict(rows, shift="model")
+    assert loaded.provenance == {"tables": "made up"}
+
+
+def test_the_file_is_small_json_without_rows(file: Path, rows: StepRows) -> None:
+    text = file.read_text()
+    assert len(text) < 5_000_000
+    json.loads(text)
+    assert not [value for value in rows["compute_s"] if repr(float(value)) in text]
+
+
+def test_saving_twice_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.json"
+    save_step_predictor(load_step_predictor(file), again)
+    assert again.read_bytes() == file.read_bytes()
+
+
+def _set(key: str, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        document[key] = value
+
+    return change
+
+
+def _tamper(document: dict[str, Any]) -> None:
+    document["content"]["loader"]["T4|MLP|STL10"] = 1e-9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_tamper, "does not match its sha256"),
+        (_set("sha256", "0" * 64), "does not match its sha256"),
+        (_set("content", []), "does not match its sha256"),
+        (_set("version", 99), "has version 99, but this Paceline reads version 1"),
+        (_set("format", "something else"), "is not a paceline step predictor file"),
+    ],
+)
+def test_a_file_that_was_changed_is_refused(
+    file: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+    with pytest.raises(StateMismatchError, match=message):
+        load_step_predictor(file)
+
+
+def test_a_file_cut_short_is_refused(file: Path) -> None:
+    file.write_text(file.read_text()[:1000])
+    with pytest.raises(StateMismatchError, match="is not JSON"):
+        load_step_predictor(file)
+
+
+def test_the_default_shift_is_the_widest_that_holds(
+    predictor: StepPredictor, rows: StepRows
+) -> None:
+    one = rows.take([0]).without_times()
+    new_model = StepRows({**one.columns, "model": np.array(["mine"])})
+    new_device = StepRows({**new_model.columns, "device": np.array(["Foo 77"])})
+    assert predictor.predict(new_model)[0].shift == "model"
+    assert predictor.predict(new_device)[0].shift == "device"
+    with pytest.raises(ValueError, match="no intervals for shift 'configuration'"):
+        predictor.predict(one)
+
+
+def test_probes_pull_estimates_of_their_device_and_of_no_other(
+    predictor: StepPredictor, rows: StepRows
+) -> None:
+    mine = StepRows(
+        {**rows.columns, "device": np.where(rows["device"] == "T4", "Foo 77", rows["device"])}
+    )
+    own = mine.take(mine["device"] == "Foo 77")
+    slow = StepRows({**own.columns, "compute_s": 2 * own["compute_s"]})
+    probed = predictor.with_probes(slow.take(np.arange(0, len(own), 4)))
+    other = mine.take(mine["device"] == "L4")
+    assert probed.predict(other, shift="model") == predictor.predict(other, shift="model")
+    before = np.array([e.compute.median for e in predictor.predict(own)])
+    after = np.array([e.compute.median for e in probed.predict(own)])
+    truth = slow["compute_s"]
+    assert np.abs(np.log(after / truth)).mean() < 0.5 * np.abs(np.log(before / truth)).mean()
+
+
+def test_probes_need_times(predictor: StepPredictor, rows: StepRows) -> None:
+    with pytest.raises(ValueError, match="probes must carry"):
+        predictor.with_probes(rows.without_times())
+
+
+def test_estimates_are_in_order_and_a_step_is_no_shorter_than_its_parts(
+    predictor: StepPredictor, rows: StepRows
+) -> None:
+    for estimate in predictor.predict(rows, shift="model"):
+        assert estimate.step.low <= estimate.step.median <= estimate.step.high
+        assert estimate.loader.low <= estimate.loader.median <= estimate.loader.high

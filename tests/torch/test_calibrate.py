@@ -1,0 +1,72 @@
+import pytest
+import torch
+from torch import nn
+
+from paceline.torch._calibrate import (
+    Probe,
+    calibrate_cpu,
+    standard_probes,
+    this_machine,
+    threads,
+    time_steps,
+)
+from paceline.torch._trace import trace_workload
+from paceline.torch._trace_setup import StepSetup
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+
+PROBE = Probe(small, torch.zeros(1, 8), (4, 64))
+
+
+def test_a_calibrated_machine_predicts_steps() -> None:
+    random = torch.get_rng_state()
+    rates = calibrate_cpu(probes=[PROBE])
+    work = trace_workload(small, input_shape=(8,), batch_size=16)
+    estimate = rates.step_time(work)
+    assert 0 < estimate.low <= estimate.median <= estimate.high
+    assert rates.machine["threads"] == "1"
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_the_standard_probes_run_every_class_of_operator() -> None:
+    classes = set()
+    for probe in standard_probes():
+        work = trace_workload(
+            probe.build, probe.example_input, batch_size=2, optimizer=probe.optimizer
+        )
+        classes |= {operator.operator_class for operator in work.operators}
+    assert classes == {
+        "matmul",
+        "conv",
+        "depthwise",
+        "attention",
+        "recurrent",
+        "gather",
+        "elementwise",
+        "view",
+    }
+
+
+def test_steps_are_timed_one_by_one() -> None:
+    seconds = time_steps(small(), None, StepSetup(batch_size=4), input_shape=(8,), num_steps=5)
+    assert len(seconds) == 5
+    assert min(seconds) > 0
+
+
+def test_threads_are_put_back_on_errors_too() -> None:
+    before = torch.get_num_threads()
+
+    def fail() -> None:
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+
+    with pytest.raises(KeyError), threads(before + 1):
+        fail()
+    assert torch.get_num_threads() == before
+
+
+def test_a_machine_names_itself() -> None:
+    assert set(this_machine(2)) == {"processor", "threads", "torch", "python", "date"}
