@@ -71,10 +71,12 @@ class GradientFeed:
             self._executor.begin()
             self._executor.finish()
 
-    def _before(self, tensor: int) -> Callable[[torch.Tensor], None]:
-        def hook(_gradient: torch.Tensor) -> None:
+    def _before(self, tensor: int) -> Callable[[torch.Tensor | None], None]:
+        def hook(gradient: torch.Tensor | None) -> None:
             self._begin()
-            if self.is_syncing and self._executor.is_ready(tensor):
+            # None: the gradient was computed on another lane and is there already.
+            is_again = gradient is not None and self._executor.is_ready(tensor)
+            if self.is_syncing and is_again:
                 raise RuntimeError(
                     f"{self._names[tensor]!r} must get its gradient once per backward pass, but "
                     "it came again; use checkpoint(..., use_reentrant=False)"

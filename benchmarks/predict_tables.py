@@ -1,0 +1,35 @@
+"""Claim: step time and epochs are predicted for what was held out, with intervals that hold.
+
+Runs every evaluation of `python -m paceline.predict.evaluate` on one folder of measured tables,
+those of CHRONOS: random rows, new configurations, datasets, models and GPUs, ten probes of a new
+GPU, and epochs until convergence. Errors are of *predictions* against *measured* steps.
+"""
+
+from pathlib import Path
+
+from _record import finish, parser
+
+from paceline.predict import read_step_tables
+from paceline.predict._convergence_evaluate import evaluate_convergence
+from paceline.predict._evaluate_step import evaluate_regime
+
+RUNS = (("rand", 0), ("grp", 0), ("lodo", 0), ("lomo", 0), ("logo", 0), ("logo", 1), ("logo", 10))
+
+
+def main() -> None:
+    flags = parser(__doc__ or "")
+    flags.add_argument("--data", type=Path, required=True, help="folder of tables")
+    options = flags.parse_args()
+    rows = read_step_tables(options.data)
+    steps = {
+        f"{regime}, {num_probes} probes" if num_probes else regime: evaluate_regime(
+            rows, regime, num_probes=num_probes
+        )
+        for regime, num_probes in RUNS
+    }
+    result = {"step_time": steps, "convergence": evaluate_convergence(options.data)}
+    finish("predict_tables", options, result, "lightgbm")
+
+
+if __name__ == "__main__":
+    main()
