@@ -43,7 +43,7 @@ def test_odd_costs_are_split_as_well_as_whole_ones(
 ) -> None:
     scaled = [cost * factor for cost in costs]
     best = least_largest_load(scaled, num_workers)
-    assert split_padded(scaled, num_workers).load.max() == pytest.approx(best, abs=1e-300)
+    assert split_padded(scaled, num_workers).load.max() == pytest.approx(best, rel=1e-9, abs=1e-300)
 
 
 @given(costs=st.lists(COSTS, max_size=40), num_workers=NUM_WORKERS)

@@ -2,8 +2,9 @@
 
 from paceline.balance._config import BalanceConfig, Limits, Tail
 from paceline.balance._cursor import Cursor, EpochPlanner
-from paceline.balance._delivery import MicroBatch, micro_batches_of
+from paceline.balance._delivery import Delivery, MicroBatch, delivery_of, micro_batches_of
 from paceline.balance._epoch_plan import EpochPlan
+from paceline.balance._example_order import ExampleOrder
 from paceline.balance._padded import split_padded
 from paceline.balance._partition import Counts, Partition, partition
 from paceline.balance._plan import plan_epoch
@@ -18,8 +19,10 @@ __all__ = [
     "BalanceConfig",
     "Counts",
     "Cursor",
+    "Delivery",
     "EpochPlan",
     "EpochPlanner",
+    "ExampleOrder",
     "Limits",
     "MicroBatch",
     "Partition",
@@ -29,6 +32,7 @@ __all__ = [
     "ShardBound",
     "Shards",
     "Tail",
+    "delivery_of",
     "measure_quality",
     "micro_batches_of",
     "partition",

@@ -5,7 +5,6 @@ what the ones before it left over, in the order in which they would have gone on
 window of 1 the global batches stay the same, whoever shares them.
 """
 
-import hashlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,7 +16,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline.balance._config import BalanceConfig
 from paceline.balance._epoch_plan import EpochPlan
+from paceline.balance._example_order import (
+    ExampleOrder,
+    check_keeps_order,
+    go_to_epoch,
+    knows,
+    load_plain_order,
+    plain_order,
+)
 from paceline.balance._plan import plan_epoch
+from paceline.balance._rest import (
+    digest_of,
+    empty_plan,
+    plan_digest,
+    remaining_examples,
+    with_repeats,
+)
 from paceline.balance._shards import Shards
 from paceline.balance._state import Dataset, Segment, plain_state, segments_of
 from paceline.cost import Worker, checked_column
@@ -50,8 +64,9 @@ class Cursor:
 class EpochPlanner:
     """Plans what is left of an epoch, from wherever a run stands.
 
-    Plans are pure functions of a `Cursor` and of what the planner was made with. The
-    last two are kept, and the next can be computed in the background.
+    Plans are pure functions of a `Cursor` and of what the planner was made with; with an
+    order that learns, of what it learnt as well. The last two are kept, and the next can
+    be computed in the background, unless its order is yet to be learnt.
 
     Args:
         costs: Cost of each example, shape `(num_examples,)`.
@@ -59,6 +74,8 @@ class EpochPlanner:
         sizes: Size of each example, for `max_tokens`; same shape.
         example_bytes: Bytes of each example, for `max_bytes`; same shape.
         shards: Who can read which example; part of what tells the dataset.
+        order: In which order examples come; unset for the shuffle. It belongs to this
+            planner alone: its epochs end, and its state is saved and loaded, here.
 
     Raises:
         ValueError: If a value is negative or not finite, or shapes disagree.
@@ -84,12 +101,21 @@ class EpochPlanner:
         sizes: ArrayLike | None = None,
         example_bytes: ArrayLike | None = None,
         shards: Shards | None = None,
+        order: ExampleOrder | None = None,
     ) -> None:
         self.config = config
         self.costs = checked_column("costs", costs)
         self._sizes = _like(self.costs, "sizes", sizes)
         self._example_bytes = _like(self.costs, "example_bytes", example_bytes)
         self._shards = shards
+        if order is not None:
+            check_keeps_order(config, shards)
+            if order.num_examples != len(self.costs):
+                raise ValueError(
+                    f"the order is of {order.num_examples} examples, and there are "
+                    f"{len(self.costs)} costs; make it for this dataset"
+                )
+        self.order = order
         self._plans: dict[Cursor, EpochPlan] = {}
         self._digests: dict[Cursor, str] = {}
         self._ahead: tuple[Cursor, Future[EpochPlan]] | None = None
@@ -102,7 +128,7 @@ class EpochPlanner:
         if self._shards is not None:
             readers = [(s, rank) for s, ranks in enumerate(self._shards.readers) for rank in ranks]
             given += [self._shards.shard, np.array(readers)]
-        return Dataset(num_examples=len(self.costs), digest=_digest(*given))
+        return Dataset(num_examples=len(self.costs), digest=digest_of(*given))
 
     def plan(self, cursor: Cursor) -> EpochPlan:
         """Return the plan of which `cursor.num_steps` steps are delivered.
@@ -123,10 +149,29 @@ class EpochPlanner:
             self._plans[start] = plan
         return self._plans[start]
 
+    def knows(self, epoch: int) -> bool:
+        """Whether the order of `epoch` is known, so that it can be planned."""
+        return self.order is None or knows(self.order, epoch)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell the order that the epochs before `epoch` have ended: it makes the next.
+
+        Call it on all ranks; without an order it does nothing.
+
+        Raises:
+            ValueError: If the order learns and is past that epoch.
+        """
+        if self.order is not None:
+            go_to_epoch(self.order, epoch)
+
     def plan_ahead(self, cursor: Cursor) -> None:
-        """Begin to plan in a background thread, so that `plan(cursor)` need not wait long."""
+        """Begin to plan in a background thread, so that `plan(cursor)` need not wait long.
+
+        Does nothing where the order is yet to be learnt.
+        """
         start = replace(cursor, num_steps=0)
-        if start in self._plans or (self._ahead and self._ahead[0] == start):
+        is_there = start in self._plans or (self._ahead and self._ahead[0] == start)
+        if is_there or not self.knows(cursor.epoch):
             return
         executor = ThreadPoolExecutor(1, thread_name_prefix="paceline-plan")
         self._ahead = start, executor.submit(self._compute, start)
@@ -135,7 +180,8 @@ class EpochPlanner:
     def state_dict(self, cursor: Cursor) -> dict[str, Any]:
         """Return plain values, the same on every rank, safe to save as JSON."""
         segments = (*cursor.earlier, self._segment(cursor))
-        return plain_state(self.dataset, self.config, cursor.epoch, segments)
+        state = plain_state(self.dataset, self.config, cursor.epoch, segments)
+        return state if self.order is None else {**state, "order": plain_order(self.order)}
 
     def load_state_dict(
         self, state: Mapping[str, Any], workers: tuple[Worker, ...] | None = None
@@ -152,9 +198,24 @@ class EpochPlanner:
 
         Raises:
             StateMismatchError: If the state is of another dataset, configuration or
-                version, or damaged, or if its plans come out differently here.
+                version, or damaged, or if its plans come out differently here; then
+                nothing is loaded.
         """
         epoch, segments = segments_of(state, self.dataset, self.config)
+        before = None if self.order is None else self.order.state_dict()
+        try:
+            load_plain_order(self.order, state, epoch)
+            self._forget_ordered()
+            return self._resume(epoch, segments, workers)
+        except ValueError:
+            if self.order is not None and before is not None:
+                self.order.load_state_dict(before)
+                self._forget_ordered()
+            raise
+
+    def _resume(
+        self, epoch: int, segments: tuple[Segment, ...], workers: tuple[Worker, ...] | None
+    ) -> Cursor:
         # Nothing binds to the plan of workers who were gone before they began.
         segments = tuple(s for s in segments if s.num_steps) or segments[-1:]
         last = segments[-1]
@@ -171,6 +232,21 @@ class EpochPlanner:
         cursor = Cursor(workers=workers, epoch=epoch, earlier=earlier)
         self.plan(cursor)
         return cursor
+
+    def _forget_ordered(self) -> None:
+        """Drop what was planned in an order that another state replaced."""
+        if self.order is not None:
+            self._plans.clear()
+            self._digests.clear()
+            self._ahead = None
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64] | None:
+        if not self.knows(epoch):
+            raise ValueError(
+                f"epoch {epoch} has no order yet: it is learnt until the epoch before it has "
+                f"ended; call set_epoch({epoch}) first"
+            )
+        return None if self.order is None else self.order.order(epoch)
 
     def _segment(self, cursor: Cursor) -> Segment:
         return Segment(
@@ -204,7 +280,7 @@ class EpochPlanner:
             num_microbatches=segment.num_microbatches,
         )
         if remaining is not None and not len(remaining):
-            return _empty_plan(segment.workers)
+            return empty_plan(segment.workers)
         is_few = remaining is not None and len(remaining) < config.num_workers
         if remaining is not None and is_few:
             remaining = np.resize(remaining, config.num_workers)
@@ -216,9 +292,10 @@ class EpochPlanner:
             example_bytes=self._example_bytes,
             workers=segment.workers,
             remaining=remaining,
+            order=self._order_of(epoch) if remaining is None else None,
             shards=self._shards,
         )
-        return _with_repeats(plan) if is_few else plan
+        return with_repeats(plan) if is_few else plan
 
     @staticmethod
     def _check_segment(segment: Segment, plan: EpochPlan, epoch: int) -> None:
@@ -234,25 +311,6 @@ class EpochPlanner:
         return {**self.__dict__, "_ahead": None}
 
 
-def remaining_examples(plan: EpochPlan, num_steps: int) -> NDArray[np.int64]:
-    """Return what is left after `num_steps` steps of `plan`, each example once, in order."""
-    first = plan.micro_offsets[plan.step_offsets[num_steps]]
-    return plan.examples[first:][~plan.is_repeat[first:]]
-
-
-def plan_digest(plan: EpochPlan) -> str:
-    """Return a hash of who gets what and when."""
-    return _digest(plan.examples, plan.is_repeat, plan.micro_offsets, plan.step_offsets)
-
-
-def _digest(*arrays: NDArray[Any]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
 def _like(
     costs: NDArray[np.float64], name: str, values: ArrayLike | None
 ) -> NDArray[np.float64] | None:
@@ -262,24 +320,3 @@ def _like(
     if column.shape != costs.shape:
         raise ValueError(f"{name} must have shape {costs.shape} like the costs, got {column.shape}")
     return column
-
-
-def _with_repeats(plan: EpochPlan) -> EpochPlan:
-    """Mark all but one slot of each example of a plan of one step as repeats."""
-    _, first = np.unique(plan.examples, return_index=True)
-    is_repeat = np.ones(len(plan.examples), dtype=bool)
-    is_repeat[first] = False
-    return replace(plan, is_repeat=is_repeat)
-
-
-def _empty_plan(workers: tuple[Worker, ...]) -> EpochPlan:
-    return EpochPlan(
-        num_workers=len(workers),
-        examples=np.zeros(0, dtype=np.int64),
-        is_repeat=np.zeros(0, dtype=bool),
-        weighs_repeats=False,
-        micro_offsets=np.zeros(1, dtype=np.int64),
-        step_offsets=np.zeros(1, dtype=np.int64),
-        load=np.zeros((0, len(workers))),
-        workers=workers,
-    )

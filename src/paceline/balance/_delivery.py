@@ -55,3 +55,49 @@ def micro_batches_of(plan: EpochPlan, worker: int, *, first_step: int = 0) -> It
                 loss_weight=len(counting) / num_per_worker,
                 is_step_end=number == len(parts) - 1,
             )
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Delivery:
+    """What all workers receive of a plan: step after step, worker after worker, in order.
+
+    Attributes:
+        examples: Indices into the dataset. Shape `(num_delivered,)`.
+        worker: Who receives each. Same shape.
+        loss_weight: That of the micro-batch which each is in. Same shape.
+        step_offsets: Where each step begins, and the end. Shape `(num_steps + 1,)`.
+    """
+
+    examples: NDArray[np.int64]
+    worker: NDArray[np.int64]
+    loss_weight: NDArray[np.float64]
+    step_offsets: NDArray[np.int64]
+
+
+def delivery_of(plan: EpochPlan) -> Delivery:
+    """Return at once what `micro_batches_of` yields to every worker. Takes O(n) time.
+
+    Examples:
+        >>> from paceline.balance import BalanceConfig, plan_epoch
+        >>> config = BalanceConfig(batch_size=4, num_workers=2, counts="free", shuffle=False)
+        >>> found = delivery_of(plan_epoch([6.0, 2.0, 2.0, 2.0], config))
+        >>> found.examples.tolist(), found.worker.tolist(), found.loss_weight.tolist()
+        ([0, 1, 2, 3], [0, 1, 1, 1], [0.5, 1.5, 1.5, 1.5])
+    """
+    num_micro = np.diff(plan.step_offsets)
+    step = np.repeat(np.arange(plan.num_steps), num_micro)
+    number = np.arange(len(step)) - plan.step_offsets[step]
+    worker = number // (num_micro[step] // plan.num_workers)
+    micro = np.repeat(np.arange(len(step)), np.diff(plan.micro_offsets))
+    is_delivered = ~plan.is_repeat | plan.weighs_repeats
+    counting = np.bincount(micro[is_delivered], minlength=len(step))
+    weight = counting / (np.bincount(step, counting)[step] / plan.num_workers)
+    is_delivered[plan.micro_offsets[:-1][counting == 0]] = True
+    micro = micro[is_delivered]
+    num_in_step = np.bincount(step[micro], minlength=plan.num_steps)
+    return Delivery(
+        examples=plan.examples[is_delivered],
+        worker=worker[micro],
+        loss_weight=weight[micro],
+        step_offsets=np.concatenate([[0], np.cumsum(num_in_step)]),
+    )

@@ -6,6 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 from paceline.balance._compose import DEAR_SHARE, compose_steps
 from paceline.balance._config import BalanceConfig, Limits
 from paceline.balance._epoch_plan import EpochPlan, longest_first
+from paceline.balance._example_order import check_keeps_order
 from paceline.balance._micro import check_limits, split_micro_batches
 from paceline.balance._order import group_rows
 from paceline.balance._padded import split_padded_steps
@@ -37,6 +38,7 @@ def plan_epoch(
     example_bytes: ArrayLike | None = None,
     workers: tuple[Worker, ...] | None = None,
     remaining: ArrayLike | None = None,
+    order: ArrayLike | None = None,
     shards: Shards | None = None,
 ) -> EpochPlan:
     """Plan one epoch: a pure function of its arguments.
@@ -54,6 +56,9 @@ def plan_epoch(
         remaining: Plan only these examples, in this order, as the rest of an epoch;
             unset for all, in the order of the shuffle. One that is listed twice is
             planned twice.
+        order: All examples, each once, in the order in which they come, instead of the
+            shuffle; unset for that of the shuffle. Needs a window of 1, no
+            `longest_first`, and no shards.
         shards: Who can read which example; unset for everyone everything. Needs free
             counts, a window of 1, no padding, and `tail="drop"`. See `shard_bound` for
             the balance that is left.
@@ -73,16 +78,18 @@ def plan_epoch(
     cost = checked_costs(costs)
     amounts = _amounts(cost, sizes, example_bytes, config.limits)
     check_worker_counts(config.batch_size, config.num_workers, config.counts, workers)
-    order = _order(len(cost), config, epoch, remaining)
+    if order is not None:
+        check_keeps_order(config, shards)
+    examples = _order(len(cost), config, epoch, remaining, order)
     pace = pace_of(workers, config.num_workers)
     if shards is not None:
         check_sharded(shards, len(cost), config)
-        order = spread_shards(shards, order)
-    full, tail = _tail(order, config)
+        examples = spread_shards(shards, examples)
+    full, tail = _tail(examples, config)
     steps = np.concatenate([_compose(cost, full, config, pace, epoch), tail])
     owner = _owners(cost, steps, config, pace, shards)
     # What fills up the last step stands at its end, before examples go to workers.
-    is_repeat = (np.arange(steps.size) >= len(order)).reshape(steps.shape)
+    is_repeat = (np.arange(steps.size) >= len(examples)).reshape(steps.shape)
     workers = workers or (Worker(),) * config.num_workers
     plan = _arrange(steps, owner, is_repeat, amounts, config, workers)
     if shards is not None:
@@ -105,22 +112,31 @@ def _amounts(
 
 
 def _order(
-    num_examples: int, config: BalanceConfig, epoch: int, remaining: ArrayLike | None
+    num_examples: int,
+    config: BalanceConfig,
+    epoch: int,
+    remaining: ArrayLike | None,
+    order: ArrayLike | None,
 ) -> NDArray[np.int64]:
-    """Return the examples to plan, in the order of the shuffle."""
+    """Return the examples to plan, in the order in which they come."""
     if epoch < 0:
         raise ValueError(f"epoch must not be negative, got {epoch}")
-    if remaining is None:
-        order = _epoch_order(num_examples, config, epoch)
+    if remaining is not None and order is not None:
+        raise ValueError("remaining has an order of its own; pass it or order, not both")
+    if remaining is not None:
+        examples = _checked_examples("remaining", remaining, num_examples)
+    elif order is not None:
+        examples = _checked_order(order, num_examples)
     else:
-        order = _checked_examples(remaining, num_examples)
-    if not len(order):
+        examples = _epoch_order(num_examples, config, epoch)
+    if not len(examples):
         raise ValueError("there is no example to plan; the dataset, or what remains, is empty")
-    if len(order) < config.num_workers:
+    if len(examples) < config.num_workers:
         raise ValueError(
-            f"{len(order)} examples are fewer than {config.num_workers} workers; use fewer workers"
+            f"{len(examples)} examples are fewer than {config.num_workers} workers; use fewer "
+            "workers"
         )
-    return order
+    return examples
 
 
 def _epoch_order(num_examples: int, config: BalanceConfig, epoch: int) -> NDArray[np.int64]:
@@ -129,17 +145,29 @@ def _epoch_order(num_examples: int, config: BalanceConfig, epoch: int) -> NDArra
     return np.random.default_rng([config.seed, epoch]).permutation(num_examples)
 
 
-def _checked_examples(remaining: ArrayLike, num_examples: int) -> NDArray[np.int64]:
-    examples = np.asarray(remaining)
+def _checked_order(order: ArrayLike, num_examples: int) -> NDArray[np.int64]:
+    examples = _checked_examples("order", order, num_examples)
+    times = np.bincount(examples, minlength=num_examples)
+    bad = np.flatnonzero(times != 1)
+    if bad.size:
+        raise ValueError(
+            f"order must hold each of {num_examples} examples once, but holds example {bad[0]} "
+            f"{times[bad[0]]} times"
+        )
+    return examples
+
+
+def _checked_examples(name: str, values: ArrayLike, num_examples: int) -> NDArray[np.int64]:
+    examples = np.asarray(values)
     if examples.ndim != 1 or (len(examples) and examples.dtype.kind not in "iu"):
         raise ValueError(
-            "remaining must be a one-dimensional list of examples, got shape "
+            f"{name} must be a one-dimensional list of examples, got shape "
             f"{examples.shape} of {examples.dtype}"
         )
     bad = np.flatnonzero((examples < 0) | (examples >= num_examples))
     if bad.size:
         raise ValueError(
-            f"remaining must lie in [0, {num_examples}), but remaining[{bad[0]}] is "
+            f"{name} must lie in [0, {num_examples}), but {name}[{bad[0]}] is "
             f"{examples[bad[0]]}; it belongs to another dataset"
         )
     return examples.astype(np.int64)

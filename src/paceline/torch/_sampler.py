@@ -1,7 +1,7 @@
 """Batches of indices for this rank, planned so that all ranks finish together."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -25,6 +25,7 @@ from paceline.balance import (
 )
 from paceline.cost import ExampleCost, LinearCost, Worker, example_costs
 from paceline.timeline import Timeline
+from paceline.torch._ordering_choice import Order, policy_of
 from paceline.torch._refit import busy_seconds, workers_of_rank_0
 from paceline.torch._replica import Group, process_group_of, replica_of
 
@@ -34,7 +35,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
 
     Every rank makes the same plan of an epoch by itself, once, and takes its own part
     of it; all have equally many micro-batches, so none is left waiting at the end.
-    While one epoch is under way, the next is planned in a background thread.
+    While one epoch is under way, the next is planned in a background thread, unless its
+    order is yet to be learnt.
 
     A forgotten `set_epoch` is made up for by going to the next epoch, with a warning.
 
@@ -61,6 +63,12 @@ class BalancedBatchSampler(Sampler[list[int]]):
         longest_first: Whether the dearest step comes first.
         shuffle: Whether each epoch has an order of its own.
         seed: Of the shuffle; equal on all ranks.
+        order: In which order examples come; who computes them is decided afterwards.
+            `"shuffle"` is plain reshuffling; `"stratified"` spreads each class evenly;
+            `"grab"` is `paceline.order.HalveAndHerd`, which learns from gradients: see
+            `GradientOrder`. Or a policy, of this sampler alone. All but the first need a
+            window of 1, and no `longest_first`, which undo an order, and no shards.
+        labels: Class of each example, for `"stratified"`.
         example_bytes: Bytes of each example, for `limits.max_bytes`.
         shards: Who can read which example; see `plan_epoch`.
         workers: Speed and overhead of each rank; unset for equal ones.
@@ -93,6 +101,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
         longest_first: bool = False,
         shuffle: bool = True,
         seed: int = 0,
+        order: Order = "shuffle",
+        labels: ArrayLike | None = None,
         example_bytes: ArrayLike | None = None,
         shards: Shards | None = None,
         workers: tuple[Worker, ...] | None = None,
@@ -116,15 +126,18 @@ class BalancedBatchSampler(Sampler[list[int]]):
         if workers is not None and len(workers) != self.num_replicas:
             raise ValueError(f"workers must hold {self.num_replicas} entries, got {len(workers)}")
         size = np.asarray(sizes, dtype=np.float64)
+        self.order = policy_of(order, labels, len(size), shuffle=shuffle, seed=seed)
         self.planner = EpochPlanner(
             example_costs(cost or LinearCost(), size),
             config,
             sizes=size if config.limits.max_tokens < inf else None,
             example_bytes=example_bytes,
             shards=shards,
+            order=self.order,
         )
         self._workers = workers or (Worker(),) * self.num_replicas
-        self._group = group
+        self.group = group
+        self._begin_calls: list[Callable[[BatchPass], None]] = []
         self._cursor = Cursor(workers=self._workers)
         self._pass: BatchPass | None = None
         self._is_epoch_set = True
@@ -149,7 +162,11 @@ class BalancedBatchSampler(Sampler[list[int]]):
 
     @property
     def plan(self) -> EpochPlan:
-        """The plan of `epoch`, made if it is not there yet; equal on all ranks."""
+        """The plan of `epoch`, made if it is not there yet; equal on all ranks.
+
+        Raises:
+            ValueError: If its order is yet to be learnt; `set_epoch` ends the epoch before.
+        """
         return self.planner.plan(self._cursor)
 
     @property
@@ -160,10 +177,15 @@ class BalancedBatchSampler(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; a restored position inside it is kept.
 
-        Setting the epoch that is already being iterated starts it over.
+        Setting the epoch that is already being iterated starts it over. An order that
+        learns makes its next order here, on all ranks, and cannot go back.
+
+        Raises:
+            ValueError: If `epoch` is negative, or gone for an order that learns.
         """
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
+        self.planner.begin_epoch(epoch)
         has_begun = self._pass is not None and self._pass.has_begun
         if epoch != self._cursor.epoch or has_begun:
             self._move_to(self._cursor.at_epoch(epoch))
@@ -177,17 +199,26 @@ class BalancedBatchSampler(Sampler[list[int]]):
             if not self._has_warned:
                 self._has_warned = True
                 warn_of_forgotten_epoch(self.epoch)
+        self.planner.begin_epoch(self.epoch)
         self._pass = BatchPass(self, self._cursor)
         return self._pass
+
+    def on_begin(self, call: Callable[["BatchPass"], None]) -> None:
+        """Have `call` told of every pass that begins, before its first batch is asked for."""
+        self._begin_calls.append(call)
 
     def __len__(self) -> int:
         """Return how many micro-batches the pass under way, or else the next one, yields.
 
         After a restore that is what is left of the epoch. Limits can make it differ from
-        epoch to epoch.
+        epoch to epoch. While the order of the next pass is yet to be learnt, it is the length
+        of the whole epoch before.
         """
         is_under_way = self._pass is not None and not self._pass.has_ended
         begin = self._pass.begin if self._pass and is_under_way else self._cursor
+        if self.order is not None and not self.planner.knows(begin.epoch):
+            # Asked on one rank alone, say for a progress bar, it must not end an epoch.
+            begin = begin.at_epoch(self.order.epoch)
         offsets = self.planner.plan(begin).step_offsets
         return int(offsets[-1] - offsets[begin.num_steps]) // self.num_replicas
 
@@ -196,7 +227,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
 
         Plain values, equal on all ranks, safe to save as JSON. A loader with workers asks
         for batches before they are needed: save the state of `paceline.DataLoader`, which
-        counts what it delivered.
+        counts what it delivered. What an order learnt is part of it; arrays are base64 text.
         """
         return self.planner.state_dict(self._cursor)
 
@@ -240,7 +271,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
             return
         seconds = busy_seconds(timeline, self.num_replicas, plan.num_steps - first)
         workers = refit_workers(plan.load[first:], seconds, plan.workers)
-        group = process_group_of(self._group, self.num_replicas)
+        group = process_group_of(self.group, self.num_replicas)
         self._cursor = replace(self._cursor, workers=workers_of_rank_0(workers, group))
         # A plan made ahead would not know the speeds that the next refit finds.
         self._plans_ahead = False
@@ -260,6 +291,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
         """Note that an epoch is in use; a loader with workers makes two passes and uses one."""
         if run is self._pass:
             self._is_epoch_set = False
+            for call in self._begin_calls:
+                call(run)
             if self._plans_ahead:
                 self.planner.plan_ahead(self._cursor.at_epoch(self.epoch + 1))
 
@@ -273,7 +306,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
             self._cursor = run.cursor
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pass": None, "_is_epoch_set": True}
+        return {**self.__dict__, "_pass": None, "_is_epoch_set": True, "_begin_calls": []}
 
 
 class BatchPass(Iterator[list[int]]):

@@ -1,0 +1,53 @@
+"""What a plan leaves over, and what tells one plan from another."""
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.balance._epoch_plan import EpochPlan
+from paceline.cost import Worker
+
+
+def remaining_examples(plan: EpochPlan, num_steps: int) -> NDArray[np.int64]:
+    """Return what is left after `num_steps` steps of `plan`, each example once, in order."""
+    first = plan.micro_offsets[plan.step_offsets[num_steps]]
+    return plan.examples[first:][~plan.is_repeat[first:]]
+
+
+def plan_digest(plan: EpochPlan) -> str:
+    """Return a hash of who gets what and when."""
+    return digest_of(plan.examples, plan.is_repeat, plan.micro_offsets, plan.step_offsets)
+
+
+def digest_of(*arrays: NDArray[Any]) -> str:
+    """Return a hash of arrays, their types and shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def with_repeats(plan: EpochPlan) -> EpochPlan:
+    """Mark all but one slot of each example of a plan of one step as repeats."""
+    _, first = np.unique(plan.examples, return_index=True)
+    is_repeat = np.ones(len(plan.examples), dtype=bool)
+    is_repeat[first] = False
+    return replace(plan, is_repeat=is_repeat)
+
+
+def empty_plan(workers: tuple[Worker, ...]) -> EpochPlan:
+    """Return a plan without steps."""
+    return EpochPlan(
+        num_workers=len(workers),
+        examples=np.zeros(0, dtype=np.int64),
+        is_repeat=np.zeros(0, dtype=bool),
+        weighs_repeats=False,
+        micro_offsets=np.zeros(1, dtype=np.int64),
+        step_offsets=np.zeros(1, dtype=np.int64),
+        load=np.zeros((0, len(workers))),
+        workers=workers,
+    )

@@ -1,0 +1,36 @@
+"""Which order of examples a sampler was asked for."""
+
+from typing import Literal
+
+from numpy.typing import ArrayLike
+
+from paceline.order import HalveAndHerd, OrderPolicy, Stratified
+
+NAMES = ("shuffle", "stratified", "grab")
+Order = Literal["shuffle", "stratified", "grab"] | OrderPolicy
+
+
+def policy_of(
+    order: Order, labels: ArrayLike | None, num_examples: int, *, shuffle: bool, seed: int
+) -> OrderPolicy | None:
+    """Return the policy that `order` names, None for a plain shuffle.
+
+    Raises:
+        ValueError: If the name is unknown, or arguments contradict it.
+    """
+    if not isinstance(order, OrderPolicy) and order not in NAMES:
+        raise ValueError(
+            f"order must be one of {', '.join(map(repr, NAMES))} or an OrderPolicy, got {order!r}"
+        )
+    if (order == "stratified") != (labels is not None):
+        raise ValueError(
+            "labels and order='stratified' need each other, got "
+            f"order={order!r} and {'no ' if labels is None else ''}labels"
+        )
+    if order == "shuffle":
+        return None
+    if not shuffle:
+        raise ValueError(f"shuffle=False and order={order!r} contradict; pass one of them")
+    if labels is not None:
+        return Stratified(labels, seed=seed)
+    return HalveAndHerd(num_examples, seed=seed) if isinstance(order, str) else order
