@@ -11,7 +11,7 @@ demo: .venv/.demo
 	$(BIN)/paceline demo
 
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

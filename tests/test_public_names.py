@@ -15,6 +15,7 @@ PUBLIC = {
     "Worker",
     "measure_job",
     "simulate",
+    "split_backward",
     "watch",
 }
 

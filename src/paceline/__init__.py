@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         DataLoader,
         ScheduledDataParallel,
         measure_job,
+        split_backward,
         watch,
     )
 
@@ -38,6 +39,7 @@ _HOME = {
     "Worker": "paceline.cost",
     "measure_job": "paceline.torch",
     "simulate": "paceline.timeline",
+    "split_backward": "paceline.torch",
     "watch": "paceline.torch",
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "Worker",
     "measure_job",
     "simulate",
+    "split_backward",
     "watch",
 ]
 

@@ -37,6 +37,10 @@ class StateMismatchError(PacelineError, ValueError):
     """A saved state does not fit what it is loaded into: other data, configuration or version."""
 
 
+class TaskError(PacelineError, RuntimeError):
+    """A task of a lane raised, was cancelled, or could not run; the message names it."""
+
+
 class TraceError(PacelineError, RuntimeError):
     """A model cannot be traced, for example because its control flow depends on data."""
 

@@ -10,7 +10,10 @@ from torch.overrides import TorchFunctionMode
 # Reading these needs no values, so it is no use of the parameter.
 _METADATA = frozenset(
     getattr(torch.Tensor, name).__get__
-    for name in ("device", "dtype", "grad", "is_cuda", "is_leaf", "layout", "ndim", "requires_grad")
+    for name in (
+        *("device", "dtype", "grad", "is_cuda", "is_leaf", "layout", "ndim", "requires_grad"),
+        *("_backward_hooks", "_post_accumulate_grad_hooks"),
+    )
 ) | {
     torch.Tensor.shape.__get__,  # type: ignore[attr-defined]  # a descriptor at run time
     torch.Tensor.dim,

@@ -1,0 +1,170 @@
+"""Claims: an empty task costs under 30 us; split backward passes win where planned and never lose.
+
+Also: an asynchronous checkpoint adds little to the steps around it, and with `--wire netlab`
+scheduled training on an emulated-compute lab gains from a split backward pass.
+"""
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from _overlap_wire import wire_row
+from _record import finish, parser, spread
+from torch import nn
+
+from paceline.torch._async_checkpoint import AsyncCheckpoint
+from paceline.torch._lanes import Lanes
+from paceline.torch._split_backward import split_backward
+
+NUM_LAYERS = 24
+# Hidden size and batch; the first two are where splitting is to win, in the others not to lose.
+CASES = ((256, 64), (256, 256), (128, 64), (256, 1024), (1024, 128))
+NUM_TASKS, NUM_ROUND_TRIPS, NUM_REPEATS = 100_000, 5_000, 5
+LANES = ("assist", "comm", "copy", "host")
+# 24 layers of 2,048 hidden units: 100.7 M parameters.
+CHECKPOINT_WIDTH, CHECKPOINT_BATCH, CHECKPOINT_STEPS = 2048, 64, 20
+
+
+def lane_overhead() -> dict[str, Any]:
+    """Time empty tasks: submitted in a row, on four lanes with tensors, and one by one."""
+    tensors = [torch.zeros(1) for _ in range(64)]
+    alone_s, ordered_s, there_and_back_s = [], [], []
+    with Lanes() as lanes:
+        for _ in range(NUM_REPEATS):
+            start_s = time.perf_counter()
+            for _ in range(NUM_TASKS):
+                lanes.submit(_nothing)
+            lanes.wait()
+            alone_s.append((time.perf_counter() - start_s) / NUM_TASKS)
+            start_s = time.perf_counter()
+            for task in range(NUM_TASKS):
+                reads, writes = tensors[task % 64], tensors[task * 7 % 64]
+                lanes.submit(_nothing, lane=LANES[task % 4], reads=[reads], writes=[writes])
+            lanes.wait()
+            ordered_s.append((time.perf_counter() - start_s) / NUM_TASKS)
+            start_s = time.perf_counter()
+            for _ in range(NUM_ROUND_TRIPS):
+                lanes.submit(_nothing).wait()
+            there_and_back_s.append((time.perf_counter() - start_s) / NUM_ROUND_TRIPS)
+    return {
+        "num_tasks": NUM_TASKS,
+        "one_lane_s": spread(alone_s),
+        "four_lanes_with_tensors_s": spread(ordered_s),
+        "submit_and_wait_s": spread(there_and_back_s),
+    }
+
+
+def split_row(hidden: int, batch: int, rounds: int) -> dict[str, Any]:
+    """Let the trial decide, then time plain and split in turns."""
+    torch.manual_seed(0)
+    parts = [part for _ in range(NUM_LAYERS) for part in (nn.Linear(hidden, hidden), nn.GELU())]
+    plain = nn.Sequential(*parts)
+    ours = copy.deepcopy(plain)
+    x = torch.randn(batch, hidden, requires_grad=True)
+    steps = {"plain": _backward(plain, x), "split": _backward(ours, x)}
+    with split_backward(ours) as split:
+        while split.plan is None:
+            steps["split"]()
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for turn in range(rounds + 3):
+            for name in list(steps)[:: 1 if turn % 2 else -1]:
+                start_s = time.perf_counter()
+                steps[name]()
+                seconds[name].append(time.perf_counter() - start_s)
+        plan = split.plan
+    plain_s, split_s = (np.array(seconds[name][3:]) for name in ("plain", "split"))
+    return {
+        "hidden": hidden,
+        "batch": batch,
+        "plain_threads": torch.get_num_threads(),
+        "plain_s": spread(plain_s),
+        "split_s": spread(split_s),
+        "speedup": float(np.median(plain_s) / np.median(split_s)),
+        "defers": plan.defers,
+        "simulated_plain_s": plan.plain_s,
+        "simulated_kept_s": plan.predicted_s,
+        "explained": split.explain(),
+    }
+
+
+def checkpoint_row(rounds: int) -> dict[str, Any]:
+    """Time steps with and without a checkpoint that is begun before the first of them."""
+    torch.manual_seed(0)
+    width = CHECKPOINT_WIDTH
+    model = nn.Sequential(*[p for _ in range(24) for p in (nn.Linear(width, width), nn.ReLU())])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    x = torch.randn(CHECKPOINT_BATCH, width)
+
+    def steps() -> list[float]:
+        found = []
+        for _ in range(CHECKPOINT_STEPS):
+            start_s = time.perf_counter()
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            found.append(time.perf_counter() - start_s)
+        return found
+
+    added, block_s = [], []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Lanes() as lanes,
+        AsyncCheckpoint(folder, optimizer, lanes=lanes) as checkpoint,
+    ):
+        for turn in range(rounds + 1):
+            plain = steps()
+            start_s = time.perf_counter()
+            checkpoint.save(turn, {"model": model.state_dict()})
+            saving_s = time.perf_counter() - start_s
+            saved = steps()
+            checkpoint.wait()
+            if turn:  # The first makes the buffers.
+                added.append((sum(saved) + saving_s) / sum(plain) - 1)
+                block_s.append(sum(plain))
+        spans = list(lanes.timeline())
+    writes_s = [span.duration_s for span in spans if span.name == "write checkpoint"][1:]
+    return {
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "steps_around": CHECKPOINT_STEPS,
+        "steps_around_s": spread(block_s),
+        "write_s": spread(writes_s),
+        "added_share": spread(added),
+    }
+
+
+def main() -> None:
+    flags = parser(__doc__ or "")
+    flags.add_argument("--wire", choices=("none", "netlab"), default="none")
+    flags.add_argument("--rounds", type=int, default=60)
+    flags.add_argument("--megabytes", type=float, default=50.0, help="gradients, for --wire")
+    options = flags.parse_args()
+    if options.wire == "netlab":
+        row = wire_row(options.megabytes, rounds=5, steps=8, limit_s=140)
+        finish("overlap_wire", options, row, "torch")
+        return
+    result = {
+        "lanes": lane_overhead(),
+        "split_backward": [split_row(*case, options.rounds) for case in CASES],
+        "checkpoint": checkpoint_row(3),
+    }
+    finish("overlap", options, result, "torch")
+
+
+def _backward(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        model(x).square().mean().backward()
+
+    return step
+
+
+def _nothing() -> None:
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""One task of a lane: what is known of it until it has run, and how others wait for it."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from types import CodeType
+from typing import Any
+
+import torch
+
+from paceline.errors import TaskError
+from paceline.timeline import Kind
+
+MAX_ERRORS = 16
+
+
+class _CancelledError(TaskError):
+    """Raised where the task itself is waited for, and nowhere else."""
+
+
+class LaneTask:
+    """What a lane runs. After it has run it holds no tensor, so that tables may keep it."""
+
+    __slots__ = (
+        "args",
+        "before",
+        "cell",
+        "code",
+        "error",
+        "event",
+        "function",
+        "is_awaited",
+        "is_claimed",
+        "is_done",
+        "kind",
+        "lane",
+        "line",
+        "name",
+        "step",
+        "thread",
+    )
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        lane: str,
+        kind: Kind,
+        name: str,
+        code: CodeType,
+        line: int,
+    ) -> None:
+        self.function, self.args, self.lane, self.kind, self.name = function, args, lane, kind, name
+        self.code, self.line = code, line
+        self.before: Sequence[LaneTask] = ()
+        self.cell: list[Any] = []
+        self.error: BaseException | None = None
+        self.event: torch.cuda.Event | None = None
+        self.is_done = self.is_claimed = self.is_awaited = False
+        self.step = self.thread = 0
+
+    def __str__(self) -> str:
+        return f"{self.name!r} (lane {self.lane!r}, submitted at {self.site})"
+
+    @property
+    def site(self) -> str:
+        """The line that submitted it."""
+        return f"{self.code.co_filename}:{self.line}"
+
+    def call(self) -> None:
+        """Run the function; what it raises is kept."""
+        failed = next((earlier for earlier in self.before if earlier.error is not None), None)
+        try:
+            if failed is not None:
+                kind = type(failed.error) if isinstance(failed.error, TaskError) else TaskError
+                raise kind(f"not run, because {failed} failed")
+            self.cell.append(self.function(*map(_value, self.args)))
+        except BaseException as error:  # Raised where the task is waited for.
+            self.error = error
+
+    def forget(self) -> None:
+        """Let go of all that it held; handles keep the result."""
+        self.function, self.args, self.before, self.cell = _nothing, (), (), []
+
+
+class Board:
+    """How the lanes of one executor wait for each other, and where errors are kept.
+
+    A task carries the flag whether anybody waits for it, so that ending a task that nobody
+    waits for costs no lock.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.workers: set[int] = set()
+        self._condition = threading.Condition(threading.Lock())
+        self._failed: deque[LaneTask] = deque(maxlen=MAX_ERRORS)
+
+    def wait_for(self, task: LaneTask) -> None:
+        """Block until `task` has ended, on the host."""
+        if task.is_done:
+            return
+        # Set before the check below, and read after `is_done` is set: one of both sees the other.
+        task.is_awaited = True
+        with self._condition:
+            while not task.is_done:
+                self._condition.wait()
+
+    def claim(self, task: LaneTask) -> bool:
+        """Tell whether the caller, and nobody else, is to run or cancel the task."""
+        with self.lock:
+            was_claimed, task.is_claimed = task.is_claimed, True
+        return not was_claimed
+
+    def cancel(self, task: LaneTask) -> bool:
+        """Keep the task from running, if it has not begun; tell whether."""
+        if not self.claim(task):
+            return False
+        task.error = _CancelledError("cancelled before it ran")
+        self.end(task)
+        return True
+
+    def end(self, task: LaneTask) -> None:
+        """Note that the task has ended, and wake who waits for it."""
+        if task.error is not None and not isinstance(task.error, _CancelledError):
+            self._failed.append(task)
+        task.forget()
+        task.is_done = True
+        if task.is_awaited:
+            with self._condition:
+                self._condition.notify_all()
+
+    def raise_error(self, task: LaneTask | None = None) -> None:
+        """Raise what `task`, or else the first task that failed, raised; then it is forgotten."""
+        if task is None:
+            if not self._failed:
+                return
+            task = self._failed[0]
+            self._failed.clear()
+        elif task in self._failed:
+            self._failed.remove(task)
+        if task.error is None:
+            return
+        error = task.error
+        raise TaskError(f"task {task}: {type(error).__name__}: {error}") from error
+
+
+class Handle:
+    """A submitted task; pass it to `submit` in place of its result.
+
+    Attributes:
+        name: Of the task.
+        lane: That it runs on.
+    """
+
+    __slots__ = ("_board", "_cell", "task")
+
+    def __init__(self, task: LaneTask, board: Board) -> None:
+        self.task, self._board, self._cell = task, board, task.cell
+
+    def __repr__(self) -> str:
+        state = "done" if self.task.is_done else "pending"
+        return f"Handle({self.task.name!r}, lane={self.task.lane!r}, {state})"
+
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+        return self.task.name
+
+    @property
+    def lane(self) -> str:
+        """Lane that it runs on."""
+        return self.task.lane
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended; for a CUDA stream, whether it was launched."""
+        return self.task.is_done
+
+    @property
+    def value(self) -> Any:
+        """What it returned; only where the order makes sure that it has run."""
+        return self._cell[0]
+
+    def wait(self) -> Any:
+        """Wait for the task and return its result.
+
+        On a CUDA stream the current stream waits, the host does not.
+
+        Raises:
+            TaskError: If it raised, was cancelled, or a task that it needs failed.
+            RuntimeError: If called inside a task, which could wait for itself.
+        """
+        if threading.get_ident() in self._board.workers:
+            raise RuntimeError(
+                f"a task must not wait for {self.task}; pass its handle to `submit` instead"
+            )
+        self._board.wait_for(self.task)
+        self._board.raise_error(self.task)
+        if self.task.event is not None:
+            torch.cuda.current_stream().wait_event(self.task.event)
+            keep_on_stream(self._cell, torch.cuda.current_stream())
+        return self._cell[0]
+
+    def cancel(self) -> bool:
+        """Keep the task from running; tell whether that was still possible.
+
+        Tasks that need its result are cancelled, too.
+        """
+        return self._board.cancel(self.task)
+
+
+def keep_on_stream(values: Any, stream: torch.cuda.Stream) -> None:
+    """Tell the allocator that `stream` uses the tensors in `values` too."""
+    if isinstance(values, torch.Tensor):
+        if values.is_cuda:
+            values.record_stream(stream)
+    elif isinstance(values, Handle):
+        keep_on_stream(values._cell, stream)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            keep_on_stream(value, stream)
+    elif isinstance(values, dict):
+        keep_on_stream(list(values.values()), stream)
+
+
+def now_s() -> float:
+    """Return the time of spans on the host."""
+    return perf_counter()
+
+
+def _value(argument: Any) -> Any:
+    return argument.value if type(argument) is Handle else argument
+
+
+def _nothing() -> None:
+    return None
