@@ -75,8 +75,11 @@ def _project(
             for t in range(height * width):
                 made[t] += scale * flat[c, t]
         for y in range(height):
-            for x in range(width):
-                grid[k, origin + y * step_y + x * step_x] = made[y * width + x]
+            at, row = origin + y * step_y, made[y * width : (y + 1) * width]
+            if step_x == 1:
+                grid[k, at : at + width] = row
+            else:
+                grid[k, at : at + width * step_x : step_x] = row
 
 
 @_vectorised
