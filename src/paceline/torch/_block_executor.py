@@ -14,6 +14,7 @@ from paceline.torch._block_update import PartialUpdate
 from paceline.torch._payload import pack, unpack
 from paceline.torch._round import MUST_WAIT, NUM_CONTROLS, OUTSIDE, Flight, Round, Route
 from paceline.torch._stream_order import StreamOrder
+from paceline.torch._transfer_failure import transfer_failure
 
 # One update call takes landed tensors up to this size, so that sending is never held up long.
 UPDATE_BYTES = 1 << 20
@@ -324,10 +325,5 @@ class BlockExecutor:
         return batch
 
     def _failure(self, current: Round, payload: Payload, error: Exception) -> TransferError:
-        names = list(dict.fromkeys(self._names[piece.tensor] for piece in payload.pieces))
-        shown = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        return TransferError(
-            f"rank {self._rank}: block {payload.block} of {current.route.num_blocks} ({shown}) did "
-            f"not get through ({error}); another rank has ended or the link is down; start again "
-            "from the last checkpoint"
-        )
+        names = (self._names[piece.tensor] for piece in payload.pieces)
+        return transfer_failure(self._rank, payload.block, current.route.num_blocks, names, error)

@@ -15,6 +15,7 @@ from paceline.torch._sharded_layout import ShardLayout, ShardPayload, from_rows,
 from paceline.torch._sharded_round import ShardFlight, ShardRound, ShardRoute
 from paceline.torch._sharded_update import ShardedUpdate
 from paceline.torch._stream_order import StreamOrder
+from paceline.torch._transfer_failure import transfer_failure
 
 CLOSE_TIMEOUT_S = 10.0
 # Renamed in torch 2.13, which warns at the old name.
@@ -396,13 +397,8 @@ class ShardedExecutor:
     def _failure(
         self, current: ShardRound, payload: ShardPayload, error: Exception
     ) -> TransferError:
-        names = [self._names[tensor] for tensor in payload.tensors]
-        shown = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        return TransferError(
-            f"rank {self._rank}: block {payload.block} of {current.route.num_blocks} ({shown}) did "
-            f"not get through: {error} Another rank has ended or the link is down; start again "
-            "from the last checkpoint"
-        )
+        names = (self._names[tensor] for tensor in payload.tensors)
+        return transfer_failure(self._rank, payload.block, current.route.num_blocks, names, error)
 
 
 def _write(parameter: torch.Tensor, begin: int, flat: torch.Tensor) -> None:
