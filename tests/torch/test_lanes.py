@@ -129,12 +129,17 @@ def test_what_has_not_begun_can_be_cancelled(lanes: Lanes) -> None:
 def test_an_error_in_the_block_cancels_what_has_not_begun() -> None:
     gate, done = Gate(), []
 
+    class OpensOnceCancelled(Lanes):
+        def cancel(self) -> int:
+            num_cancelled = super().cancel()
+            gate.opened.set()
+            return num_cancelled
+
     def block() -> None:
-        with Lanes() as lanes:
+        with OpensOnceCancelled() as lanes:
             lanes.submit(gate)
             assert gate.begun.wait(30)
             lanes.submit(done.append, 1)
-            threading.Timer(0.0, gate.opened.set).start()
             raise KeyError("of the block")
 
     with pytest.raises(KeyError):
