@@ -21,3 +21,13 @@ def test_a_fresh_process_imports_nothing_heavy(statement: str) -> None:
         check=False,
     )
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
+
+
+def test_ranks_start_without_what_few_of_them_use() -> None:
+    code = (
+        "import sys, paceline.torch as p; print('torch.distributed.checkpoint' in sys.modules,"
+        " p.AsyncCheckpoint.__name__, 'torch.distributed.checkpoint' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.split() == ["False", "AsyncCheckpoint", "True"]

@@ -1,6 +1,11 @@
-"""Paceline on a live PyTorch job: recorders, probes and executors."""
+"""Paceline on a live PyTorch job: recorders, probes and executors.
 
-from paceline.torch._async_checkpoint import AsyncCheckpoint
+`AsyncCheckpoint` is loaded when it is first used: torch.distributed.checkpoint, which it
+writes with, takes longer to import than all else here, on every rank.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from paceline.torch._balanced_sampler import BalancedSampler
 from paceline.torch._bucket_times import BucketTimes, DDPAdvice
 from paceline.torch._calibrate import calibrate_cpu
@@ -20,6 +25,9 @@ from paceline.torch._sketch import GradientSketch
 from paceline.torch._split_backward import SplitBackward, split_backward
 from paceline.torch._trace import trace_workload
 from paceline.torch._watch import Watch, watch
+
+if TYPE_CHECKING:
+    from paceline.torch._async_checkpoint import AsyncCheckpoint
 
 __all__ = [
     "AsyncCheckpoint",
@@ -48,3 +56,11 @@ __all__ = [
     "trace_workload",
     "watch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "AsyncCheckpoint":
+        raise AttributeError(f"module 'paceline.torch' has no attribute {name!r}")
+    from paceline.torch._async_checkpoint import AsyncCheckpoint
+
+    return AsyncCheckpoint
