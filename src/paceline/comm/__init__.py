@@ -13,6 +13,7 @@ from paceline.comm._baselines import (
 )
 from paceline.comm._blocks import BlockPlan
 from paceline.comm._buckets import ddp_buckets
+from paceline.comm._cut import cut_blocks
 from paceline.comm._fluid import fluid_bound_s
 from paceline.comm._fsdp import FsdpAdvice, advise_fsdp
 from paceline.comm._judge import step_time_s
@@ -31,6 +32,7 @@ __all__ = [
     "advise_buckets",
     "advise_fsdp",
     "baseline_plans",
+    "cut_blocks",
     "ddp_buckets",
     "fluid_bound_s",
     "plan_blocks",

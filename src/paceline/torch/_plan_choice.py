@@ -9,6 +9,7 @@ from paceline.comm import (
     BlockPlan,
     WireProblem,
     baseline_plans,
+    cut_blocks,
     plan_blocks,
     plan_ddp,
     plan_ddp_cap,
@@ -20,7 +21,8 @@ Planner = Callable[[WireProblem], BlockPlan]
 # A smaller gain is not worth leaving the plain way for.
 LEAST_GAIN = 0.01
 # Host time of one block, from launch to landing. It depends on the machine, so plans are made
-# for a little and for much of it, and the trial tells which were right.
+# for a little and for much of it, and the trial tells which were right. It also tells in how
+# short blocks those in flight hold each other up the least.
 HOST_COSTS_S = (1e-4, 3e-4, 1e-3)
 BUCKET_MEBIBYTES = (1, 2, 4, 8, 16, 25, 50, 100)
 MOST_WAITING = 4
@@ -93,10 +95,11 @@ def _buckets(problem: WireProblem) -> list[Candidate]:
 
 def _best_overlapping(problem: WireProblem) -> BlockPlan:
     plans = [plan_blocks(problem, in_halves=False), *baseline_plans(problem)]
-    return min(
+    best = min(
         (plan for plan in plans if not plan.in_halves),
         key=lambda plan: (plan.waits_for_all, step_time_s(problem, plan), plan.num_blocks),
     )
+    return cut_blocks(problem, best)
 
 
 def _priced(problem: WireProblem, plan: BlockPlan) -> Candidate:

@@ -82,7 +82,7 @@ class ScheduledDataParallel(torch.nn.Module):
         plan: Planner | None = None,
         num_measure_steps: int = 20,
         num_trial_steps: int = 5,
-        num_in_flight: int = 4,
+        num_in_flight: int = 2,
         compression: Compression | None = None,
         sharded: bool = False,
         broadcast_buffers: bool = True,

@@ -132,14 +132,17 @@ class _Split(torch.autograd.Function):
             return (None, None, *_differentiable(ctx, grads[0], x, weight, bias))
         site.model.begin()
         needs, args = ctx.needs_input_grad, (grads[0], x, used, tuple(extras))
-        by_input = site.op.input_grad(*args) if needs[2] else None
         if mode is Mode.INLINE:
+            by_input = site.op.input_grad(*args) if needs[2] else None
             return None, None, by_input, *_inline(site, args, needs[3:], weight, bias)
         slots = _slots(site, ctx.next_functions, weight, bias)
-        if slots is None:
-            return None, None, by_input, *_weight_grads(site, args, needs[3:], weight, bias)
-        site.slots.defer(site, slots, args)
-        return None, None, by_input, None, None
+        if slots is not None:
+            # First, since it needs nothing of the input gradient: both may run at once.
+            site.slots.defer(site, slots, args)
+        by_input = site.op.input_grad(*args) if needs[2] else None
+        if slots is not None:
+            return None, None, by_input, None, None
+        return None, None, by_input, *_weight_grads(site, args, needs[3:], weight, bias)
 
 
 def _slots(
