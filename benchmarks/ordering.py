@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paceline.order import (
+    HalveAndHerd,
     OrderPolicy,
     PairBalance,
     RandomReshuffling,
@@ -77,6 +78,10 @@ def _paired(label: Tensor, seed: int) -> OrderPolicy:
     return PairBalance(len(label), seed=seed)
 
 
+def _herded(label: Tensor, seed: int) -> OrderPolicy:
+    return HalveAndHerd(len(label), seed=seed)
+
+
 METHODS = {
     "reshuffled": Method(policy=_reshuffled),
     "stratified": Method(policy=lambda label, seed: Stratified(label.numpy(), seed=seed)),
@@ -85,9 +90,11 @@ METHODS = {
     "pair exact": Method(policy=_paired, dim=ALL),
     "pair sketch": Method(policy=_paired, dim=1024),
     "pair sketch, every 4": Method(policy=_paired, dim=1024, every=4),
+    # What `order="grab"` does.
+    "herded sketch": Method(policy=_herded, dim=1024),
 }
 LABELLED = tuple(key for key in METHODS if key != "averaged constant")
-UNLABELLED = ("reshuffled", "averaged", "pair sketch", "pair sketch, every 4")
+UNLABELLED = ("reshuffled", "averaged", "pair sketch", "pair sketch, every 4", "herded sketch")
 
 TASKS = {
     "logistic regression": Task(
@@ -110,7 +117,14 @@ TASKS = {
         loss=functional.cross_entropy,
         rates=(0.05,),
         epochs=5,
-        methods=("reshuffled", "stratified", "averaged", "averaged constant", "pair sketch"),
+        methods=(
+            "reshuffled",
+            "stratified",
+            "averaged",
+            "averaged constant",
+            "pair sketch",
+            "herded sketch",
+        ),
     ),
     "lstm": Task(make=CharLstm, loss=token_loss, rates=(1.0,), epochs=5, methods=UNLABELLED),
 }

@@ -77,6 +77,55 @@ def test_calls_cost_what_steps_take_beyond_their_operators() -> None:
         assert estimate.low <= estimate.median <= estimate.high
 
 
+def of_another_model(number: int, rng: np.random.Generator) -> StepTiming:
+    """A step of a model whose operators all take longer, or less, than those of others."""
+    chosen = rng.choice(len(OPERATORS), 10, replace=False)
+    work = step(*(OPERATORS[index] for index in chosen))
+    seconds = sum(true_s(one) for one in work.operators) * rng.lognormal(0.0, 0.2)
+    return StepTiming(work, float(seconds), str(number))
+
+
+def test_intervals_hold_for_models_that_were_not_calibrated_on() -> None:
+    rng = np.random.default_rng(0)
+    rates = fit_cpu_rates(TIMINGS, [of_another_model(number, rng) for number in range(30)])
+    new = [of_another_model(number, rng) for number in range(400)]
+    found = [rates.step_time(one.workload) for one in new]
+    inside = [e.low <= one.seconds <= e.high for e, one in zip(found, new, strict=True)]
+    assert 0.85 <= np.mean(inside) <= 0.98
+
+
+def test_the_operators_of_a_model_are_left_out_with_its_steps() -> None:
+    # Each model has its own kind of operator, twice as slow or fast as the class beside it:
+    # fitted on itself every model would be exact.
+    operators, steps = list(TIMINGS), []
+    for number, factor in enumerate((0.5, 2.0, 0.5, 2.0)):
+        own = [add(size * size, operator=f"own{number}") for size in SIZES]
+        operators += [OperatorTiming(one, factor * true_s(one), str(number)) for one in own]
+        seconds = sum(factor * true_s(one) for one in own)
+        steps.append(StepTiming(step(*own), seconds, str(number)))
+    rates = fit_cpu_rates(operators, steps)
+    assert rates.step_time(steps[0].workload).median == pytest.approx(steps[0].seconds, rel=0.05)
+    low, high = rates.log_offsets
+    assert low < np.log(0.6)
+    assert high > np.log(1.6)
+
+
+def test_a_model_that_alone_runs_a_class_says_nothing_about_others() -> None:
+    strange = OperatorWork(
+        operator="lstm",
+        operator_class="recurrent",
+        phase="forward",
+        flops=1e6,
+        read_bytes=1e4,
+        written_bytes=1e4,
+        dims=(4, 8, 16),
+    )
+    steps = [StepTiming(step(add(10_000), add(20_000)), 2e-5, "plain")]
+    steps.append(StepTiming(step(strange), 1e-3, "strange"))
+    rates = fit_cpu_rates([*TIMINGS, OperatorTiming(strange, 1e-3, "strange")], steps)
+    assert np.isfinite(rates.log_offsets).all()
+
+
 def test_an_unknown_operator_falls_back_to_its_class() -> None:
     rates = fit_cpu_rates(TIMINGS)
     strange = add(50_000, operator="brand_new")

@@ -116,6 +116,19 @@ def test_bad_calls_say_what_is_wrong_and_fail(
     assert message in capsys.readouterr().err
 
 
+def test_convergence_is_printed_as_one_line_per_family_and_regime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {"mape": 11.7, "constant_mape": 30.25, "coverage": 91.0}
+    monkeypatch.setattr(
+        "paceline.predict._convergence_evaluate.evaluate_convergence",
+        lambda folder, seed: {"families": {"cnn": {"cv5": scores}}},
+    )
+    assert main(["--data", str(tmp_path), "--target", "convergence"]) == 0
+    line = "cnn          cv5   MAPE  11.7 %  constant  30.2 %  coverage  91.0 %"
+    assert capsys.readouterr().out.splitlines() == [line]
+
+
 def test_errors_are_what_their_names_say() -> None:
     measured = np.array([1.0, 2.0, 4.0])
     found = [Estimate(1.1, 1.0, 1.2), Estimate(1.0, 0.5, 1.5), Estimate(4.0, 2.0, 8.0)]

@@ -122,7 +122,8 @@ def step_graph(
     """Lay out one step: what is deferred runs on assist, all else on main.
 
     A layer's weight gradients can begin when its input gradient exists, those of a task when
-    that of its last layer does. They travel, if there is a wire, on comm in the order of the
+    that of its last layer does. (The executor hands them over just before that gradient, so it
+    may be ahead of this by one layer.) They travel, if there is a wire, on comm in the order of the
     backward pass. What is left for a task at the end of the backward pass, main does itself.
 
     Args:

@@ -9,7 +9,9 @@ its operators (Python, autograd, allocations) to timed steps.
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from math import log
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,18 +35,20 @@ SCALE_PULL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class OperatorTiming:
-    """One operator and the median of its measured seconds."""
+    """One operator, the median of its measured seconds, and the model in which it ran."""
 
     work: OperatorWork
     seconds: float
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTiming:
-    """One training step and the median of its measured seconds."""
+    """One training step, the median of its measured seconds, and whose step it was."""
 
     workload: Workload
     seconds: float
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,26 +176,54 @@ def fit_cpu_rates(
 ) -> CpuRates:
     """Fit what operators and steps cost, by non-negative least squares on relative errors.
 
-    A kind of operator with too few timings of its own falls back to its class.
+    A kind of operator with too few timings of its own falls back to its class. The interval is
+    that of models which neither operators nor steps were fitted on, each left out in turn.
 
     Args:
         operators: Timed operators; alike ones are joined by their median. The time of an
             empty call, the median of the views, is taken off each: what calls cost is in
             the steps.
         steps: Timed whole steps of traced workloads; without any, a step is taken to be the
-            sum of its operators.
+            sum of its operators. Steps of one model only leave the interval too narrow.
         machine: Kept in the result.
 
     Raises:
         ValueError: If there are no timed operators.
     """
+    timed = list(operators)
+    rates = _fit(timed, steps, dict(machine or {}))
+    if not steps:
+        return rates
+    residuals = _held_out_residuals(timed, steps) or _residuals(rates, steps)
+    return replace(rates, log_offsets=conformal_offsets(residuals))
+
+
+def _fit(
+    operators: Sequence[OperatorTiming], steps: Sequence[StepTiming], machine: Mapping[str, str]
+) -> CpuRates:
     coefficients = _fit_kinds(_joined(operators))
     if not coefficients:
         raise ValueError("no timed operators to fit; run more probes")
-    rates = CpuRates(coefficients=coefficients, machine=dict(machine or {}))
-    if not steps:
-        return rates
-    return _fit_steps(rates, steps)
+    rates = CpuRates(coefficients=coefficients, machine=machine)
+    return _fit_steps(rates, steps) if steps else rates
+
+
+def _residuals(rates: CpuRates, steps: Sequence[StepTiming]) -> list[float]:
+    return [log(step.seconds / rates.step_time(step.workload).median) for step in steps]
+
+
+def _held_out_residuals(
+    operators: Sequence[OperatorTiming], steps: Sequence[StepTiming]
+) -> list[float]:
+    """Predict each model's steps from the others; one that alone runs a kind is skipped."""
+    models = {step.model for step in steps}
+    found: list[float] = []
+    for model in sorted(models) if len(models) > 1 else ():
+        others = [step for step in steps if step.model != model]
+        with suppress(ValueError):
+            rates = _fit([one for one in operators if one.model != model], others, {})
+            found += _residuals(rates, [step for step in steps if step.model == model])
+    return found
 
 
 def _fit_steps(rates: CpuRates, steps: Sequence[StepTiming]) -> CpuRates:
@@ -207,13 +239,10 @@ def _fit_steps(rates: CpuRates, steps: Sequence[StepTiming]) -> CpuRates:
     else:
         weights = np.zeros(rows.shape[1])
         weights[:2] = np.median(seconds / terms[:, :2].sum(axis=1))
-    offsets = conformal_offsets(np.log(seconds / (terms @ weights)))
-    return CpuRates(
-        coefficients=rates.coefficients,
+    return replace(
+        rates,
         scales=(float(weights[0]), float(weights[1])),
         overhead=tuple(weights[2:].tolist()),
-        log_offsets=offsets,
-        machine=rates.machine,
     )
 
 

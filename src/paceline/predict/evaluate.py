@@ -89,7 +89,9 @@ def _compute_only(result: dict[str, Any]) -> dict[str, Any]:
 
 def _table(result: dict[str, Any], options: argparse.Namespace) -> str:
     if options.target == "convergence":
-        return json.dumps(result, indent=2)
+        from paceline.predict._convergence_evaluate import summary_lines
+
+        return "\n".join(summary_lines(result))
     title = result.get("regime", "transfer")
     lines = [
         f"{title}: {result['num_scored']} rows scored, {result['cpu_s']} s of CPU",

@@ -60,7 +60,11 @@ def calibrate_cpu(
     chosen = [*(standard_probes() if probes is None else probes), *models]
     with threads(num_threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        runs = [_ProbeRun(probe, size) for probe in chosen for size in probe.batch_sizes]
+        runs = [
+            _ProbeRun(str(number), probe, size)
+            for number, probe in enumerate(chosen)
+            for size in probe.batch_sizes
+        ]
         # Passes over all probes, so that a disturbance does not hit one probe only.
         for _ in range(NUM_PASSES):
             for run in runs:
@@ -130,7 +134,8 @@ def this_machine(num_threads: int) -> dict[str, str]:
 class _ProbeRun:
     """One probe at one batch size, and what was measured of it."""
 
-    def __init__(self, probe: Probe, batch_size: int) -> None:
+    def __init__(self, name: str, probe: Probe, batch_size: int) -> None:
+        self._name = name
         self._model, example_input = build(probe.build, probe.example_input)
         self._setup = StepSetup(batch_size=batch_size, optimizer=probe.optimizer)
         self._inputs = inputs_for(example_input, None, batch_size)
@@ -141,7 +146,8 @@ class _ProbeRun:
     def measure(self) -> None:
         """Run a recorded step and a few plain ones."""
         recorder, self._workload = record_step(self._model, self._inputs, self._setup, timed=True)
-        self.operators += map(OperatorTiming, recorder.calls, recorder.seconds)
+        timed = zip(recorder.calls, recorder.seconds, strict=True)
+        self.operators += (OperatorTiming(work, seconds, self._name) for work, seconds in timed)
         self._seconds += time_steps(
             self._model, lambda _: self._inputs, self._setup, budget_s=STEP_BUDGET_S
         )
@@ -149,7 +155,7 @@ class _ProbeRun:
     def step(self) -> StepTiming:
         """Return the median step."""
         assert self._workload is not None
-        return StepTiming(self._workload, float(np.median(self._seconds)))
+        return StepTiming(self._workload, float(np.median(self._seconds)), self._name)
 
 
 def _processor() -> str:
