@@ -297,7 +297,8 @@ def main() -> None:
     for name in options.only:
         result[name] = compare(name, options.data, options.seeds)
         print(name, json.dumps(result[name]), file=sys.stderr, flush=True)
-    finish("ordering", options, result, "torch")
+    part = "" if len(result) == len(TASKS) else "_" + "_".join(result).replace(" ", "_")
+    finish(f"ordering{part}", options, result, "torch")
 
 
 if __name__ == "__main__":

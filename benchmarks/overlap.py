@@ -143,7 +143,7 @@ def main() -> None:
     flags.add_argument("--megabytes", type=float, default=50.0, help="gradients, for --wire")
     options = flags.parse_args()
     if options.wire == "netlab":
-        row = wire_row(options.megabytes, rounds=5, steps=8, limit_s=140)
+        row = wire_row(options.megabytes, rounds=15, steps=8, limit_s=400)
         finish("overlap_wire", options, row, "torch")
         return
     result = {

@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from paceline.order import HalveAndHerd, MeanBalance, OrderPolicy
+from paceline.order import MeanBalance, OrderPolicy, PairBalance
 from paceline.torch import BalancedBatchSampler, DataLoader, run_ranks
 from paceline.torch._ordering import GradientOrder
 from paceline.torch._sketch import GradientSketch
@@ -130,7 +130,7 @@ def test_all_ranks_have_one_order_and_one_state(found: Found, order: str) -> Non
     assert first["orders"] == second["orders"]
     assert [s["data"] for s in first["states"]] == [s["data"] for s in second["states"]]
     learnt = [first["orders"][str(epoch)] for epoch in range(NUM_EPOCHS)]
-    assert learnt[0] == HalveAndHerd(NUM).order(0).tolist()
+    assert learnt[0] == PairBalance(NUM).order(0).tolist()
     assert learnt[1] not in (learnt[0], np.random.default_rng([0, 1]).permutation(NUM).tolist())
     assert learnt[2] != learnt[1]
 

@@ -19,6 +19,7 @@ from paceline.order import (
     HalveAndHerd,
     MeanBalance,
     OrderPolicy,
+    PairBalance,
     Stratified,
 )
 from paceline.torch import BalancedBatchSampler, DataLoader
@@ -95,7 +96,7 @@ def test_stratified_batches_are_those_of_the_policy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "kind"), [("grab", HalveAndHerd), (MeanBalance(NUM), MeanBalance)]
+    ("order", "kind"), [("grab", PairBalance), (MeanBalance(NUM), MeanBalance)]
 )
 def test_a_name_or_a_policy_says_the_order(order: Any, kind: type) -> None:
     one = sampler(order=order, seed=2)
@@ -144,7 +145,7 @@ def test_an_epoch_of_the_order_ends_when_the_next_is_set_not_when_all_was_asked_
     policy(one).observe(np.arange(NUM), ROWS)
     one.set_epoch(1)
     assert policy(one).epoch == 1
-    expected = HalveAndHerd(NUM)
+    expected = PairBalance(NUM)
     expected.observe(np.arange(NUM), ROWS)
     expected.end_epoch()
     assert [sorted(batch) for batch in one] == slices(expected.order(1))

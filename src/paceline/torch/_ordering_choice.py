@@ -4,7 +4,7 @@ from typing import Literal
 
 from numpy.typing import ArrayLike
 
-from paceline.order import HalveAndHerd, OrderPolicy, Stratified
+from paceline.order import OrderPolicy, PairBalance, Stratified
 
 NAMES = ("shuffle", "stratified", "grab")
 Order = Literal["shuffle", "stratified", "grab"] | OrderPolicy
@@ -33,4 +33,5 @@ def policy_of(
         raise ValueError(f"shuffle=False and order={order!r} contradict; pass one of them")
     if labels is not None:
         return Stratified(labels, seed=seed)
-    return HalveAndHerd(num_examples, seed=seed) if isinstance(order, str) else order
+    # Herding has the lower bound, and pairs the lower training loss: benchmarks/ordering.py.
+    return PairBalance(num_examples, seed=seed) if isinstance(order, str) else order
