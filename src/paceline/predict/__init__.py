@@ -3,7 +3,8 @@
 from paceline.predict._catalogue import Datasets, Devices, Models, Optimizers, catalogue_workload
 from paceline.predict._conformal import Estimate, conformal_offsets
 from paceline.predict._convergence import ConvergencePredictor, fit_convergence
-from paceline.predict._cpu_rates import CpuRates, fit_cpu_rates
+from paceline.predict._cpu_fit import fit_cpu_rates
+from paceline.predict._cpu_rates import CpuRates
 from paceline.predict._curve import RemainingEpochs, StopRule
 from paceline.predict._curve_live import LiveLine
 from paceline.predict._curve_time import RemainingTime

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from paceline.predict._cpu_rates import CpuRates, OperatorTiming, StepTiming, fit_cpu_rates
+from paceline.predict._cpu_fit import fit_cpu_rates
+from paceline.predict._cpu_rates import CpuRates, OperatorTiming, StepTiming
 from paceline.predict._workload import Workload
 from paceline.torch._trace import record_step
 from paceline.torch._trace_setup import ExampleInput, StepSetup, build, inputs_for
