@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from paceline import ScheduledDataParallel
+from paceline.comm import BlockPlan, WireProblem, plan_p3
 from paceline.torch import run_ranks
 from paceline.torch._block_executor import BlockExecutor
 from paceline.torch._block_layout import Payload, Piece
@@ -22,9 +25,15 @@ from paceline.torch._round import Route
 from paceline.torch._same_model import new_group_like
 
 Found = list[dict[str, Any]]
+Step = Callable[[torch.Tensor], None]
+End = Callable[[], str]
 
 
 HOOKS = {"fp16": fp16_compress_hook, "bf16": compress_hook(torch.bfloat16)}
+
+
+def twelfths(problem: WireProblem) -> BlockPlan:
+    return plan_p3(problem, slice_bytes=float(problem.num_bytes.sum()) / 12)
 
 
 def loss_of(output: torch.Tensor) -> torch.Tensor:
@@ -43,16 +52,12 @@ def route_of(parameters: list[nn.Parameter]) -> Route:
     return Route([Payload.of(block, part) for block, part in enumerate(blocks)], parameters)
 
 
-def compressed(rank: int, compression: Any) -> dict[str, Any]:
-    torch.manual_seed(0)
-    layers = [nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4)]
-    one = nn.Sequential(*layers)
-    two = copy.deepcopy(one)
-    parallel = DistributedDataParallel(one)
-    parallel.register_comm_hook(None, HOOKS[compression])
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2) for model in (one, two)]
-    parameters, names = list(two.parameters()), [name for name, _ in two.named_parameters()]
-    update = PartialUpdate(optimizers[1])
+def by_executor(
+    model: nn.Module, optimizer: torch.optim.Optimizer, compression: Any
+) -> tuple[Step, End]:
+    """Drive the executor itself; return a step, and what ends it."""
+    parameters, names = list(model.parameters()), [name for name, _ in model.named_parameters()]
+    update = PartialUpdate(optimizer)
     executor = BlockExecutor(
         parameters,
         names,
@@ -64,6 +69,55 @@ def compressed(rank: int, compression: Any) -> dict[str, Any]:
     executor.use(route_of(parameters), range(len(parameters)))
     feed = GradientFeed(parameters, names, executor)
     feed.is_blocking = False
+
+    def step(batch: torch.Tensor) -> None:
+        output = model(batch)
+        feed.watch_output(output, is_syncing=True)
+        loss_of(output).backward()
+        update.begin()
+        executor.release()
+        executor.flush()
+
+    def end() -> str:
+        executor.close()
+        return ""
+
+    return step, end
+
+
+def by_wrapper(
+    model: nn.Module, optimizer: torch.optim.Optimizer, compression: Any
+) -> tuple[Step, End]:
+    """Train as a user does; what ends it returns what was chosen."""
+    scheduled = ScheduledDataParallel(
+        model, optimizer, plan=twelfths, num_measure_steps=4, compression=compression
+    )
+
+    def step(batch: torch.Tensor) -> None:
+        loss_of(scheduled(batch)).backward()
+        scheduled.step()
+        scheduled.flush()
+
+    def end() -> str:
+        explained = scheduled.explain()
+        scheduled.close()
+        return explained
+
+    return step, end
+
+
+WAYS = {"executor": by_executor, "wrapper": by_wrapper}
+
+
+def compressed(rank: int, compression: Any, way: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    layers = [nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4)]
+    one = nn.Sequential(*layers)
+    two = copy.deepcopy(one)
+    parallel = DistributedDataParallel(one)
+    parallel.register_comm_hook(None, HOOKS[compression])
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2) for model in (one, two)]
+    step, end = WAYS[way](two, optimizers[1], compression)
     seen: set[str] = set()
     plain_all_reduce = dist.all_reduce
 
@@ -79,24 +133,15 @@ def compressed(rank: int, compression: Any) -> dict[str, Any]:
         optimizers[0].step()
         optimizers[0].zero_grad()
         dist.all_reduce = noting
-        output = two(batch)
-        feed.watch_output(output, is_syncing=True)
-        loss_of(output).backward()
-        update.begin()
-        executor.release()
-        executor.flush()
+        step(batch)
         dist.all_reduce = plain_all_reduce
     pairs = zip(one.parameters(), two.parameters(), strict=True)
-    found = {
-        "equal": all(torch.equal(a, b) for a, b in pairs),
-        "sent": sorted(seen),
-    }
-    executor.close()
-    return found
+    equal = all(torch.equal(a, b) for a, b in pairs)
+    return {"equal": equal, "sent": sorted(seen), "explain": end()}
 
 
 def find_all(rank: int, folder: str) -> None:
-    found = {name: compressed(rank, name) for name in HOOKS}
+    found = {f"{way} {name}": compressed(rank, name, way) for way in WAYS for name in HOOKS}
     Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -108,12 +153,22 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 
 @pytest.mark.parametrize("name", HOOKS)
-def test_two_ranks_get_the_bits_of_ddp_with_torchs_hook(found: Found, name: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_get_the_bits_of_ddp_with_torchs_hook(found: Found, name: str, way: str) -> None:
     for one in found:
-        assert one[name]["equal"]
+        assert one[f"{way} {name}"]["equal"]
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", "torch.float16"), ("bf16", "torch.bfloat16")])
-def test_blocks_travel_in_the_narrow_type_alone(found: Found, name: str, dtype: str) -> None:
+def test_blocks_travel_in_the_narrow_type_alone(
+    found: Found, name: str, dtype: str, way: str
+) -> None:
     for one in found:
-        assert one[name]["sent"] == [dtype]
+        assert one[f"{way} {name}"]["sent"] == [dtype]
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_the_wrapper_walks_its_plan(found: Found, name: str) -> None:
+    for one in found:
+        assert "plan: p3" in one[f"wrapper {name}"]["explain"]

@@ -15,13 +15,14 @@ from paceline.torch._payload import pack, unpack
 from paceline.torch._round import MUST_WAIT, NUM_CONTROLS, OUTSIDE, Flight, Round, Route
 from paceline.torch._stream_order import StreamOrder
 from paceline.torch._transfer_failure import transfer_failure
+from paceline.torch._waiting import Waiting
 
 # One update call takes landed tensors up to this size, so that sending is never held up long.
 UPDATE_BYTES = 1 << 20
 CLOSE_TIMEOUT_S = 10.0
 
 
-class BlockExecutor:
+class BlockExecutor(Waiting):
     """Sends gradients as a plan says, while the main thread computes.
 
     The thread prefers sending over taking in over updating, so the wire is kept busy.
@@ -48,13 +49,13 @@ class BlockExecutor:
         num_in_flight: int,
         wire: torch.dtype | None = None,
     ) -> None:
+        super().__init__()
         self._parameters, self._names, self._update = parameters, names, update
         self.wire = wire
         self._group, self._rank = group, dist.get_rank(group)
         self._share = 1.0 / dist.get_world_size(group)
         self._num_in_flight = num_in_flight
         self._streams = StreamOrder(parameters[0].device)
-        self._condition = threading.Condition()
         self._round: Round | None = None
         self._route = Route([], parameters)
         self._must_wait = self._all_must_wait = False
@@ -63,8 +64,6 @@ class BlockExecutor:
         self._pending = [False] * len(parameters)
         self._num_pending = 0
         self._updated: torch.cuda.Event | None = None
-        self._error: BaseException | None = None
-        self._is_closed = False
         self._thread = threading.Thread(
             target=self._run, args=(torch.get_num_threads(),), daemon=True, name="paceline"
         )
@@ -203,19 +202,6 @@ class BlockExecutor:
 
     def _is_owed(self, current: Round) -> bool:
         return current.is_over and not (current.is_reduced and not self._num_pending)
-
-    @property
-    def _has_ended(self) -> bool:
-        return self._error is not None or self._is_closed
-
-    def _wait(self, is_done: Callable[[], bool]) -> None:
-        with self._condition:
-            self._condition.wait_for(lambda: is_done() or self._has_ended)
-            done = is_done()
-        if self._error is not None:
-            raise self._error
-        if not done:
-            raise RuntimeError("the model is closed; wrap it anew to train on")
 
     # What the thread does.
 

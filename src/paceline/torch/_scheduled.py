@@ -89,6 +89,8 @@ class ScheduledDataParallel(torch.nn.Module):
     ) -> None:
         super().__init__()
         _check(num_measure_steps, num_trial_steps, num_in_flight)
+        if sharded:
+            _check_sharded(compression)
         check_same_model(module, group)
         trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         if not trained:
@@ -102,21 +104,7 @@ class ScheduledDataParallel(torch.nn.Module):
         broadcast_from_rank_0([*module.parameters(), *module.buffers()], group)
         own_group = new_group_like(group)
         wire = wire_dtype(compression, group)
-        self._executor: Executor
-        if sharded:
-            _check_sharded(compression)
-            self._executor = sharded_executor(
-                optimizer, self._trained, self._names, own_group, num_in_flight=num_in_flight
-            )
-        else:
-            self._executor = BlockExecutor(
-                self._trained,
-                self._names,
-                self._update,
-                own_group,
-                num_in_flight=num_in_flight,
-                wire=wire,
-            )
+        self._executor = self._make_executor(own_group, num_in_flight, wire, sharded)
         self._feed = GradientFeed(self._trained, self._names, self._executor)
         self._plain = PlainParallel(module, own_group, wire)
         self._control = PlanControl(
@@ -136,6 +124,26 @@ class ScheduledDataParallel(torch.nn.Module):
             self, _close, self._executor, self._plain, self._feed.handles, self._control.handles
         )
         self.module = module
+
+    def _make_executor(
+        self,
+        group: dist.ProcessGroup,
+        num_in_flight: int,
+        wire: torch.dtype | None,
+        sharded: bool,
+    ) -> Executor:
+        if sharded:
+            return sharded_executor(
+                self._optimizer, self._trained, self._names, group, num_in_flight=num_in_flight
+            )
+        return BlockExecutor(
+            self._trained,
+            self._names,
+            self._update,
+            group,
+            num_in_flight=num_in_flight,
+            wire=wire,
+        )
 
     def _finish_before_state_is_read(self) -> None:
         flush = weakref.WeakMethod(self.flush)

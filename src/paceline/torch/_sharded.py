@@ -16,6 +16,7 @@ from paceline.torch._sharded_round import ShardFlight, ShardRound, ShardRoute
 from paceline.torch._sharded_update import ShardedUpdate
 from paceline.torch._stream_order import StreamOrder
 from paceline.torch._transfer_failure import transfer_failure
+from paceline.torch._waiting import Waiting
 
 CLOSE_TIMEOUT_S = 10.0
 # Renamed in torch 2.13, which warns at the old name.
@@ -23,7 +24,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_ten
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
-class ShardedExecutor:
+class ShardedExecutor(Waiting):
     """Takes the place of `BlockExecutor` where each rank updates only its own parts.
 
     One thread does everything in one order, the same on all ranks: blocks are
@@ -52,6 +53,7 @@ class ShardedExecutor:
         *,
         num_in_flight: int,
     ) -> None:
+        super().__init__()
         self._parameters, self._names = parameters, names
         self.update, self._layout = update, layout
         self.wire: torch.dtype | None = None
@@ -65,14 +67,11 @@ class ShardedExecutor:
         self._round: ShardRound | None = None
         self._must_wait = self._all_must_wait = False
         self.on_must_wait: Callable[[], None] = lambda: None
-        self._condition = threading.Condition()
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._num_tasks = 0
         self._pending = [False] * len(parameters)
         self._num_pending = 0
         self._updated: torch.cuda.Event | None = None
-        self._error: BaseException | None = None
-        self._is_closed = False
         self._flying: deque[tuple[int, ShardFlight]] = deque()
         self._thread = threading.Thread(
             target=self._run, args=(torch.get_num_threads(),), daemon=True, name="paceline"
@@ -238,19 +237,6 @@ class ShardedExecutor:
         with self._condition:
             self._num_tasks += 1
         self._tasks.put(task)
-
-    @property
-    def _has_ended(self) -> bool:
-        return self._error is not None or self._is_closed
-
-    def _wait(self, is_done: Callable[[], bool]) -> None:
-        with self._condition:
-            self._condition.wait_for(lambda: is_done() or self._has_ended)
-            done = is_done()
-        if self._error is not None:
-            raise self._error
-        if not done:
-            raise RuntimeError("the model is closed; wrap it anew to train on")
 
     # What the thread does.
 
