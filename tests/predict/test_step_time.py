@@ -60,6 +60,19 @@ def test_an_unknown_dataset_is_no_bottleneck_and_may_be_dear(rows: StepRows) -> 
     assert (rates.slow_feed_s(new) > rates.feed_s(new)).all()
 
 
+def test_a_dear_dataset_is_dearer_where_more_loaders_were_slow(rows: StepRows) -> None:
+    new = rows.take([0])
+    slow = {f"host|MLP|{number}": 1e-4 * 2**number for number in range(4)}
+    kept_up = {f"host|CNN|{number}": float(RATE_GRID[0]) for number in range(4)}
+    always, half = LoaderRates(slow), LoaderRates(slow | kept_up)
+    # Student's t with three degrees of freedom: 2.353 at 95 %, 1.638 at the 90 % that is left.
+    for rates, student in ((always, 2.353), (half, 1.638)):
+        log = np.log(list(slow.values()))
+        bound = np.exp(log.mean() + student * log.std(ddof=1) * np.sqrt(1 + 1 / 4))
+        found = rates.slow_feed_s(new) / new["batch_size"]
+        np.testing.assert_allclose(found, min(bound, RATE_GRID[-1]), rtol=2e-3)
+
+
 def test_an_unknown_host_takes_the_rate_of_the_median_host(rows: StepRows) -> None:
     rates = LoaderRates({"a|MLP|STL10": 1e-4, "b|MLP|STL10": 3e-4, "c|MLP|STL10": 9e-3})
     one = rows.take(rows["dataset"] == "STL10").take([0])

@@ -21,8 +21,8 @@ WAITING_SHARE = 0.15
 """A step whose wait is a smaller share of it says only that the loader kept up."""
 PRIOR_WIDTH = 0.35
 ERROR_SCALE = 0.1
-# 95 % quantiles of Student's t with 1, 2, ... degrees of freedom.
-STUDENT_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
+DEAR_SHARE = 0.05
+"""Of datasets are taken to cost more than the upper end of an interval says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,19 @@ class LoaderRates:
     def slow_feed_s(self, rows: StepRows) -> FloatArray:
         """Seconds for each row's batch if its dataset is among the dear twentieth.
 
-        Rates of datasets on hosts are taken as log-normal, without those of loaders
-        that always kept up. What is unknown is a dataset, and few of them were
-        measured: the 95 % bound is Student's, with one degree less than datasets.
+        A loader keeps up, as a share of the measured ones did, or its rate is log-normal.
+        What is unknown is a dataset, and few of them were measured: the bound is
+        Student's, with one degree of freedom less than datasets.
         """
         slow = {name: rate for name, rate in self.seconds.items() if rate > RATE_GRID[0]}
         num = len({name.rsplit("|", 1)[1] for name in slow})
         if num < 2:
             return float(RATE_GRID[-1]) * _batch(rows)
+        # The dear twentieth of all is a larger share of those that do not keep up.
+        quantile = max(0.5, 1 - DEAR_SHARE * len(self.seconds) / len(slow))
+        # Of the deviation `num - 1` datasets are left to tell, and the mean is uncertain too.
+        bound = _student_quantile(num - 1, quantile) * np.sqrt((num + 1) / (num - 1))
         rates = np.log(list(slow.values()))
-        bound = STUDENT_95[min(num - 2, len(STUDENT_95) - 1)] * np.sqrt(1 + 1 / num)
         rate = min(float(np.exp(rates.mean() + bound * rates.std())), float(RATE_GRID[-1]))
         return rate * _batch(rows)
 
@@ -111,6 +114,12 @@ def posterior_rate(probes: StepRows, others: list[float]) -> float:
     log_weight = log_prior - _errors(probes).sum(axis=0) / ERROR_SCALE
     weight = np.cumsum(np.exp(log_weight - log_weight.max()))
     return float(RATE_GRID[np.searchsorted(weight, weight[-1] / 2)])
+
+
+def _student_quantile(degrees: int, probability: float) -> float:
+    from scipy.special import stdtrit  # Comes with LightGBM, like all that is fitted.
+
+    return float(stdtrit(degrees, probability))
 
 
 def _errors(rows: StepRows) -> FloatArray:
