@@ -100,7 +100,7 @@ TASKS = {
     "logistic regression": Task(
         make=lambda: mlp(196, 10),
         loss=functional.cross_entropy,
-        rates=(0.3, 0.6),
+        rates=(0.15, 0.3, 0.6),
         epochs=60,
         methods=LABELLED,
         decay=1e-4,
@@ -108,14 +108,14 @@ TASKS = {
     "mlp": Task(
         make=lambda: mlp(196, 64, 10),
         loss=functional.cross_entropy,
-        rates=(0.1, 0.2),
+        rates=(0.1, 0.2, 0.4),
         epochs=15,
         methods=LABELLED,
     ),
     "lenet": Task(
         make=lenet,
         loss=functional.cross_entropy,
-        rates=(0.05,),
+        rates=(0.05, 0.1, 0.2, 0.4),
         epochs=5,
         methods=(
             "reshuffled",
@@ -126,7 +126,13 @@ TASKS = {
             "herded sketch",
         ),
     ),
-    "lstm": Task(make=CharLstm, loss=token_loss, rates=(1.0,), epochs=5, methods=UNLABELLED),
+    "lstm": Task(
+        make=CharLstm,
+        loss=token_loss,
+        rates=(1.0, 2.0, 4.0, 8.0),
+        epochs=5,
+        methods=UNLABELLED,
+    ),
 }
 
 

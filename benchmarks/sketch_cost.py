@@ -1,8 +1,10 @@
 """Claim: sketches of all layers cost a few percent of a step, and order as gradients do.
 
 Times are processor seconds on one intra-op thread, medians of blocks of steps in which the
-ways take turns; memory is the peak resident set of a process that runs one way only, so that
-what torch allocates counts; herding is that of exact per-example gradients.
+ways take turns; plain and sketched steps are those of one model whose hooks come and go, as
+two models differ by several percent in where their tensors lie. Memory is the peak resident
+set of a process that runs one way only, so that what torch allocates counts; herding is that
+of exact per-example gradients.
 """
 
 import json
@@ -127,26 +129,47 @@ def step_of(case: Case, way: str, x: Tensor, y: Tensor) -> tuple[Step, nn.Module
     return (backward if way in ("plain", "sketch") else by_example), model
 
 
-def block_times(case: Case, ways: tuple[str, ...], x: Tensor, y: Tensor) -> dict[str, Any]:
+def block_times(case: Case, steps: dict[str, Step]) -> dict[str, Any]:
     """Time the ways in turn, a block of steps each, and return each block's median step."""
-    steps = {way: step_of(case, way, x, y)[0] for way in ways}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {way: [] for way in steps}
     for index in range(-1, case.num_blocks):
-        for way in ways if index % 2 else ways[::-1]:
-            took = []
-            for _ in range(case.block):
-                start = time.process_time()
-                steps[way]()
-                took.append(time.process_time() - start)
+        for way in list(steps)[:: 1 if index % 2 else -1]:
+            took = [seconds_of(steps[way]) for _ in range(case.block + 1)][1:]
             if index >= 0:
                 seconds[way].append(float(np.median(took)))
     return {way: np.array(values) for way, values in seconds.items()}
 
 
+def seconds_of(step: Step) -> float:
+    start = time.process_time()
+    step()
+    return time.process_time() - start
+
+
+def switched(case: Case, x: Tensor, y: Tensor) -> dict[str, Step]:
+    """Return plain and sketched steps of one model; the first of a block moves the hooks."""
+    torch.manual_seed(0)
+    model = case.make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sketch = GradientSketch(model, dim=case.dim, every=2)
+
+    def step(is_sketched: bool) -> None:
+        if sketch.is_on != is_sketched:
+            sketch.set_epoch(0 if is_sketched else 1)
+        optimizer.zero_grad()
+        case.loss(model(x), y).backward()
+        if is_sketched:
+            sketch.take()
+        optimizer.step()
+
+    return {"plain": partial(step, False), "sketch": partial(step, True)}
+
+
 def times(case: Case, x: Tensor, y: Tensor, others: tuple[str, ...]) -> dict[str, Any]:
     """Return what each way costs relative to plain steps."""
-    pair = block_times(case, ("plain", "sketch"), x, y)
-    slow = block_times(replace(case, block=1, num_blocks=6), ("plain", *others), x, y)
+    pair = block_times(case, switched(case, x, y))
+    ways = {way: step_of(case, way, x, y)[0] for way in ("plain", *others)}
+    slow = block_times(replace(case, block=1, num_blocks=6), ways)
     ratio = pair["sketch"] / pair["plain"]
     return {
         "plain_step_s": spread(pair["plain"]),

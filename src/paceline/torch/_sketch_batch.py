@@ -11,6 +11,11 @@ class NotByExampleError(Exception):
     """A layer's tensors do not have the examples of the batch on the expected axis."""
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether compiled sums take the tensor: 32-bit floats on the CPU."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
 class SketchedBatch:
     """One row for each example that a forward pass saw.
 
@@ -44,17 +49,21 @@ class SketchedBatch:
             )
         return math.prod(lead) // self.num_examples
 
+    def is_first_axis(self, lead: Sequence[int]) -> bool:
+        """Return whether an example's positions lie side by side; raises as `num_positions`."""
+        return self.num_positions(lead) == 1 or self._batch_dim == 0
+
     def by_example(self, projected: Tensor, lead: Sequence[int]) -> Tensor:
         """View `(k, num)` as `(num_examples, k, num_positions)`."""
         num_positions = self.num_positions(lead)
-        if self._batch_dim == 0 or num_positions == 1:
+        if self.is_first_axis(lead):
             return projected.view(-1, self.num_examples, num_positions).transpose(0, 1)
         return projected.view(-1, num_positions, self.num_examples).permute(2, 0, 1)
 
     def sum_positions(self, values: Tensor, lead: Sequence[int]) -> Tensor:
         """Sum a tensor with these leading axes to `(num_examples, num_features)`."""
         num_positions = self.num_positions(lead)
-        if self._batch_dim == 0 or num_positions == 1:
+        if self.is_first_axis(lead):
             return values.reshape(self.num_examples, num_positions, -1).sum(1)
         return values.reshape(num_positions, self.num_examples, -1).sum(0)
 
@@ -73,12 +82,12 @@ class SketchedBatch:
             left = left.to(rows)
         if right.dtype != rows.dtype or right.device != rows.device:
             right = right.to(rows)
-        if self.num_positions(lead) == 1:
-            outs, ins = left.t().contiguous(), right.t().contiguous()
-            block.addcmul_(outs.unsqueeze(2), ins.unsqueeze(1), value=self.scale)
-        else:
+        if self.num_positions(lead) > 1:
             outs, ins = self.by_example(left, lead), self.by_example(right, lead).mT
             block.baddbmm_(outs, ins, alpha=self.scale)
+        else:
+            outs, ins = left.t().contiguous(), right.t().contiguous()
+            block.addcmul_(outs.unsqueeze(2), ins.unsqueeze(1), value=self.scale)
 
     def add_block(self, start: int, block: Tensor) -> None:
         """Add `(num_examples, width)` to the columns from `start`."""

@@ -1,4 +1,7 @@
-"""Compiled sums for sketches on the CPU, where calling torch would cost more than the sums."""
+"""Compiled sums for sketches on the CPU, where calling torch would cost more than the sums.
+
+Products are made two by two, so that each vector is read half as often.
+"""
 
 import numba
 import numpy as np
@@ -6,6 +9,52 @@ from numpy.typing import NDArray
 
 # Sums are reordered, as they are in every matrix product that a sketch is made of.
 _vectorised = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+
+
+@_vectorised
+def project(
+    x: NDArray[np.float32],
+    matrix: NDArray[np.float32],
+    column: NDArray[np.float32],
+    made: NDArray[np.float32],
+) -> None:
+    """Write `matrix @ xᵀ + column`, shape `(kept, num)`, of the vectors `(num, width)`."""
+    last_i, last_k = len(x) - 1, len(matrix) - 1
+    for i in range(0, len(x), 2):
+        j = min(i + 1, last_i)
+        for k in range(0, len(matrix), 2):
+            m = min(k + 1, last_k)
+            ki, kj, mi, mj = _dot2x2(matrix[k], matrix[m], x[i], x[j], x.shape[1])
+            made[k, i], made[k, j] = ki + column[k, 0], kj + column[k, 0]
+            made[m, i], made[m, j] = mi + column[m, 0], mj + column[m, 0]
+
+
+@_vectorised
+def add_rows(
+    grads: NDArray[np.float32],
+    x: NDArray[np.float32],
+    factors: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
+    keeps_grads: bool,
+    rows: NDArray[np.float32],
+    place: tuple[int, float],
+) -> None:
+    """Add `scale * (L b)(R a + column)ᵀ` of each example to its row, from column `start`."""
+    left, right, column = factors
+    start, scale = place
+    ins = np.empty((len(right), len(x)), dtype=np.float32)
+    project(x, right, column, ins)
+    outs = np.empty((len(left), len(x)), dtype=np.float32)
+    if keeps_grads:
+        outs[:] = grads.T
+    else:
+        project(grads, left, np.zeros((len(left), 1), dtype=np.float32), outs)
+    mine = np.empty(len(ins), dtype=np.float32)
+    for i in range(len(x)):
+        mine[:] = ins[:, i]
+        for j in range(len(left)):
+            out, part = outs[j, i] * np.float32(scale), rows[i, start + j * len(mine) :]
+            for k in range(len(mine)):
+                part[k] += out * mine[k]
 
 
 @_vectorised
@@ -28,31 +77,96 @@ def correlate(
     outs = np.zeros((len(left), height * width), dtype=np.float32)
     ins = np.zeros((len(right), height * width), dtype=np.float32)
     length = (grad.shape[2] - 1) * sh * width + (grad.shape[3] - 1) * sw + 1
+    shifts = _shifts(len(right), height * width, (kh, kw, dh * width, dw))
     for i in range(len(x)):
-        _project(grad[i], left, are_identities[0], outs, 0, sh * width, sw)
-        _project(x[i], right, are_identities[1], ins, ph * width + pw, width, 1)
-        for j in range(len(left)):
-            column = 0
-            for k in range(len(right)):
-                for ky in range(kh):
-                    for kx in range(kw):
-                        shift = ky * dh * width + kx * dw
-                        block[i, j, column] = _dot(outs[j], ins[k, shift:], length)
-                        column += 1
-            if column < block.shape[2]:
-                block[i, j, column] = outs[j, :length].sum()
+        _lay_out(grad[i], left, are_identities[0], outs, 0, sh * width, sw)
+        _lay_out(x[i], right, are_identities[1], ins, ph * width + pw, width, 1)
+        _products(outs, ins.ravel(), shifts, length, block[i])
+        if len(shifts) < block.shape[2]:
+            for j in range(len(left)):
+                block[i, j, len(shifts)] = outs[j, :length].sum()
 
 
 @_vectorised
-def _dot(a: NDArray[np.float32], b: NDArray[np.float32], length: int) -> np.float32:
-    total = np.float32(0.0)
+def normalised_sums(
+    x: NDArray[np.float32],
+    grad: NDArray[np.float32],
+    eps: float,
+    is_rms: bool,
+    sums: NDArray[np.float32],
+) -> None:
+    """Add, per example, the sums over positions of `grad * normalised(x)`, then of `grad`.
+
+    Of shapes `(num, positions, width)`; `sums` is `(num, width)`, or twice as wide.
+    """
+    width = x.shape[2]
+    has_shift = sums.shape[1] > width
+    for i in range(len(x)):
+        for position in range(x.shape[1]):
+            mine, theirs = x[i, position], grad[i, position]
+            mean = np.float32(0.0) if is_rms else mine.sum() / np.float32(width)
+            square = np.float32(0.0)
+            for k in range(width):
+                square += (mine[k] - mean) * (mine[k] - mean)
+            inverse = np.float32(1.0 / np.sqrt(square / width + eps))
+            for k in range(width):
+                sums[i, k] += theirs[k] * ((mine[k] - mean) * inverse)
+            if has_shift:
+                for k in range(width):
+                    sums[i, width + k] += theirs[k]
+
+
+@_vectorised
+def _shifts(num_maps: int, size: int, kernel: tuple[int, int, int, int]) -> NDArray[np.int64]:
+    """Return where each input map begins, at each offset of the kernel."""
+    kh, kw, step_y, step_x = kernel
+    made = np.empty(num_maps * kh * kw, dtype=np.int64)
+    for column in range(len(made)):
+        offset = column % (kh * kw)
+        shift = offset // kw * step_y + offset % kw * step_x
+        made[column] = column // (kh * kw) * size + shift
+    return made
+
+
+@_vectorised
+def _products(
+    outs: NDArray[np.float32],
+    flat: NDArray[np.float32],
+    shifts: NDArray[np.int64],
+    length: int,
+    made: NDArray[np.float32],
+) -> None:
+    """Write the product of each of `outs` with what is in `flat` from each shift on."""
+    last_j, last_c = len(outs) - 1, len(shifts) - 1
+    for j in range(0, len(outs), 2):
+        k = min(j + 1, last_j)
+        for c in range(0, len(shifts), 2):
+            d = min(c + 1, last_c)
+            first, second = flat[shifts[c] :], flat[shifts[d] :]
+            jc, jd, kc, kd = _dot2x2(outs[j], outs[k], first, second, length)
+            made[j, c], made[j, d] = jc, jd
+            made[k, c], made[k, d] = kc, kd
+
+
+@_vectorised
+def _dot2x2(
+    a: NDArray[np.float32],
+    b: NDArray[np.float32],
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    length: int,
+) -> tuple[np.float32, np.float32, np.float32, np.float32]:
+    ax = ay = bx = by = np.float32(0.0)
     for t in range(length):
-        total += a[t] * b[t]
-    return total
+        ax += a[t] * x[t]
+        ay += a[t] * y[t]
+        bx += b[t] * x[t]
+        by += b[t] * y[t]
+    return ax, ay, bx, by
 
 
 @_vectorised
-def _project(
+def _lay_out(
     maps: NDArray[np.float32],
     matrix: NDArray[np.float32],
     is_identity: bool,
@@ -69,41 +183,26 @@ def _project(
         if is_identity:
             made[:] = flat[k]
         else:
-            made[:] = 0
-        for c in range(0 if is_identity else len(flat)):
-            scale = matrix[k, c]
-            for t in range(height * width):
-                made[t] += scale * flat[c, t]
+            _combine(flat, matrix[k], made)
         for y in range(height):
-            at, row = origin + y * step_y, made[y * width : (y + 1) * width]
+            at = origin + y * step_y
             if step_x == 1:
-                grid[k, at : at + width] = row
+                for column in range(width):
+                    grid[k, at + column] = made[y * width + column]
             else:
-                grid[k, at : at + width * step_x : step_x] = row
+                for column in range(width):
+                    grid[k, at + column * step_x] = made[y * width + column]
 
 
 @_vectorised
-def add_outer_rows(
-    grads: NDArray[np.float32],
-    x: NDArray[np.float32],
-    factors: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
-    keeps_grads: bool,
-    rows: NDArray[np.float32],
-    place: tuple[int, float],
+def _combine(
+    flat: NDArray[np.float32], factors: NDArray[np.float32], made: NDArray[np.float32]
 ) -> None:
-    """Add `scale * (L b)(R a + column)ᵀ` of each example to its row, from column `start`."""
-    left, right, column = factors
-    start, scale = place
-    outs = np.empty(len(left), dtype=np.float32)
-    ins = np.empty(len(right), dtype=np.float32)
-    for i in range(len(x)):
-        for k in range(len(right)):
-            ins[k] = _dot(right[k], x[i], x.shape[1]) + column[k, 0]
-        for j in range(len(left)):
-            out = grads[i, j] if keeps_grads else _dot(left[j], grads[i], grads.shape[1])
-            outs[j] = out * np.float32(scale)
-        at = start
-        for j in range(len(left)):
-            for k in range(len(ins)):
-                rows[i, at + k] += outs[j] * ins[k]
-            at += len(ins)
+    """Write the sum of the maps of `flat`, each times its factor, two maps at a time."""
+    made[:] = 0
+    if len(flat) % 2:
+        made[:] = factors[-1] * flat[-1]
+    for c in range(0, len(flat) - 1, 2):
+        first, second = factors[c], factors[c + 1]
+        for t in range(len(made)):
+            made[t] += first * flat[c, t] + second * flat[c + 1, t]

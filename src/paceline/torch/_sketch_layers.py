@@ -4,15 +4,21 @@ A tap has two parts: `keep` runs in the forward pass and holds as little as it c
 runs when the gradient of the output arrives and adds the example's sketch to its row.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paceline.torch._sketch_batch import NotByExampleError, SketchedBatch
+from paceline.torch._sketch_batch import NotByExampleError, SketchedBatch, is_plain
+from paceline.torch._sketch_compiled import normalised_sums
 from paceline.torch._sketch_slots import MatrixSlot, VectorSlot
+
+# Up to here one call that does all beats the calls of its parts.
+_FEW_VECTORS = 256
 
 
 class Tap(Protocol):
@@ -34,7 +40,7 @@ class LinearTap:
     def keep(self, inputs: tuple[Any, ...]) -> Tensor | tuple[Tensor, torch.Size]:
         """Project at once, so that a checkpointed input is not kept alive, unless it is small."""
         x: Tensor = inputs[0].detach()
-        if is_small(x):
+        if x.ndim == 2 and len(x) <= _FEW_VECTORS and is_plain(x):
             return x
         flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
         return self._slot.inputs(flat, self._bias), x.shape[:-1]
@@ -42,17 +48,12 @@ class LinearTap:
     def add(self, batch: SketchedBatch, kept: Any, grad: Tensor) -> None:
         """Add `(L b)(R a)ᵀ`."""
         if isinstance(kept, Tensor):
-            if len(kept) == batch.num_examples and grad.dtype == torch.float32:
+            if len(kept) == batch.num_examples and is_plain(grad):
                 return self._slot.add_rows(batch, grad, kept, self._bias)
             kept = self._slot.inputs(kept, self._bias), kept.shape[:-1]
         inputs, lead = kept
         flat = grad if grad.ndim == 2 else grad.reshape(-1, grad.shape[-1])
         return self._slot.add(batch, self._slot.outputs(flat), inputs, lead)
-
-
-def is_small(x: Tensor) -> bool:
-    """Whether one compiled call beats several calls of torch: a few vectors on the CPU."""
-    return x.ndim == 2 and len(x) <= 256 and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 class EmbeddingTap:
@@ -93,11 +94,22 @@ class FeatureNormTap:
     def add(self, batch: SketchedBatch, kept: Tensor, grad: Tensor) -> None:
         """Add the sums over positions of `b * normalised(x)` and of `b`."""
         lead = kept.shape[: kept.ndim - len(self._shape)]
+        if is_plain(kept) and is_plain(grad) and batch.is_first_axis(lead):
+            return self._slot.add(batch, self._sums(batch, kept, grad))
         x = self._normalised(kept).to(grad.dtype)
         parts = [batch.sum_positions(grad * x, lead)]
         if self._has_bias:
             parts.append(batch.sum_positions(grad, lead))
-        self._slot.add(batch, torch.cat(parts, 1))
+        return self._slot.add(batch, torch.cat(parts, 1))
+
+    def _sums(self, batch: SketchedBatch, kept: Tensor, grad: Tensor) -> Tensor:
+        """Do all of it in one compiled pass over both tensors."""
+        width = math.prod(self._shape)
+        sums = torch.zeros(batch.num_examples, width * (1 + self._has_bias))
+        x, b = (t.reshape(batch.num_examples, -1, width).numpy() for t in (kept, grad))
+        eps = self._eps or (float(np.finfo(np.float32).eps) if self._is_rms else 1e-5)
+        normalised_sums(x, b, eps, self._is_rms, sums.numpy())
+        return sums
 
     def _normalised(self, x: Tensor) -> Tensor:
         if self._is_rms:

@@ -5,13 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from paceline.torch._sketch_batch import SketchedBatch
-from paceline.torch._sketch_compiled import add_outer_rows
-
-# Up to here one call that makes rows is cheapest, beyond it twice as dear as making columns.
-_FEW_ROWS = 256
+from paceline.torch._sketch_batch import SketchedBatch, is_plain
+from paceline.torch._sketch_compiled import add_rows, project
 
 
 class Placed:
@@ -92,9 +88,9 @@ class MatrixSlot:
         return (1 + self.left.relative_variance) * (1 + self.right.relative_variance) - 1
 
     def add_rows(self, batch: SketchedBatch, grads: Tensor, x: Tensor, bias: Tensor | None) -> None:
-        """Add one outer product for each example, all in one compiled call on the CPU."""
+        """Add one outer product for each example, all in one compiled call."""
         column = self._zeros if bias is None else self._of_bias[bias].matrix
-        add_outer_rows(
+        add_rows(
             grads.contiguous().numpy(),
             x.contiguous().numpy(),
             (self.left.matrix.numpy(), self._of_input.matrix.numpy(), column.numpy()),
@@ -126,10 +122,12 @@ class MatrixSlot:
 
 def _project(matrix: Tensor, rows: Tensor, column: Tensor | None) -> Tensor:
     """Return `matrix @ rowsᵀ`, plus a column."""
-    if len(rows) <= _FEW_ROWS:
-        return functional.linear(rows, matrix, None if column is None else column[:, 0]).t()
     # With `out`, autocast leaves the product alone: many rows are not copied to its type.
     made = rows.new_empty(len(matrix), len(rows))
+    if is_plain(rows):
+        added = matrix.new_zeros(len(matrix), 1) if column is None else column
+        project(rows.contiguous().numpy(), matrix.numpy(), added.numpy(), made.numpy())
+        return made
     if column is None:
         return torch.mm(matrix, rows.t(), out=made)
     return torch.addmm(column, matrix, rows.t(), out=made)
