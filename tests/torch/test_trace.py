@@ -220,3 +220,33 @@ def test_a_bad_setting_is_answered_by_its_rule(changes: dict[str, Any], message:
     settings: dict[str, Any] = {"model": mlp, "input_shape": (12,), "batch_size": 4}
     with pytest.raises(ValueError, match=message):
         trace_workload(**(settings | changes))
+
+
+class Copying(nn.Module):
+    """Makes its layers as copies of one, as `nn.TransformerEncoder` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.encoder(x)
+
+
+class OneByOne(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.TransformerEncoderLayer(32, 2, 64, batch_first=True) for _ in range(3))
+        )
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layers(x)
+
+
+def test_layers_that_were_copied_hold_what_others_do() -> None:
+    copied, made = (
+        trace_workload(model, input_shape=(4, 32), batch_size=2) for model in (Copying, OneByOne)
+    )
+    assert copied.saved_bytes_per_example == made.saved_bytes_per_example

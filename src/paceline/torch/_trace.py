@@ -84,7 +84,7 @@ def trace_workload(
         batch_size=batch_size, precision_bits=precision, optimizer=optimizer, loss=loss
     )
     check_setup(setup)
-    with FakeTensorMode(allow_non_fake_inputs=True), _copying_fakes():
+    with _OneFakeMode(allow_non_fake_inputs=True), _copying_fakes():
         try:
             module, inputs = _prepare(model, example_input, input_shape, batch_size)
             recorder = _record(module, inputs, setup)
@@ -276,6 +276,13 @@ def _stored_bytes(inputs: Any) -> int:
     if isinstance(inputs, dict):
         return sum(map(_stored_bytes, inputs.values()))
     return sum(map(_stored_bytes, inputs)) if isinstance(inputs, tuple) else 0
+
+
+class _OneFakeMode(FakeTensorMode):
+    """Stays the mode of tensors that a module copies; a copy of it would not know them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_OneFakeMode":
+        return self
 
 
 @contextmanager
