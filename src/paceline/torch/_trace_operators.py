@@ -37,6 +37,7 @@ GATHERS = frozenset(
 # Read as many rows of their first input as they write.
 ROW_READERS = frozenset({"embedding", "index_select", "index", "gather"})
 RECURRENT = frozenset({"mkldnn_rnn_layer", "mkldnn_rnn_layer_backward"})
+LSTM_MODE = 2
 # Beside true views: allocations and aliases, which move no bytes.
 LIKE_VIEWS = frozenset(
     {
@@ -98,6 +99,41 @@ def describe(
         written_bytes=float(written),
         dims=dims,
     )
+
+
+def with_workspace(function: Any, args: tuple[Any, ...], out: Any) -> Any:
+    """Give the output of the LSTM kernel the workspace that fake tensors leave empty."""
+    if function._overloadpacket.__name__ != "mkldnn_rnn_layer":
+        return out
+    is_lstm, is_training = args[9] == LSTM_MODE, args[15]
+    if out[3].numel() or not (is_lstm and is_training):
+        return out
+    return (*out[:3], out[3].new_empty(_lstm_workspace_bytes(args[0], hidden=args[10])))
+
+
+def _lstm_workspace_bytes(x: torch.Tensor, hidden: int) -> int:
+    """Return what oneDNN keeps of one layer for the backward pass [1].
+
+    Four gates and the output of each position, the states on both sides of the layer, and
+    room for the gradients of all states, which are in 32 bits. Rounding up to pages is left
+    out.
+
+    References:
+        [1] `set_workspace_sizes` in src/cpu/rnn/rnn_utils.hpp of oneDNN 3.
+    """
+    num_steps, batch_size, width = x.shape
+    item_bytes, widest = x.element_size(), max(width, hidden)
+    per_step = _row_bytes(4 * hidden, item_bytes) + _row_bytes(hidden, item_bytes)
+    state = _row_bytes(widest, item_bytes) + hidden * item_bytes
+    state_gradient = 2 * _row_bytes(widest, 4) + hidden * 4
+    return batch_size * (num_steps * per_step + 2 * (num_steps + 1) * (state + state_gradient))
+
+
+def _row_bytes(num_values: int, item_bytes: int) -> int:
+    """Return the bytes of whole cache lines, one more where 256 divides the values."""
+    per_line = 64 // item_bytes
+    padded = -(-num_values // per_line) * per_line
+    return (padded + per_line * (padded % 256 == 0)) * item_bytes
 
 
 def is_ignored(function: Any) -> bool:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline.predict._workload import LayerWork, OperatorWork, Phase
-from paceline.torch._trace_operators import describe, is_ignored
+from paceline.torch._trace_operators import describe, is_ignored, with_workspace
 
 
 class LiveMemory:
@@ -89,6 +89,7 @@ class Recorder(TorchDispatchMode):
         seconds = perf_counter() - begin if self._timed else 0.0
         if is_ignored(func):
             return out
+        out = with_workspace(func, args, out)
         self.calls.append(describe(func, args, kwargs, out, self.phase))
         self.seconds.append(seconds)
         self.layer_of_call.append(self._layers[-1] if self.phase == "forward" else "")
