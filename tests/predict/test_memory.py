@@ -6,53 +6,74 @@ from hypothesis import strategies as st
 
 from paceline.predict._devices import all_devices, device
 from paceline.predict._memory import estimate_memory, usable_bytes
-from paceline.predict._workload import Workload
+from paceline.predict._workload import MemoryMoment, Workload
 
+MOMENTS = (
+    MemoryMoment(phase="backward", bytes_per_example=3e6, other_bytes=1_000_000),
+    MemoryMoment(phase="backward", bytes_per_example=1e6, other_bytes=4_500_000),
+    MemoryMoment(phase="optimizer", bytes_per_example=1e5, other_bytes=5_000_000),
+)
 WORK = Workload(
     family="CNN",
     batch_size=10,
     num_params=1_000_000,
     forward_flops_per_example=1e9,
     optimizer="AdamW",
-    saved_bytes_per_example=2e6,
-    working_bytes_per_example=3e6,
+    moments=MOMENTS,
 )
+PARAM_BYTES = 4_000_000
 
 
 def test_the_parts_add_up() -> None:
     memory = estimate_memory(WORK)
-    assert (memory.parameters, memory.gradients, memory.optimizer) == (
-        4_000_000,
-        4_000_000,
-        8_000_000,
-    )
-    assert memory.activations == 30_000_000
-    assert memory.peak == 46_000_000
+    assert (memory.parameters, memory.optimizer, memory.buckets) == (4_000_000, 8_000_000, 0)
+    assert memory.fullest == MOMENTS[0]
+    assert memory.peak == 43_000_000
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "values"), [("SGD", 1.0), ("Adam", 2.0), ("RMSprop", 1.0), ("Adafactor", 0.01)]
+    ("batch_size", "foreach", "phase", "peak"),
+    [
+        (1, True, "optimizer", 12_000_000 + 100_000 + 4_500_000 + PARAM_BYTES),
+        (1, False, "backward", 12_000_000 + 1_000_000 + 4_500_000),
+        (2, False, "backward", 12_000_000 + 6_000_000 + 1_000_000),
+        (4, True, "backward", 12_000_000 + 12_000_000 + 1_000_000),
+    ],
 )
-def test_each_optimizer_keeps_its_own(optimizer: str, values: float) -> None:
-    assert estimate_memory(replace(WORK, optimizer=optimizer)).optimizer == values * 4_000_000
+def test_the_fullest_moment_follows_the_batch(
+    batch_size: int, foreach: bool, phase: str, peak: int
+) -> None:
+    memory = estimate_memory(WORK.with_batch_size(batch_size), foreach=foreach)
+    assert (memory.fullest.phase, memory.peak) == (phase, peak)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kept", "made"),
+    [
+        ("SGD", 1.0, 0),
+        ("Adam", 2.0, 1),
+        ("RMSprop", 1.0, 1),
+        ("Adagrad", 1.0, 2),
+        ("Adafactor", 0.01, 1),
+    ],
+)
+def test_each_optimizer_keeps_and_makes_its_own(optimizer: str, kept: float, made: int) -> None:
+    memory = estimate_memory(replace(WORK, optimizer=optimizer))
+    assert memory.optimizer == kept * PARAM_BYTES
+    assert memory.moments[-1].other_bytes == max(4_500_000 + made * PARAM_BYTES, 5_000_000)
 
 
 def test_several_workers_hold_gradients_in_buckets_too() -> None:
-    assert estimate_memory(WORK, num_workers=2).gradients == 8_000_000
-
-
-def test_mixed_precision_copies_the_parameters() -> None:
-    assert estimate_memory(replace(WORK, precision_bits=16)).copies == 2_000_000
+    one, two = (estimate_memory(WORK, num_workers=number) for number in (1, 2))
+    assert two.peak - one.peak == two.buckets == PARAM_BYTES
 
 
 def test_a_row_of_a_table_falls_back_to_its_proxy() -> None:
-    work = replace(
-        WORK,
-        saved_bytes_per_example=0.0,
-        working_bytes_per_example=0.0,
-        activation_bytes_per_example=1e6,
-    )
-    assert estimate_memory(work).activations == 7_500_000
+    work = replace(WORK, moments=(), activation_bytes_per_example=1e6, example_bytes=1000.0)
+    memory = estimate_memory(work)
+    assert memory.moments[0].bytes_per_example == 751_000
+    assert memory.peak == 16_000_000 + 7_510_000
+    assert estimate_memory(replace(work, precision_bits=16)).peak == memory.peak + 2_000_000
 
 
 @given(
@@ -67,13 +88,8 @@ def test_the_largest_batch_fits_and_one_more_does_not(
     from paceline.predict._devices import Device
 
     assert isinstance(row, Device)
-    work = replace(
-        WORK,
-        num_params=params,
-        batch_size=batch,
-        saved_bytes_per_example=per_example,
-        working_bytes_per_example=1e3,
-    )
+    first = replace(MOMENTS[0], bytes_per_example=per_example)
+    work = replace(WORK, num_params=params, batch_size=batch, moments=(first, *MOMENTS[1:]))
     largest = estimate_memory(work).largest_batch(row)
     assert estimate_memory(work).fits(row) == (batch <= largest) or abs(batch - largest) <= 1
     if largest:

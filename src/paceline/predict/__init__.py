@@ -20,7 +20,7 @@ from paceline.predict._training_time import (
     fit_predictor,
     step_times,
 )
-from paceline.predict._workload import LayerWork, OperatorWork, Workload
+from paceline.predict._workload import LayerWork, MemoryMoment, OperatorWork, Workload
 
 __all__ = [
     "ConvergencePredictor",
@@ -33,6 +33,7 @@ __all__ = [
     "LayerWork",
     "LiveLine",
     "MemoryEstimate",
+    "MemoryMoment",
     "Models",
     "OperatorWork",
     "Optimizers",

@@ -1,9 +1,9 @@
 """What a training step holds in memory, and the largest batch that a device takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paceline.predict._devices import Device
-from paceline.predict._workload import Workload
+from paceline.predict._workload import MemoryMoment, Workload
 
 # Values of 4 bytes per parameter that PyTorch's optimizers keep from step to step. Adafactor
 # keeps a row and a column per matrix, which is next to nothing.
@@ -17,6 +17,10 @@ KEPT_VALUES = {
     "AdamW": 2.0,
 }
 OTHER_KEPT_VALUES = 2.0
+# Values per parameter that they make for a moment where they update all parameters at once:
+# roots of second moments, and Adagrad's steps.
+FOREACH_TEMPORARIES = {"SGD": 0, "Muon": 0, "Adagrad": 2}
+OTHER_FOREACH_TEMPORARIES = 1
 # Bytes that autograd keeps over bytes of the tables' proxy, of a transformer per block.
 KEPT_PER_PROXY = {"CNN": 0.75, "MLP": 8.0, "Transformer": 3.3}
 # Context, libraries and what the allocator cannot use.
@@ -29,32 +33,32 @@ class MemoryEstimate:
 
     Attributes:
         parameters: In 32 bits.
-        gradients: In 32 bits, and once more in buckets with several workers.
         optimizer: Kept from step to step.
-        activations: Kept for the backward pass, inputs included, at this batch size.
-        copies: 16-bit copies of parameters under mixed precision.
-        temporaries: Of the optimizer, which updates all parameters at once on a GPU; they
-            and the activations are never there together.
+        buckets: Copies of gradients that several workers exchange; 0 for one worker.
+        moments: What is held besides, where it may be the most; they are never there together.
         batch_size: Examples per step and worker.
     """
 
     parameters: int
-    gradients: int
     optimizer: int
-    activations: int
-    copies: int
-    temporaries: int
+    buckets: int
+    moments: tuple[MemoryMoment, ...]
     batch_size: int
-
-    @property
-    def peak(self) -> int:
-        """Sum at the fullest moment."""
-        return self.fixed + max(self.activations + self.copies, self.temporaries)
 
     @property
     def fixed(self) -> int:
         """What is there in every moment, whatever the batch."""
-        return self.parameters + self.gradients + self.optimizer
+        return self.parameters + self.optimizer + self.buckets
+
+    @property
+    def fullest(self) -> MemoryMoment:
+        """The moment of the peak."""
+        return max(self.moments, key=lambda moment: moment.bytes_at(self.batch_size))
+
+    @property
+    def peak(self) -> int:
+        """Sum at the fullest moment."""
+        return self.fixed + self.fullest.bytes_at(self.batch_size)
 
     def fits(self, device: Device) -> bool:
         """Return whether the peak fits, with 600 MiB and 5 % of the device left for others."""
@@ -65,24 +69,33 @@ class MemoryEstimate:
 
         Examples:
             >>> from paceline.predict._devices import device
-            >>> memory = MemoryEstimate(parameters=4 << 30, gradients=4 << 30,
-            ...     optimizer=8 << 30, activations=1 << 30, copies=0, temporaries=4 << 30,
-            ...     batch_size=32)
+            >>> forward = MemoryMoment(
+            ...     phase="forward", bytes_per_example=float(32 << 20), other_bytes=0)
+            >>> update = MemoryMoment(
+            ...     phase="optimizer", bytes_per_example=0.0, other_bytes=8 << 30)
+            >>> memory = MemoryEstimate(parameters=4 << 30, optimizer=8 << 30, buckets=0,
+            ...     moments=(forward, update), batch_size=32)
             >>> memory.fits(device("T4")), memory.largest_batch(device("A100"))
-            (False, 1901)
+            (False, 2029)
         """
         usable = usable_bytes(device) - self.fixed
-        if usable < self.temporaries:
-            return 0
-        per_example = max(1.0, self.activations / self.batch_size)
-        return max(0, int((usable - self.copies) / per_example))
+        return max(0, min(_examples_in(usable, moment) for moment in self.moments))
 
 
-def estimate_memory(workload: Workload, *, num_workers: int = 1) -> MemoryEstimate:
+def estimate_memory(
+    workload: Workload, *, num_workers: int = 1, foreach: bool = True
+) -> MemoryEstimate:
     """Return what a step of the workload holds, on each of `num_workers` workers.
 
-    A traced workload tells what autograd keeps; a row of a table only a proxy, which is
-    multiplied by a typical ratio of its family and may be off by half.
+    Gradients are taken to be freed before each forward pass (`zero_grad(set_to_none=True)`, as
+    is the default). A traced workload tells what is alive at each operator; a row of a table
+    only a proxy, which is multiplied by a typical ratio of its family and may be off by half.
+
+    Args:
+        workload: One worker's step.
+        num_workers: Data-parallel workers.
+        foreach: Whether the optimizer updates all parameters at once, which is PyTorch's
+            default on a GPU, or one after another, as on a CPU.
 
     Examples:
         >>> work = Workload(family="MLP", batch_size=32, num_params=1_000_000,
@@ -92,14 +105,12 @@ def estimate_memory(workload: Workload, *, num_workers: int = 1) -> MemoryEstima
     """
     params = workload.param_bytes
     kept = KEPT_VALUES.get(workload.optimizer, OTHER_KEPT_VALUES)
-    adaptive = workload.optimizer != "SGD"
+    moments = workload.moments or _assumed_moments(workload)
     return MemoryEstimate(
         parameters=params,
-        gradients=params * (2 if num_workers > 1 else 1),
         optimizer=int(kept * params),
-        activations=int(workload.batch_size * _bytes_per_example(workload)),
-        copies=params // 2 if workload.precision_bits == 16 else 0,
-        temporaries=params if adaptive else 0,
+        buckets=params if num_workers > 1 else 0,
+        moments=_updating_at_once(moments, workload) if foreach else moments,
         batch_size=workload.batch_size,
     )
 
@@ -109,11 +120,36 @@ def usable_bytes(device: Device) -> int:
     return int(device.memory_bytes * (1 - RESERVED_SHARE)) - RESERVED_BYTES
 
 
-def _bytes_per_example(workload: Workload) -> float:
-    traced = max(workload.saved_bytes_per_example, workload.working_bytes_per_example)
-    if traced:
-        return traced + workload.example_bytes
+def _examples_in(usable: int, moment: MemoryMoment) -> int:
+    return int((usable - moment.other_bytes) / max(1.0, moment.bytes_per_example))
+
+
+def _updating_at_once(
+    moments: tuple[MemoryMoment, ...], workload: Workload
+) -> tuple[MemoryMoment, ...]:
+    """Let the optimizer's moment hold temporaries of all parameters beside all gradients."""
+    *passes, update = moments
+    values = FOREACH_TEMPORARIES.get(workload.optimizer, OTHER_FOREACH_TEMPORARIES)
+    held = max(moment.other_bytes for moment in passes) + values * workload.param_bytes
+    return (*passes, replace(update, other_bytes=max(held, update.other_bytes)))
+
+
+def _assumed_moments(workload: Workload) -> tuple[MemoryMoment, ...]:
+    """Take activations to be there until all gradients are."""
+    params = workload.param_bytes
+    copies = params // 2 if workload.precision_bits == 16 else 0
+    kept = workload.saved_bytes_per_example or _typically_kept(workload)
+    inputs = workload.example_bytes
+    return (
+        MemoryMoment(
+            phase="backward", bytes_per_example=kept + inputs, other_bytes=params + copies
+        ),
+        MemoryMoment(phase="optimizer", bytes_per_example=inputs, other_bytes=params),
+    )
+
+
+def _typically_kept(workload: Workload) -> float:
     ratio = KEPT_PER_PROXY.get(workload.family, 1.0)
     if workload.family == "Transformer":
         ratio *= max(workload.depth, 1)
-    return ratio * workload.activation_bytes_per_example + workload.example_bytes
+    return ratio * workload.activation_bytes_per_example

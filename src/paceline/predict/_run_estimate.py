@@ -156,7 +156,7 @@ def estimate_run(
     price = setup.num_workers * setup.price_per_hour / SECONDS_PER_HOUR
     shares = _shares(workload, times, wired, device)
     bound_by = max(shares, key=lambda name: shares[name])
-    memory = estimate_memory(workload, num_workers=setup.num_workers)
+    memory = estimate_memory(workload, num_workers=setup.num_workers, foreach=device is not None)
     return RunEstimate(
         step=step,
         epoch=epoch,

@@ -74,6 +74,26 @@ class LayerWork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryMoment:
+    """What a step holds at one moment, besides trained parameters and the optimizer's state.
+
+    Attributes:
+        phase: "forward", "backward" or "optimizer".
+        bytes_per_example: Inputs, activations and their gradients.
+        other_bytes: Whatever the batch: gradients of parameters that are there already, their
+            16-bit copies, buffers, parameters that are not trained, the optimizer's temporaries.
+    """
+
+    phase: Phase
+    bytes_per_example: float
+    other_bytes: int
+
+    def bytes_at(self, batch_size: int) -> int:
+        """Return what is held with a batch of this size."""
+        return self.other_bytes + round(batch_size * self.bytes_per_example)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """One training step of one model, independent of the device that runs it.
 
@@ -118,7 +138,8 @@ class Workload:
         bytes_moved_per_example: Read and written by forward operators, cache ignored.
         saved_bytes_per_example: Kept from the forward pass for the backward pass.
         flops_by_class: Forward FLOPs per example by operator class.
-        working_bytes_per_example: Highest sum of activations and temporaries in the forward pass.
+        moments: Those at which the step holds the most, for one batch size or another; the
+            last is the optimizer's, which updates one parameter after another as on a CPU.
         num_param_tensors: Parameters as the optimizer sees them.
         num_python_calls: Calls of PyTorch from Python in the forward pass.
         operators: Every operator of a step at `batch_size`, in all three phases.
@@ -162,7 +183,7 @@ class Workload:
     num_operators: int = 0
     bytes_moved_per_example: float = 0.0
     saved_bytes_per_example: float = 0.0
-    working_bytes_per_example: float = 0.0
+    moments: tuple[MemoryMoment, ...] = ()
     num_param_tensors: int = 0
     num_python_calls: int = 0
     flops_by_class: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))

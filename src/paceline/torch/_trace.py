@@ -20,6 +20,7 @@ from paceline.torch._trace_architecture import (
     is_norm,
     num_table_kernels,
 )
+from paceline.torch._trace_memory import tensors_in
 from paceline.torch._trace_recorder import Recorder
 from paceline.torch._trace_setup import (
     ExampleInput,
@@ -169,15 +170,18 @@ def _run_recorded(
     *,
     warm_up: bool = False,
 ) -> None:
+    recorder.memory.add(inputs)
     with recorder.watching():
         loss = setup.loss_of(model, inputs)
-        recorder.phase = "backward"
+        recorder.begin("backward")
         if loss.requires_grad:
             loss.backward()
     del loss
+    recorder.memory.fix_gradients(model)
     if warm_up:
         optimizer.step()
-    recorder.phase = "optimizer"
+    recorder.memory.ignore(tensors_in(list(optimizer.state.values())))
+    recorder.begin("optimizer")
     with recorder:
         optimizer.step()
 
@@ -213,8 +217,7 @@ def _workload(
         bytes_moved_per_example=sum(c.read_bytes + c.written_bytes for c in forward)
         / setup.batch_size,
         saved_bytes_per_example=recorder.saved_bytes / setup.batch_size,
-        working_bytes_per_example=(recorder.memory.peak_bytes - recorder.copied_bytes)
-        / setup.batch_size,
+        moments=recorder.memory.moments(setup.batch_size),
         operators=recorder.operators(),
         layers=recorder.layers(),
         **_shares(by_class, forward, setup.batch_size, kind.num_heads),

@@ -1,8 +1,7 @@
 """Watch one training step and write down every operator, layer and living tensor."""
 
-import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
@@ -13,54 +12,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline.predict._workload import LayerWork, OperatorWork, Phase
+from paceline.torch._trace_memory import LiveMemory, tensors_in
 from paceline.torch._trace_operators import describe, is_ignored, with_workspace
 
-
-class LiveMemory:
-    """Bytes of the tensors that operators made and that are still referenced.
-
-    Attributes:
-        live_bytes: Now; tensors that were there before are not counted.
-        peak_bytes: Highest value of `live_bytes`.
-    """
-
-    def __init__(self, known: Iterable[torch.Tensor]) -> None:
-        self.live_bytes = 0
-        self.peak_bytes = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
-        self._storages: dict[int, weakref.ref[Any]] = {}
-
-    def add(self, out: Any) -> None:
-        """Count new storages in `out`."""
-        for tensor in out if isinstance(out, list | tuple) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self._add_storage(tensor.untyped_storage())
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-
-    def _add_storage(self, storage: Any) -> None:
-        key, num_bytes = storage._cdata, storage.nbytes()
-        if key in self._storages or key in self._known:
-            return
-
-        def forget(_: Any) -> None:
-            self._storages.pop(key, None)
-            self.live_bytes -= num_bytes
-
-        self._storages[key] = weakref.ref(storage, forget)
-        self.live_bytes += num_bytes
+# How a gradient comes from 16-bit ones, and from those of several uses of a parameter.
+COPIES_AND_SUMS = frozenset({"_to_copy", "add"})
 
 
 class Recorder(TorchDispatchMode):
     """Notes every operator of a step; with `timed`, how long each one took.
 
     Attributes:
-        phase: Part of the step that runs; the caller sets it.
+        phase: Part of the step that runs; `begin` sets it.
         calls: What ran, in order, views included.
         seconds: Time of each call; zeros unless `timed`.
         layer_of_call: Name of the layer that ran in the forward pass; empty elsewhere.
-        memory: Living tensors of the forward pass.
+        memory: Living tensors, without parameters that are trained.
         saved_bytes: Kept for the backward pass; parameters and their copies left out.
-        copied_bytes: Copies of parameters that autocast made.
         num_python_calls: Calls of PyTorch from Python in the forward pass.
     """
 
@@ -70,9 +38,10 @@ class Recorder(TorchDispatchMode):
         self.calls: list[OperatorWork] = []
         self.seconds: list[float] = []
         self.layer_of_call: list[str] = []
-        self.memory = LiveMemory([*model.parameters(), *model.buffers()])
+        self.memory = LiveMemory(p for p in model.parameters() if p.requires_grad)
+        self.memory.add([p for p in model.parameters() if not p.requires_grad], fixed=True)
+        self.memory.add(list(model.buffers()), fixed=True)
         self.saved_bytes = 0
-        self.copied_bytes = 0
         self.num_python_calls = 0
         self._timed = timed
         self._model = model
@@ -93,17 +62,24 @@ class Recorder(TorchDispatchMode):
         self.calls.append(describe(func, args, kwargs, out, self.phase))
         self.seconds.append(seconds)
         self.layer_of_call.append(self._layers[-1] if self.phase == "forward" else "")
-        if self.phase == "forward":
-            self.memory.add(out)
-            self._note_copy(func, args, out)
+        self._note_memory(func, args, out)
         return out
 
-    def _note_copy(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
-        """Keep autocast's copies of parameters apart: they do not grow with the batch."""
-        is_copy = func._overloadpacket.__name__ == "_to_copy"
+    def _note_memory(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        """Count new tensors; autocast's copies of parameters do not grow with the batch."""
+        self.memory.add(out)
+        name = func._overloadpacket.__name__
+        if name in COPIES_AND_SUMS:
+            self.memory.note_sources(out, tensors_in(args))
+        is_copy = self.phase == "forward" and name == "_to_copy"
         if is_copy and args[0].untyped_storage()._cdata in self._params:
             self._saved.add(out.untyped_storage()._cdata)
-            self.copied_bytes += out.untyped_storage().nbytes()
+            self.memory.fix(out)
+
+    def begin(self, phase: Phase) -> None:
+        """Count what follows to a phase."""
+        self.phase = phase
+        self.memory.begin(phase)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
