@@ -1,7 +1,8 @@
 """Claims: an empty task costs under 30 us; split backward passes win where planned and never lose.
 
-Also: an asynchronous checkpoint adds little to the steps around it, and with `--wire netlab`
-scheduled training on an emulated-compute lab gains from a split backward pass.
+Also: an asynchronous checkpoint adds little to the steps around it, updates on the assist lane
+hide where a core is free, and with `--wire netlab` scheduled training on an emulated-compute lab
+gains from a split backward pass.
 """
 
 import copy
@@ -17,12 +18,15 @@ from _record import finish, parser, spread
 from torch import nn
 
 from paceline.torch._async_checkpoint import AsyncCheckpoint
+from paceline.torch._lane_optimizer import LaneOptimizer
 from paceline.torch._lanes import Lanes
 from paceline.torch._split_backward import split_backward
 
 NUM_LAYERS = 24
 # Hidden size and batch; the first two are where splitting is to win, in the others not to lose.
 CASES = ((256, 64), (256, 256), (128, 64), (256, 1024), (1024, 128))
+# An update that is a good part of the step: few examples, many parameters.
+UPDATE_WIDTH, UPDATE_BATCH, UPDATE_STEPS = 1024, 32, 6
 NUM_TASKS, NUM_ROUND_TRIPS, NUM_REPEATS = 100_000, 5_000, 5
 LANES = ("assist", "comm", "copy", "host")
 # 24 layers of 2,048 hidden units: 100.7 M parameters.
@@ -91,6 +95,48 @@ def split_row(hidden: int, batch: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def optimizer_row(num_threads: int, rounds: int) -> dict[str, Any]:
+    """Let the trial decide about deferred updates, then time turns of steps of both ways."""
+    torch.set_num_threads(num_threads)
+    torch.manual_seed(0)
+    width = UPDATE_WIDTH
+    plain = nn.Sequential(*[p for _ in range(12) for p in (nn.Linear(width, width), nn.GELU())])
+    models = {"plain": plain, "lanes": copy.deepcopy(plain)}
+    by_hand, deferred = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in models.values())
+    x = torch.randn(UPDATE_BATCH, width)
+    updates: dict[str, Callable[[], None]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+
+    def steps(name: str) -> float:
+        start_s = time.perf_counter()
+        for _ in range(UPDATE_STEPS):
+            models[name](x).square().mean().backward()
+            updates[name]()
+            models[name].zero_grad(set_to_none=True)
+        return (time.perf_counter() - start_s) / UPDATE_STEPS
+
+    with LaneOptimizer(models["lanes"], deferred) as update:
+        updates |= {"plain": by_hand.step, "lanes": update.step}
+        while "measured" not in update.explain():
+            steps("lanes")
+            steps("plain")
+        for turn in range(rounds):
+            for name in list(models)[:: 1 if turn % 2 else -1]:
+                seconds[name].append(steps(name))
+        update.finish()
+        explained = update.explain()
+    is_equal = all(map(torch.equal, *(list(m.parameters()) for m in models.values())))
+    return {
+        "num_parameters": sum(p.numel() for p in plain.parameters()),
+        "threads": num_threads,
+        "plain_s": spread(seconds["plain"]),
+        "lanes_s": spread(seconds["lanes"]),
+        "speedup": float(np.median(seconds["plain"]) / np.median(seconds["lanes"])),
+        "explained": explained,
+        "equal_parameters": is_equal,
+    }
+
+
 def checkpoint_row(rounds: int) -> dict[str, Any]:
     """Time steps with and without a checkpoint that is begun before the first of them."""
     torch.manual_seed(0)
@@ -149,7 +195,8 @@ def main() -> None:
     result = {
         "lanes": lane_overhead(),
         "split_backward": [split_row(*case, options.rounds) for case in CASES],
-        "checkpoint": checkpoint_row(3),
+        "checkpoint": checkpoint_row(5),
+        "optimizer": [optimizer_row(number, options.rounds // 3) for number in (1, 2)],
     }
     finish("overlap", options, result, "torch")
 

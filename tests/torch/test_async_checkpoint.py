@@ -1,5 +1,6 @@
 """What is saved is what was there, and a process that dies leaves the previous checkpoint whole."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from paceline.errors import TaskError
-from paceline.torch._async_checkpoint import AsyncCheckpoint
+from paceline.torch._async_checkpoint import PIECE_BYTES, AsyncCheckpoint, _PieceWriter
 from paceline.torch._lanes import Lanes
 
 # Prints a line and stops where `stop_in` is called for the second checkpoint.
@@ -47,6 +48,31 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 7}
+
+
+class Raw(io.RawIOBase):
+    """Takes half of what it is given at a time, as a file may."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Take the first half."""
+        self.parts.append(bytes(data[: (len(data) + 1) // 2]))
+        return len(self.parts[-1])
+
+
+def test_what_is_large_is_written_in_pieces_and_whole() -> None:
+    raw, value = Raw(), torch.arange(700_000, dtype=torch.int32).numpy()
+    with _PieceWriter(raw) as stream:
+        assert stream.write(b"head") == 4
+        assert stream.write(value.data) == value.nbytes
+    assert max(map(len, raw.parts)) <= PIECE_BYTES
+    assert b"".join(raw.parts) == b"head" + value.tobytes()
 
 
 def test_what_comes_back_is_what_was_there_while_training_went_on(tmp_path: Path) -> None:

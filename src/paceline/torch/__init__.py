@@ -11,6 +11,7 @@ from paceline.torch._bucket_times import BucketTimes, DDPAdvice
 from paceline.torch._calibrate import calibrate_cpu
 from paceline.torch._comm_hook import CommHookState, scheduled_comm_hook
 from paceline.torch._gather import gather_timeline
+from paceline.torch._lane_optimizer import LaneOptimizer
 from paceline.torch._lane_task import Handle
 from paceline.torch._lanes import Lanes
 from paceline.torch._loader import DataLoader
@@ -40,6 +41,7 @@ __all__ = [
     "GradientOrder",
     "GradientSketch",
     "Handle",
+    "LaneOptimizer",
     "Lanes",
     "Prefetch",
     "ScheduledDataParallel",

@@ -65,6 +65,18 @@ class ParamUse:
                 handle.remove()
             del self._running[1:]
 
+    def record_pass(self, then: Callable[[], None]) -> None:
+        """Record the one pass that a forward pre-hook of the module has seen begin, then `then`."""
+        recording = self.recording()
+        recording.__enter__()
+
+        def end(*_: Any) -> None:
+            handle.remove()
+            recording.__exit__(None, None, None)
+            then()
+
+        handle = self._module.register_forward_hook(end, always_call=True)
+
     def _on_call(self, module: torch.nn.Module, _args: Any) -> None:
         self._running.append(module)
 

@@ -160,7 +160,8 @@ class GradientSketch:
         self._batches.append(SketchedBatch(num_examples, self.dim, self._batch_dim, scale))
         if self._is_first:
             self._is_first = False
-            self._record_uses()
+            # Parameters may work outside of the layers that own them.
+            self._uses.record_pass(self._name_other_users)
 
     def _on_layer(
         self, taps: list[Tap], module: nn.Module, args: Any, kwargs: Any, output: Any
@@ -201,18 +202,6 @@ class GradientSketch:
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
             if id(parameter) in own:
                 self.left_out[name] = reason
-
-    def _record_uses(self) -> None:
-        """Watch the first pass for parameters that work outside the layers that own them."""
-        recording = self._uses.recording()
-        recording.__enter__()
-
-        def end(*_: Any) -> None:
-            handle.remove()
-            recording.__exit__(None, None, None)
-            self._name_other_users()
-
-        handle = self._model.register_forward_hook(end, always_call=True)
 
     def _name_other_users(self) -> None:
         names = {id(p): name for name, p in self._model.named_parameters() if p.requires_grad}
