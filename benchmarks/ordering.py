@@ -6,6 +6,7 @@ examples less the lowest that is known. Seconds are measured, sketching and orde
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -170,7 +171,10 @@ def train(task: Task, method: Method, x: Tensor, y: Tensor, rate: float, seed: i
             optimizer.param_groups[0]["lr"] = rate * (1.0 if method.is_constant else left)
             ids = order[step * BATCH : (step + 1) * BATCH]
             optimizer.zero_grad()
-            task.loss(model(x[ids]), y[ids]).backward()
+            loss = task.loss(model(x[ids]), y[ids])
+            if not torch.isfinite(loss):
+                return Run([math.inf] * task.epochs, [math.nan] * task.epochs)
+            loss.backward()
             if sketch is not None and sketch.is_on:
                 policy.observe(ids, sketch.take().numpy())
             optimizer.step()
@@ -278,7 +282,10 @@ def compare(name: str, folder: Path, num_seeds: int) -> dict[str, Any]:
     return {"num_examples": len(x), "epochs": task.epochs, "floor": floor, "methods": methods}
 
 
-def excess(losses: Any, floor: float) -> dict[str, float]:
+def excess(losses: Any, floor: float) -> dict[str, float | None]:
+    """Return mean and deviation; none if a run diverged."""
+    if not np.isfinite(losses).all():
+        return {"mean": None, "std": None}
     return {"mean": float(np.mean(losses) - floor), "std": float(np.std(losses, ddof=1))}
 
 
