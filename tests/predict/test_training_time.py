@@ -18,9 +18,9 @@ from paceline.predict._training_time import (
     Optimizers,
     TrainingTimePredictor,
     catalogue_workload,
-    step_row,
 )
 from paceline.predict._workload import Workload
+from paceline.predict._workload_row import step_row
 
 IMAGES = (Datasets.Cifar10, Datasets.Cifar100, Datasets.TinyImageNet, Datasets.STL10)
 CLASSIFIED = (Datasets.SST2, Datasets.IMDB)
@@ -59,7 +59,7 @@ class OneSecond:
 def one_second(monkeypatch: pytest.MonkeyPatch) -> OneSecond:
     made = OneSecond()
     monkeypatch.setattr(_training_time, "step_times", made.step_times)
-    monkeypatch.setattr(_training_time, "_epochs_predictor", lambda path: made)
+    monkeypatch.setattr(_training_time, "epochs_predictor", lambda path: made)
     return made
 
 
@@ -168,7 +168,7 @@ def test_a_file_that_holds_no_epochs_is_refused(tmp_path: Path, text: str) -> No
 
 
 def test_changed_epochs_are_noticed(tmp_path: Path) -> None:
-    shipped = _training_time.convergence_file(_training_time._existing(None))
+    shipped = _training_time.convergence_file(_training_time.existing(None))
     document = json.loads(shipped.read_text(encoding="utf-8"))
     document["content"]["predictor"]["num_runs"] += 1
     (tmp_path / "mine.json").write_text("{}", encoding="utf-8")
@@ -179,6 +179,6 @@ def test_changed_epochs_are_noticed(tmp_path: Path) -> None:
 
 
 def test_what_is_shipped_is_small() -> None:
-    steps = _training_time._existing(None)
+    steps = _training_time.existing(None)
     epochs = _training_time.convergence_file(steps)
     assert steps.stat().st_size + epochs.stat().st_size < 5_000_000

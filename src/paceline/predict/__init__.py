@@ -9,17 +9,13 @@ from paceline.predict._curve import RemainingEpochs, StopRule
 from paceline.predict._curve_live import LiveLine
 from paceline.predict._curve_time import RemainingTime
 from paceline.predict._devices import Device, all_devices, device
+from paceline.predict._fitted import fit_predictor
 from paceline.predict._memory import MemoryEstimate, estimate_memory
 from paceline.predict._predictor_file import load_step_predictor, save_step_predictor
 from paceline.predict._run_estimate import RunEstimate, RunSetup, StepTimes, estimate_run
 from paceline.predict._step_predictor import StepEstimate, StepPredictor, fit_step_predictor
 from paceline.predict._tables import read_step_tables
-from paceline.predict._training_time import (
-    EstimatedFloat,
-    TrainingTimePredictor,
-    fit_predictor,
-    step_times,
-)
+from paceline.predict._training_time import EstimatedFloat, TrainingTimePredictor, step_times
 from paceline.predict._workload import LayerWork, MemoryMoment, OperatorWork, Workload
 
 __all__ = [

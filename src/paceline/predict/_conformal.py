@@ -56,8 +56,40 @@ class Estimate:
             raise ValueError(f"by must be finite and not negative, got {by}")
         return Estimate(self.median * by, self.low * by, self.high * by)
 
+    def plus(self, other: "Estimate") -> "Estimate":
+        """Add medians, and spreads as if they were independent.
+
+        Examples:
+            >>> Estimate(2.0, 1.0, 6.0).plus(Estimate(5.0, 5.0, 8.0))
+            Estimate(median=7.0, low=6.0, high=12.0)
+        """
+        median = self.median + other.median
+        down = math.hypot(self.median - self.low, other.median - other.low)
+        up = math.hypot(self.high - self.median, other.high - other.median)
+        return Estimate(median, max(median - down, 0.0), median + up)
+
+    def times(self, other: "Estimate") -> "Estimate":
+        """Multiply medians, and spreads of logarithms as if they were independent.
+
+        Examples:
+            >>> Estimate(2.0, 1.0, 4.0).times(Estimate(3.0, 3.0, 3.0))
+            Estimate(median=6.0, low=3.0, high=12.0)
+        """
+        median = self.median * other.median
+        if not median:
+            return Estimate(0.0, 0.0, self.high * other.high)
+        if self.low * other.low <= 0:
+            return Estimate(median, 0.0, self.high * other.high)
+        down = _both(self.median / self.low, other.median / other.low)
+        up = _both(self.high / self.median, other.high / other.median)
+        return Estimate(median, min(median / down, median), max(median * up, median))
+
     def _text(self) -> str:
         return f"median {self.median}, low {self.low}, high {self.high}"
+
+
+def _both(one: float, other: float) -> float:
+    return math.exp(math.hypot(math.log(one), math.log(other)))
 
 
 def conformal_offsets(

@@ -1,22 +1,18 @@
 """From a step to a run: several workers, epochs, money, what bounds it, what to change."""
 
 from dataclasses import dataclass
-from math import exp, hypot, log
 from typing import Literal
 
 from paceline.cost import Job, LayerCost, Link, Worker
+from paceline.predict._bounds import layer_s, roofline_parts, shares_of_step, what_to_change
 from paceline.predict._conformal import Estimate
 from paceline.predict._devices import Device
 from paceline.predict._memory import MemoryEstimate, estimate_memory
-from paceline.predict._workload import Bound, LayerWork, Workload
+from paceline.predict._workload import Bound, Workload
 
 SECONDS_PER_HOUR = 3600.0
 # The backward pass computes two products for each one of the forward pass.
 FORWARD_SHARE = 1 / 3
-# Sustained share of the data sheet's peaks, and seconds that a host needs per kernel: orders
-# of magnitude, used only to tell what bounds a step and how it divides over layers.
-ATTAINED_FLOPS, ATTAINED_BANDWIDTH, LAUNCH_S = 0.4, 0.7, 8e-6
-PASSES = 3.0
 # Of a collective of no bytes between two neighbours, where the link does not say.
 HOP_LATENCY_S = 5e-6
 
@@ -149,12 +145,17 @@ def estimate_run(
         (Estimate(median=1.0, low=1.0, high=2.0), 0.002)
     """
     wired = _with_workers(workload, times.compute, setup, device)
-    step = times.step if setup.num_workers == 1 else _sum(wired.step, times.loader_wait)
+    step = times.step if setup.num_workers == 1 else wired.step.plus(times.loader_wait)
     num_steps = -(-setup.dataset_size // (workload.batch_size * setup.num_workers))
     epoch = step.scaled(num_steps) if setup.dataset_size else None
-    run = _product(epoch, setup.epochs) if epoch and setup.epochs else None
+    run = epoch.times(setup.epochs) if epoch and setup.epochs else None
     price = setup.num_workers * setup.price_per_hour / SECONDS_PER_HOUR
-    shares = _shares(workload, times, wired, device)
+    shares = shares_of_step(
+        dict(times.shares) or roofline_parts(workload, device),
+        compute_s=times.compute.median,
+        loader_s=times.loader_wait.median,
+        link_s=wired.exposed_s,
+    )
     bound_by = max(shares, key=lambda name: shares[name])
     memory = estimate_memory(workload, num_workers=setup.num_workers, foreach=device is not None)
     return RunEstimate(
@@ -167,7 +168,9 @@ def estimate_run(
         schedule=wired.schedule,
         bound_by=bound_by,
         shares=shares,
-        advice=_advice(bound_by, workload, memory, wired, device),
+        advice=what_to_change(
+            bound_by, workload, memory, device, saved_over_ddp=wired.saved_over_ddp
+        ),
         memory=memory,
         num_workers=setup.num_workers,
         source="simulated" if setup.num_workers > 1 else times.source,
@@ -195,7 +198,7 @@ def predicted_job(
             "the workload has no layers, so that its gradients cannot be scheduled; trace the "
             "model with trace_workload"
         )
-    weights = [_layer_s(layer, workload, device) for layer in workload.layers]
+    weights = [layer_s(layer, workload, device) for layer in workload.layers]
     per_weight = compute_s / sum(weights)
     layers = tuple(
         LayerCost(
@@ -235,6 +238,11 @@ class _Wired:
     exposed_s: float
     schedule: str
 
+    @property
+    def saved_over_ddp(self) -> str:
+        saved = 1 - self.step.median / self.ddp_step_s
+        return f"{self.schedule} already saves {saved:.0%} of a step over DDP"
+
 
 def _with_workers(
     workload: Workload, compute: Estimate, setup: RunSetup, device: Device | None
@@ -265,107 +273,3 @@ def _price(
     ours_s = step_time_s(problem, plan)
     ddp_s = step_time_s(problem, plan_ddp(problem))
     return (ours_s, ddp_s, plan.name) if ours_s < ddp_s else (ddp_s, ddp_s, "ddp")
-
-
-def _layer_s(layer: LayerWork, workload: Workload, device: Device | None) -> float:
-    """Return what a layer's forward pass takes by a roofline; only ratios matter."""
-    if device is None:
-        return layer.forward_flops + layer.moved_bytes + 1.0
-    flops_s = layer.forward_flops / (ATTAINED_FLOPS * device.peak_flops(workload.precision_bits))
-    bytes_s = layer.moved_bytes / (ATTAINED_BANDWIDTH * device.memory_bytes_per_s)
-    return max(flops_s + bytes_s, max(layer.num_kernels, 1) * LAUNCH_S)
-
-
-def _shares(
-    workload: Workload, times: StepTimes, wired: _Wired, device: Device | None
-) -> dict[Bound, float]:
-    """Divide a step by what bounds its parts."""
-    parts: dict[Bound, float] = dict(times.shares) or _roofline_parts(workload, device)
-    whole = sum(parts.values()) or 1.0
-    seconds: dict[Bound, float] = {
-        name: value / whole * times.compute.median for name, value in parts.items()
-    }
-    seconds["loader"] = times.loader_wait.median
-    seconds["link"] = wired.exposed_s
-    total = sum(seconds.values()) or 1.0
-    return {name: value / total for name, value in seconds.items()}
-
-
-def _roofline_parts(workload: Workload, device: Device | None) -> dict[Bound, float]:
-    """Return seconds of arithmetic, of memory traffic, and the launches that outlast both."""
-    if device is None:
-        return {"compute": 1.0}
-    peak = ATTAINED_FLOPS * device.peak_flops(workload.precision_bits)
-    moved = workload.bytes_moved_per_example or 3 * workload.activation_bytes_per_example
-    optimizer_bytes = 5.0 * workload.param_bytes
-    compute_s = workload.train_flops_per_batch / peak
-    memory_s = (PASSES * moved * workload.batch_size + optimizer_bytes) / (
-        ATTAINED_BANDWIDTH * device.memory_bytes_per_s
-    )
-    launches = workload.num_operators or workload.num_kernels
-    launch_s = PASSES * launches * LAUNCH_S
-    return {
-        "compute": compute_s,
-        "memory": memory_s,
-        "launch": max(launch_s - compute_s - memory_s, 0.0),
-    }
-
-
-def _advice(
-    bound_by: Bound,
-    workload: Workload,
-    memory: MemoryEstimate,
-    wired: _Wired,
-    device: Device | None,
-) -> str:
-    if device is not None and not memory.fits(device):
-        largest = memory.largest_batch(device)
-        return (
-            f"it does not fit: take at most {largest} examples per step and worker"
-            if largest
-            else "it does not fit with any batch: shard the parameters or take a larger device"
-        )
-    if bound_by == "link":
-        saved = 1 - wired.step.median / wired.ddp_step_s
-        return (
-            f"the wire bounds it: {wired.schedule} already saves {saved:.0%} of a step over DDP; "
-            "raise the batch per worker, accumulate gradients or take a faster link"
-        )
-    if bound_by in ("compute", "memory") and workload.precision_bits == 32 and device is not None:
-        return "use mixed precision (precision 16), then a larger batch"
-    return {
-        "compute": "arithmetic bounds it: take a faster device or more workers",
-        "memory": "memory traffic bounds it: fuse operators (torch.compile) or recompute less",
-        "launch": _launch_advice(workload, memory, device),
-        "loader": "the loader bounds it: more loader processes, or keep decoded data",
-    }[bound_by]
-
-
-def _launch_advice(workload: Workload, memory: MemoryEstimate, device: Device | None) -> str:
-    largest = memory.largest_batch(device) if device is not None else 0
-    room = f"; up to {largest} examples fit" if largest > workload.batch_size else ""
-    return f"launching operators bounds it: raise the batch{room}, or use torch.compile"
-
-
-def _sum(one: Estimate, other: Estimate) -> Estimate:
-    """Add medians, and spreads as if they were independent."""
-    median = one.median + other.median
-    down = ((one.median - one.low) ** 2 + (other.median - other.low) ** 2) ** 0.5
-    up = ((one.high - one.median) ** 2 + (other.high - other.median) ** 2) ** 0.5
-    return Estimate(median, max(median - down, 0.0), median + up)
-
-
-def _product(one: Estimate, other: Estimate) -> Estimate:
-    """Multiply medians, and spreads of logarithms as if they were independent."""
-    median = one.median * other.median
-    if not median:
-        return Estimate(0.0, 0.0, one.high * other.high)
-    if one.low * other.low <= 0:
-        return Estimate(median, 0.0, one.high * other.high)
-    down = _both(one.median / one.low, other.median / other.low)
-    up = _both(one.high / one.median, other.high / other.median)
-    return Estimate(median, min(median / down, median), max(median * up, median))
-
-
-def _both(one: float, other: float) -> float:
-    return exp(hypot(log(one), log(other)))
