@@ -10,8 +10,9 @@ from torch import nn
 
 from paceline.torch._block_layout import Payload, Piece
 from paceline.torch._round import Route
-from paceline.torch._sharded_layout import Segment, ShardLayout, from_rows, to_rows
+from paceline.torch._sharded_layout import Segment, ShardLayout
 from paceline.torch._sharded_round import ShardRoute
+from paceline.torch._sharded_rows import from_rows, to_rows
 from paceline.torch._sharded_update import ELEMENTWISE, ShardedUpdate, check_elementwise
 
 

@@ -12,7 +12,15 @@ from paceline.errors import TransferError
 from paceline.torch._block_layout import Payload
 from paceline.torch._block_update import PartialUpdate
 from paceline.torch._payload import pack, unpack
-from paceline.torch._round import MUST_WAIT, NUM_CONTROLS, OUTSIDE, Flight, Round, Route
+from paceline.torch._round import (
+    MUST_WAIT,
+    NUM_CONTROLS,
+    OUTSIDE,
+    Flight,
+    Round,
+    Route,
+    dense_gradient,
+)
 from paceline.torch._stream_order import StreamOrder
 from paceline.torch._transfer_failure import transfer_failure
 from paceline.torch._waiting import Waiting
@@ -106,12 +114,8 @@ class BlockExecutor(Waiting):
 
     def note_ready(self, tensor: int) -> None:
         """Take the gradient of one parameter."""
-        current, gradient = self._open_round(), self._parameters[tensor].grad
-        if gradient is not None and gradient.layout is not torch.strided:
-            raise ValueError(
-                f"gradients must be dense, but that of {self._names[tensor]!r} is "
-                f"{gradient.layout}; build its module with sparse=False"
-            )
+        gradient = dense_gradient(self._parameters[tensor], self._names[tensor])
+        current = self._open_round()
         with self._condition:
             if current.note_ready(tensor, gradient, self._streams.mark()):
                 self._condition.notify_all()

@@ -125,3 +125,18 @@ class Round:
         for payload in payloads:
             for piece in payload.pieces:
                 self.pieces_left[piece.tensor] += 1
+
+
+def dense_gradient(parameter: torch.Tensor, name: str) -> torch.Tensor | None:
+    """Return the gradient of a parameter, which blocks can be cut of.
+
+    Raises:
+        ValueError: If it is sparse.
+    """
+    gradient = parameter.grad
+    if gradient is not None and gradient.layout is not torch.strided:
+        raise ValueError(
+            f"gradients must be dense, but that of {name!r} is {gradient.layout}; build its "
+            "module with sparse=False"
+        )
+    return gradient

@@ -10,9 +10,10 @@ import torch
 from torch import distributed as dist
 
 from paceline.errors import TransferError
-from paceline.torch._round import Route
-from paceline.torch._sharded_layout import ShardLayout, ShardPayload, from_rows, to_rows
+from paceline.torch._round import Route, dense_gradient
+from paceline.torch._sharded_layout import ShardLayout, ShardPayload
 from paceline.torch._sharded_round import ShardFlight, ShardRound, ShardRoute
+from paceline.torch._sharded_rows import own_parts, packed, unpack
 from paceline.torch._sharded_update import ShardedUpdate
 from paceline.torch._stream_order import StreamOrder
 from paceline.torch._transfer_failure import transfer_failure
@@ -114,12 +115,7 @@ class ShardedExecutor(Waiting):
 
     def note_ready(self, tensor: int) -> None:
         """Take the gradient of one parameter."""
-        gradient = self._parameters[tensor].grad
-        if gradient is not None and gradient.layout is not torch.strided:
-            raise ValueError(
-                f"gradients must be dense, but that of {self._names[tensor]!r} is "
-                f"{gradient.layout}; build its module with sparse=False"
-            )
+        gradient = dense_gradient(self._parameters[tensor], self._names[tensor])
         current = self._open_round()
         current.note_ready(tensor, gradient, self._streams.mark())
         for number in current.sendable():
@@ -148,7 +144,12 @@ class ShardedExecutor(Waiting):
         self.deliver()
         current = self._open_round()
         self._streams.wait(self._updated)
-        norm = self._norm(current, norm_type)
+        parts = (
+            own_parts(current.route.payloads[number], row, self._rank)
+            for number, row in current.parts.items()
+        )
+        used = [part for found in parts for one, part in found if current.is_used[one.tensor]]
+        norm = _norm_over_ranks(used, norm_type, self._parameters[0].device, self._group)
         scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         for part in current.parts.values():
             part.mul_(scale.to(part.dtype))
@@ -204,30 +205,6 @@ class ShardedExecutor(Waiting):
         if not is_own_thread:
             self._thread.join(CLOSE_TIMEOUT_S)
 
-    def _norm(self, current: ShardRound, norm_type: float) -> torch.Tensor:
-        powers = [torch.zeros((), device=self._parameters[0].device)]
-        for number, part in current.parts.items():
-            for tensor, gradient in self._own_gradients(current, number, part):
-                if current.is_used[tensor] and gradient.numel():
-                    norm = torch.linalg.vector_norm(gradient, norm_type, dtype=torch.float32)
-                    powers.append(norm if norm_type == torch.inf else norm**norm_type)
-        stacked = torch.stack(powers)
-        is_max = norm_type == torch.inf
-        total = stacked.max() if is_max else stacked.sum()
-        op = dist.ReduceOp.MAX if is_max else dist.ReduceOp.SUM
-        dist.all_reduce(total, op=op, group=self._group)
-        return total if is_max else total ** (1.0 / norm_type)
-
-    def _own_gradients(
-        self, current: ShardRound, number: int, row: torch.Tensor
-    ) -> list[tuple[int, torch.Tensor]]:
-        found, begin = [], 0
-        for segment in current.route.payloads[number].segments:
-            low, high = segment.part(self._rank)
-            found.append((segment.tensor, row[begin : begin + high - low]))
-            begin += segment.width
-        return found
-
     def _open_round(self) -> ShardRound:
         if self._round is None:
             raise AssertionError("no backward pass has begun")
@@ -261,7 +238,8 @@ class ShardedExecutor(Waiting):
         payload = current.route.payloads[number]
         for tensor in payload.tensors:
             self._streams.wait(current.events[tensor])
-        rows = self._packed(payload, current.sources)
+        like = self._parameters[payload.segments[0].tensor]
+        rows = packed(payload, current.sources, like, self._num_ranks)
         self._make_room(current)
         try:
             if self._is_gloo:
@@ -273,21 +251,6 @@ class ShardedExecutor(Waiting):
         except RuntimeError as error:
             raise self._failure(current, payload, error) from error
         self._flying.append((number, ShardFlight(payload, rows, row, work)))
-
-    def _packed(self, payload: ShardPayload, sources: list[torch.Tensor | None]) -> torch.Tensor:
-        like = self._parameters[payload.segments[0].tensor]
-        rows = like.new_empty((self._num_ranks, payload.width))
-        begin = 0
-        for segment in payload.segments:
-            source = sources[segment.tensor]
-            if source is None:
-                rows[:, begin : begin + segment.width] = 0
-            else:
-                if source.dim() != 1 or not source.is_contiguous():
-                    source = sources[segment.tensor] = source.detach().reshape(-1)
-                to_rows(rows, begin, segment, source[segment.begin : segment.end])
-            begin += segment.width
-        return rows.mul_(1.0 / self._num_ranks)
 
     def _make_room(self, current: ShardRound) -> None:
         while len(self._flying) >= self._num_in_flight:
@@ -342,16 +305,12 @@ class ShardedExecutor(Waiting):
     def _gather(self, current: ShardRound, number: int) -> ShardFlight:
         """Update the own parts of a payload and send them to all ranks."""
         payload, row = current.route.payloads[number], current.parts.pop(number)
-        own = [segment for segment in payload.segments if segment in self.update.part_of]
-        gradients = dict(
-            zip(payload.segments, self._own_gradients(current, number, row), strict=True)
-        )
-        self.update.apply(
-            own, [gradients[one][1] if current.is_used[one.tensor] else None for one in own]
-        )
+        means = dict(own_parts(payload, row, self._rank))
+        own = [segment for segment in means if segment in self.update.part_of]
+        self.update.apply(own, [means[one] if current.is_used[one.tensor] else None for one in own])
         # The means are used up, so the new values take their place.
         for segment in own:
-            gradients[segment][1].copy_(self.update.part_of[segment])
+            means[segment].copy_(self.update.part_of[segment])
         rows = row.new_empty((self._num_ranks, payload.width))
         try:
             work = _all_gather(rows.view(-1), row, group=self._group, async_op=True)
@@ -363,11 +322,7 @@ class ShardedExecutor(Waiting):
         """Take in the oldest all-gather."""
         number, flight = self._flying.popleft()
         self._end(current, flight)
-        begin = 0
-        for segment in flight.payload.segments:
-            flat = from_rows(flight.rows, begin, segment)
-            _write(self._parameters[segment.tensor], segment.begin, flat)
-            begin += segment.width
+        unpack(flight.payload, flight.rows, self._parameters)
         self._updated = self._streams.mark()
         self._mark_here(current, number)
 
@@ -387,9 +342,20 @@ class ShardedExecutor(Waiting):
         return transfer_failure(self._rank, payload.block, current.route.num_blocks, names, error)
 
 
-def _write(parameter: torch.Tensor, begin: int, flat: torch.Tensor) -> None:
-    if parameter.is_contiguous():
-        parameter.detach().view(-1)[begin : begin + len(flat)] = flat
-    else:
-        indices = torch.arange(begin, begin + len(flat), device=flat.device)
-        parameter.detach().put_(indices, flat)
+def _norm_over_ranks(
+    parts: Sequence[torch.Tensor],
+    norm_type: float,
+    device: torch.device,
+    group: dist.ProcessGroup,
+) -> torch.Tensor:
+    powers = [torch.zeros((), device=device)]
+    for part in parts:
+        if part.numel():
+            norm = torch.linalg.vector_norm(part, norm_type, dtype=torch.float32)
+            powers.append(norm if norm_type == torch.inf else norm**norm_type)
+    stacked = torch.stack(powers)
+    is_max = norm_type == torch.inf
+    total = stacked.max() if is_max else stacked.sum()
+    op = dist.ReduceOp.MAX if is_max else dist.ReduceOp.SUM
+    dist.all_reduce(total, op=op, group=group)
+    return total if is_max else total ** (1.0 / norm_type)

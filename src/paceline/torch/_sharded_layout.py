@@ -5,7 +5,7 @@ That does not depend on the plan: a plan only says which segments travel togethe
 change at any step and the optimizer's state stays where it is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -56,6 +56,13 @@ class ShardPayload:
         """The parameters, each once."""
         return list(dict.fromkeys(segment.tensor for segment in self.segments))
 
+    def columns(self) -> Iterator[tuple[Segment, int]]:
+        """Yield each segment and the column of a row at which its parts begin."""
+        begin = 0
+        for segment in self.segments:
+            yield segment, begin
+            begin += segment.width
+
 
 class ShardLayout:
     """Cuts parameters into segments, the same on all ranks.
@@ -104,21 +111,3 @@ class ShardLayout:
             Segment(tensor, low, high, -((low - high) // self._num_ranks))
             for low, high in pairwise(cuts)
         ]
-
-
-def to_rows(rows: torch.Tensor, begin: int, segment: Segment, flat: torch.Tensor) -> None:
-    """Write `flat`, the segment's elements, into its columns of `rows`, and zeros behind them."""
-    target = rows[:, begin : begin + segment.width]
-    num_whole, rest = divmod(segment.end - segment.begin, segment.width)
-    num_even = num_whole * segment.width
-    target[:num_whole] = flat[:num_even].view(num_whole, segment.width)
-    if num_whole < len(rows):
-        target[num_whole:] = 0
-        if rest:
-            target[num_whole, :rest] = flat[num_even:]
-
-
-def from_rows(rows: torch.Tensor, begin: int, segment: Segment) -> torch.Tensor:
-    """Return the segment's elements from its columns of `rows`, flat."""
-    columns = rows[:, begin : begin + segment.width]
-    return columns.reshape(-1)[: segment.end - segment.begin]
