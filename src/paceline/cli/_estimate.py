@@ -5,17 +5,17 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline.cli._collect import add_model_flags, example_input, load_function
+from paceline.cli._estimate_report import as_json, show
 from paceline.errors import MissingExtraError, TraceError
 
 # NumPy, numba and torch take seconds to import: what needs them is imported inside functions.
 if TYPE_CHECKING:
     from paceline.predict._devices import Device
-    from paceline.predict._run_estimate import RunEstimate, RunSetup, StepTimes
+    from paceline.predict._run_estimate import RunSetup, StepTimes
     from paceline.predict._workload import Workload
 
 LINK_PATTERN = re.compile(
@@ -62,12 +62,12 @@ def run_estimate(options: argparse.Namespace) -> int:
     from paceline.predict._run_estimate import estimate_run
 
     found = estimate_run(workload, times, setup, device=where)
-    result = _result(found, workload, where, setup)
+    result = as_json(found, workload, where, setup)
     result |= {"traced": measured_s is None, "new_to_predictor": times.new}
     if options.json:
         print(json.dumps(result))
     else:
-        _show(result)
+        show(result)
     return 0
 
 
@@ -212,89 +212,3 @@ def _cpu_times(workload: "Workload", path: Path | None) -> "StepTimes":
         if path is not None:
             rates.save(path)
     return StepTimes(compute=rates.step_time(workload), shares=rates.bounds(workload))
-
-
-def _result(
-    found: "RunEstimate", workload: "Workload", where: "Device | None", setup: "RunSetup"
-) -> dict[str, Any]:
-    def numbers(estimate: Any) -> dict[str, float] | None:
-        return None if estimate is None else asdict(estimate)
-
-    memory = found.memory
-    return {
-        "model": workload.name,
-        "family": workload.family,
-        "device": where.name if where else "cpu, this machine",
-        "workers": found.num_workers,
-        "batch_size": workload.batch_size,
-        "precision": workload.precision_bits,
-        "optimizer": workload.optimizer,
-        "num_params": workload.num_params,
-        "train_flops_per_batch": workload.train_flops_per_batch,
-        "step_s": numbers(found.step),
-        "epoch_s": numbers(found.epoch),
-        "run_s": numbers(found.run),
-        "cost_dollars": numbers(found.cost),
-        "price_per_hour": setup.price_per_hour,
-        "source": found.source,
-        "schedule": found.schedule,
-        "ddp_step_s": found.ddp_step_s,
-        "exposed_communication_s": found.exposed_s,
-        "memory_bytes": asdict(memory) | {"peak": memory.peak},
-        "fits": memory.fits(where) if where else None,
-        "largest_batch": memory.largest_batch(where) if where else None,
-        "bound_by": found.bound_by,
-        "shares": found.shares,
-        "advice": found.advice,
-    }
-
-
-def _show(result: dict[str, Any]) -> None:
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"the table needs {error.name}; install it with: pip install 'paceline[report]', or "
-            "pass --json"
-        ) from error
-    table = Table(title=f"{result['model']} on {result['workers']} x {result['device']}")
-    for column in ("", "median", "low", "high", ""):
-        table.add_column(column, justify="left" if column == "" else "right")
-    label = result["source"]
-    for key, name, shown in (
-        ("step_s", "step", _duration),
-        ("epoch_s", "epoch", _duration),
-        ("run_s", "run", _duration),
-        ("cost_dollars", "cost", lambda dollars: f"${dollars:,.2f}"),
-    ):
-        if result[key] is not None:
-            numbers = (shown(result[key][end]) for end in ("median", "low", "high"))
-            table.add_row(name, *numbers, label)
-    memory = result["memory_bytes"]["peak"] / 2**30
-    table.add_row("memory", f"{memory:.2f} GiB", "", "", _memory_note(result))
-    console = Console()
-    console.print(table)
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items() if share)
-    console.print(f"bound by {result['bound_by']} ({shares}; predicted)")
-    if result["workers"] > 1:
-        ddp = _duration(result["ddp_step_s"])
-        console.print(f"schedule {result['schedule']}; with DDP a step takes {ddp} (simulated)")
-    if result["new_to_predictor"]:
-        console.print(f"new to the predictor: {result['new_to_predictor']}")
-    console.print(f"change first: {result['advice']}")
-
-
-def _memory_note(result: dict[str, Any]) -> str:
-    if result["fits"] is None:
-        return "predicted"
-    fits = "fits" if result["fits"] else "does not fit"
-    return f"predicted; {fits}, largest batch {result['largest_batch']}"
-
-
-def _duration(seconds: float) -> str:
-    for limit, unit, per in ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (120.0, "s", 1.0)):
-        if seconds < limit:
-            return f"{seconds * per:.3g} {unit}"
-    minutes = seconds / 60
-    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
