@@ -44,15 +44,15 @@ def add_rows(
     ins = np.empty((len(right), len(x)), dtype=np.float32)
     project(x, right, column, ins)
     outs = np.empty((len(left), len(x)), dtype=np.float32)
-    if keeps_grads:
-        outs[:] = grads.T
-    else:
+    if not keeps_grads:
         project(grads, left, np.zeros((len(left), 1), dtype=np.float32), outs)
     mine = np.empty(len(ins), dtype=np.float32)
     for i in range(len(x)):
-        mine[:] = ins[:, i]
+        for k in range(len(ins)):
+            mine[k] = ins[k, i]
         for j in range(len(left)):
-            out, part = outs[j, i] * np.float32(scale), rows[i, start + j * len(mine) :]
+            out = (grads[i, j] if keeps_grads else outs[j, i]) * np.float32(scale)
+            part = rows[i, start + j * len(mine) :]
             for k in range(len(mine)):
                 part[k] += out * mine[k]
 
@@ -181,7 +181,7 @@ def _lay_out(
     made = np.empty(height * width, dtype=np.float32)
     for k in range(len(matrix)):
         if is_identity:
-            made[:] = flat[k]
+            made = flat[k]
         else:
             _combine(flat, matrix[k], made)
         for y in range(height):
@@ -199,10 +199,10 @@ def _combine(
     flat: NDArray[np.float32], factors: NDArray[np.float32], made: NDArray[np.float32]
 ) -> None:
     """Write the sum of the maps of `flat`, each times its factor, two maps at a time."""
-    made[:] = 0
-    if len(flat) % 2:
-        made[:] = factors[-1] * flat[-1]
-    for c in range(0, len(flat) - 1, 2):
+    odd = len(flat) % 2
+    for t in range(len(made)):
+        made[t] = factors[0] * flat[0, t] if odd else np.float32(0.0)
+    for c in range(odd, len(flat), 2):
         first, second = factors[c], factors[c + 1]
         for t in range(len(made)):
             made[t] += first * flat[c, t] + second * flat[c + 1, t]
