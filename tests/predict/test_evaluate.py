@@ -7,7 +7,7 @@ from tests.predict.step_tables import mlp_rows, write_table
 
 from paceline.predict import _probe, _step_time
 from paceline.predict._conformal import Estimate
-from paceline.predict._evaluate_step import Scored, shifts_between, summary
+from paceline.predict._evaluate_step import Scored, repeats_mape, shifts_between, summary
 from paceline.predict._step_boost import BoostConfig
 from paceline.predict._step_rows import StepRows
 from paceline.predict._tables import read_step_tables
@@ -127,6 +127,15 @@ def test_convergence_is_printed_as_one_line_per_family_and_regime(
     assert main(["--data", str(tmp_path), "--target", "convergence"]) == 0
     line = "cnn          cv5   MAPE  11.7 %  constant  30.2 %  coverage  91.0 %"
     assert capsys.readouterr().out.splitlines() == [line]
+
+
+def test_repeats_say_what_nobody_can_predict(data: Path) -> None:
+    one = read_step_tables(data).take([0, 0, 0, -1])
+    times = {"compute_s": np.array([1.0, 2.0, 4.0, 1.0]), "loader_s": np.zeros(4)}
+    measured = StepRows({**one.columns, **times})
+    # The medians of the others are 3, 2.5 and 1.5; the last row has no repeat.
+    expected = 100 * (abs(3 / 1 - 1) + abs(2.5 / 2 - 1) + abs(1.5 / 4 - 1)) / 3
+    assert repeats_mape(measured) == {"MLP": pytest.approx(expected, abs=0.01)}
 
 
 def test_errors_are_what_their_names_say() -> None:

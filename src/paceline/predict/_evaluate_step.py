@@ -74,7 +74,8 @@ def evaluate_regime(
         train, test = rows.take(fold != number), rows.take(fold == number)
         parts.append(_score_fold(train, test, shift, num_probes, seed))
     settings = {"regime": regime, "shift": shift, "probes": num_probes, "seed": seed}
-    return {"target": "step_time", **settings, **summary(join_scored(parts))}
+    found = {"target": "step_time", **settings, **summary(join_scored(parts))}
+    return found | {"repeats_mape": repeats_mape(rows)} if shift == "known" else found
 
 
 def evaluate_transfer(train: StepRows, test: StepRows, *, seed: int = 0) -> dict[str, object]:
@@ -167,6 +168,27 @@ def summary(scored: Scored) -> dict[str, object]:
         for name in np.unique(scored.family)
     }
     return {"num_scored": len(scored.family), "families": families}
+
+
+def repeats_mape(rows: StepRows) -> dict[str, float]:
+    """Error in percent, by family, of guessing a row by the median of its repeats.
+
+    Repeats differ in the learning rate at most, so no predictor can be expected to do
+    much better on random rows. Rows without a repeat are left out.
+    """
+    names = rows.keys(*CONFIGURATION, "optimizer")
+    errors = np.full(len(rows), np.nan)
+    for name in np.unique(names):
+        at = np.flatnonzero(names == name)
+        if len(at) > 1:
+            total = rows.total_s[at]
+            others = [np.median(np.delete(total, place)) for place in range(len(at))]
+            errors[at] = 100 * np.abs(others / total - 1)
+    repeated = np.isfinite(errors)
+    return {
+        str(family): round(float(errors[repeated & (rows["family"] == family)].mean()), 2)
+        for family in np.unique(rows["family"][repeated])
+    }
 
 
 def _errors(scored: Scored, mask: NDArray[np.bool_], quantity: str) -> dict[str, float]:

@@ -103,6 +103,8 @@ def _table(result: dict[str, Any], options: argparse.Namespace) -> str:
                 f"{family:<12} {quantity:<8} {s['num_rows']:>6} {s['mape']:>6.1f}% "
                 f"{s['median_ape']:>6.1f}% {s['coverage']:>6.1f}% x{s['half_width_factor']:>6.2f}"
             )
+    for family, error in result.get("repeats_mape", {}).items():
+        lines.append(f"{family:<12} repeats of a row miss it by {error:.1f}%")
     return "\n".join(lines)
 
 
