@@ -1,7 +1,5 @@
 """Take weight gradients off the critical path: input gradients on main, the rest on assist."""
 
-import os
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,11 +20,8 @@ from paceline.torch._lanes import MAX_SPANS, Lanes
 from paceline.torch._outputs import tensors_in
 from paceline.torch._split_backward_ops import SplitOp, op_of
 from paceline.torch._split_backward_queue import ASSIST, GradientQueue, overhead_s
-from paceline.torch._split_backward_site import Mode, Site
-from paceline.torch._split_backward_trial import Order, Passed, Trial, trial
-
-# Hooks of these modules do not look at the gradient that they are called with.
-OWN_HOOKS = "paceline.torch."
+from paceline.torch._split_backward_site import Mode, Site, has_user_hooks
+from paceline.torch._split_backward_trial import Order, Passed, Trial, num_cores, trial
 
 OpOf = Callable[[Any], SplitOp | None]
 
@@ -123,8 +118,8 @@ class SplitBackward:
         self._trial: Trial | None = None
         self._attach(ops)
         if plan is None:
-            num_cores = _num_cores(self._device, self._own_threads)
-            self._trial = trial(num_cores, self._own_threads, overhead_s(self._lanes))
+            cores = num_cores(self._device, self._own_threads)
+            self._trial = trial(cores, self._own_threads, overhead_s(self._lanes))
             self._order = next(self._trial)
         else:
             self._settle(plan)
@@ -305,7 +300,7 @@ class SplitBackward:
         with torch._C.DisableTorchFunction():
             for site in self._sites:
                 is_chosen = chosen is None or site.name in chosen
-                is_free = not any(map(_has_user_hooks, site.parameters))
+                is_free = not any(map(has_user_hooks, site.parameters))
                 site.mode = order.mode if is_chosen and is_free else Mode.PLAIN
 
     def abort(self) -> None:
@@ -332,22 +327,3 @@ class _AtEnd:
     def __del__(self) -> None:
         if self._split is not None:
             self._split.abort()
-
-
-def _has_user_hooks(parameter: nn.Parameter) -> bool:
-    """Tell whether a hook wants to see the gradient, which a deferred one does not show."""
-    hooks: Any = parameter._backward_hooks
-    if hooks is None or len(hooks) == 1:  # Ours.
-        return False
-    names = (str(getattr(hook, "__module__", "")) for hook in hooks.values())
-    return not all(name.startswith(OWN_HOOKS) for name in names)
-
-
-def _num_cores(device: torch.device, num_threads: int) -> int:
-    """Return the cores of this process; 0 for a device that has its own."""
-    if device.type != "cpu":
-        return 0
-    own = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    # Ranks that torchrun starts on one machine share its cores.
-    share = own // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(share, max(2, num_threads)))

@@ -11,6 +11,9 @@ from torch.nn import functional
 from paceline.torch._split_backward_ops import EmbeddingOp, Extras, ScaleOp, SplitOp
 from paceline.torch._split_backward_slots import Slot
 
+# Hooks of these modules do not look at the gradient that they are called with.
+OWN_HOOKS = "paceline.torch."
+
 Args = tuple[Tensor, Tensor, Tensor, Extras]
 """Output gradient, input, weight as it was used, and what else the layer has kept."""
 
@@ -207,3 +210,12 @@ def _differentiable(
     chosen = [value for value, is_wanted in rows if is_wanted and value is not None]
     found = iter(torch.autograd.grad(out, chosen, grad, create_graph=True))
     return [next(found) if is_wanted else None for is_wanted in wanted]
+
+
+def has_user_hooks(parameter: nn.Parameter) -> bool:
+    """Tell whether a hook wants to see the gradient, which a deferred one does not show."""
+    hooks: Any = parameter._backward_hooks
+    if hooks is None or len(hooks) == 1:  # Ours.
+        return False
+    names = (str(getattr(hook, "__module__", "")) for hook in hooks.values())
+    return not all(name.startswith(OWN_HOOKS) for name in names)

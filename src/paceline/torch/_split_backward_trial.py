@@ -1,10 +1,13 @@
 """Find out on a live model whether deferring pays: measure, simulate, try, decide."""
 
+import os
+import sys
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+import torch
 
 from paceline.overlap import LanePlan, SplitCost, Threads, Way, choose_way
 from paceline.torch._split_backward_site import Mode
@@ -109,6 +112,16 @@ def trial(num_cores: int, num_threads: int, overhead_s: float) -> Trial:
     if not tried:
         return max(plans, key=lambda plan: plan.gain)
     return (yield from _compare(tried))
+
+
+def num_cores(device: torch.device, num_threads: int) -> int:
+    """Return the cores of this process; 0 for a device that has its own."""
+    if device.type != "cpu":
+        return 0
+    own = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    # Ranks that torchrun starts on one machine share its cores.
+    share = own // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(share, max(2, num_threads)))
 
 
 def _numbers(threads: Threads | None) -> tuple[int, ...]:
