@@ -5,7 +5,6 @@ hide where a core is free, and with `--wire netlab` scheduled training on an emu
 gains from a split backward pass.
 """
 
-import copy
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from _overlap_wire import wire_row
 from _record import finish, parser, spread
 from torch import nn
 
+from paceline.overlap import Lane
 from paceline.torch._async_checkpoint import AsyncCheckpoint
 from paceline.torch._lane_optimizer import LaneOptimizer
 from paceline.torch._lanes import Lanes
@@ -26,7 +26,8 @@ NUM_LAYERS = 24
 # Hidden size and batch; the first two are where splitting is to win, in the others not to lose.
 CASES = ((256, 64), (256, 256), (128, 64), (256, 1024), (1024, 128))
 # An update that is a good part of the step: few examples, many parameters.
-UPDATE_WIDTH, UPDATE_BATCH, UPDATE_STEPS = 1024, 32, 6
+UPDATE_WIDTH, UPDATE_BATCH = 1024, 32
+STEPS_PER_TURN = 6
 NUM_TASKS, NUM_ROUND_TRIPS, NUM_REPEATS = 100_000, 5_000, 5
 LANES = ("assist", "comm", "copy", "host")
 # 24 layers of 2,048 hidden units: 100.7 M parameters.
@@ -62,78 +63,75 @@ def lane_overhead() -> dict[str, Any]:
     }
 
 
-def split_row(hidden: int, batch: int, rounds: int) -> dict[str, Any]:
-    """Let the trial decide, then time plain and split in turns."""
+def split_row(hidden: int, batch: int, turns: int) -> dict[str, Any]:
+    """Let the trial decide, then run turns of steps of one model, plain and as decided.
+
+    Two models differ by more than a few percent in where their tensors lie.
+    """
     torch.manual_seed(0)
     parts = [part for _ in range(NUM_LAYERS) for part in (nn.Linear(hidden, hidden), nn.GELU())]
-    plain = nn.Sequential(*parts)
-    ours = copy.deepcopy(plain)
-    x = torch.randn(batch, hidden, requires_grad=True)
-    steps = {"plain": _backward(plain, x), "split": _backward(ours, x)}
-    with split_backward(ours) as split:
+    model = nn.Sequential(*parts)
+    step = _backward(model, torch.randn(batch, hidden, requires_grad=True))
+    with split_backward(model) as split:
         while split.plan is None:
-            steps["split"]()
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for turn in range(rounds + 3):
-            for name in list(steps)[:: 1 if turn % 2 else -1]:
-                start_s = time.perf_counter()
-                steps[name]()
-                seconds[name].append(time.perf_counter() - start_s)
-        plan = split.plan
-    plain_s, split_s = (np.array(seconds[name][3:]) for name in ("plain", "split"))
+            step()
+    plan, explained = split.plan, split.explain()
+    with Lanes({"assist": Lane()}) as lanes:
+
+        def as_decided() -> float:
+            with split_backward(model, plan=plan, lanes=lanes):
+                return _turn_s(step)
+
+        seconds = _in_turns({"plain": lambda: _turn_s(step), "split": as_decided}, turns)
     return {
         "hidden": hidden,
         "batch": batch,
         "plain_threads": torch.get_num_threads(),
-        "plain_s": spread(plain_s),
-        "split_s": spread(split_s),
-        "speedup": float(np.median(plain_s) / np.median(split_s)),
+        **_compared(seconds, "split"),
         "defers": plan.defers,
         "simulated_plain_s": plan.plain_s,
         "simulated_kept_s": plan.predicted_s,
-        "explained": split.explain(),
+        "explained": explained,
     }
 
 
-def optimizer_row(num_threads: int, rounds: int) -> dict[str, Any]:
-    """Let the trial decide about deferred updates, then time turns of steps of both ways."""
+def optimizer_row(num_threads: int, turns: int) -> dict[str, Any]:
+    """Let the trial decide about deferred updates, then run turns of one model, always deferred.
+
+    "kept" says what the trial would go on with.
+    """
     torch.set_num_threads(num_threads)
     torch.manual_seed(0)
     width = UPDATE_WIDTH
-    plain = nn.Sequential(*[p for _ in range(12) for p in (nn.Linear(width, width), nn.GELU())])
-    models = {"plain": plain, "lanes": copy.deepcopy(plain)}
-    by_hand, deferred = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in models.values())
-    x = torch.randn(UPDATE_BATCH, width)
-    updates: dict[str, Callable[[], None]] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    model = nn.Sequential(*[p for _ in range(12) for p in (nn.Linear(width, width), nn.GELU())])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    backward = _backward(model, torch.randn(UPDATE_BATCH, width))
 
-    def steps(name: str) -> float:
-        start_s = time.perf_counter()
-        for _ in range(UPDATE_STEPS):
-            models[name](x).square().mean().backward()
-            updates[name]()
-            models[name].zero_grad(set_to_none=True)
-        return (time.perf_counter() - start_s) / UPDATE_STEPS
+    def stepping(update: Callable[[], None]) -> Callable[[], None]:
+        def step() -> None:
+            backward()
+            update()
 
-    with LaneOptimizer(models["lanes"], deferred) as update:
-        updates |= {"plain": by_hand.step, "lanes": update.step}
-        while "measured" not in update.explain():
-            steps("lanes")
-            steps("plain")
-        for turn in range(rounds):
-            for name in list(models)[:: 1 if turn % 2 else -1]:
-                seconds[name].append(steps(name))
-        update.finish()
-        explained = update.explain()
-    is_equal = all(map(torch.equal, *(list(m.parameters()) for m in models.values())))
+        return step
+
+    with LaneOptimizer(model, optimizer) as tried:
+        while "measured" not in tried.explain():
+            stepping(tried.step)()
+        explained = tried.explain()
+    with LaneOptimizer(model, optimizer, always=True) as update:
+
+        def plain() -> float:
+            update.finish()
+            return _turn_s(stepping(optimizer.step))
+
+        seconds = _in_turns(
+            {"plain": plain, "lanes": lambda: _turn_s(stepping(update.step))}, turns
+        )
     return {
-        "num_parameters": sum(p.numel() for p in plain.parameters()),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
         "threads": num_threads,
-        "plain_s": spread(seconds["plain"]),
-        "lanes_s": spread(seconds["lanes"]),
-        "speedup": float(np.median(seconds["plain"]) / np.median(seconds["lanes"])),
-        "explained": explained,
-        "equal_parameters": is_equal,
+        **_compared(seconds, "lanes"),
+        "kept": explained,
     }
 
 
@@ -185,7 +183,7 @@ def checkpoint_row(rounds: int) -> dict[str, Any]:
 def main() -> None:
     flags = parser(__doc__ or "")
     flags.add_argument("--wire", choices=("none", "netlab"), default="none")
-    flags.add_argument("--rounds", type=int, default=60)
+    flags.add_argument("--turns", type=int, default=24)
     flags.add_argument("--megabytes", type=float, default=50.0, help="gradients, for --wire")
     options = flags.parse_args()
     if options.wire == "netlab":
@@ -194,11 +192,38 @@ def main() -> None:
         return
     result = {
         "lanes": lane_overhead(),
-        "split_backward": [split_row(*case, options.rounds) for case in CASES],
+        "split_backward": [split_row(*case, options.turns) for case in CASES],
         "checkpoint": checkpoint_row(5),
-        "optimizer": [optimizer_row(number, options.rounds // 3) for number in (1, 2)],
+        "optimizer": [optimizer_row(number, options.turns) for number in (1, 2)],
     }
     finish("overlap", options, result, "torch")
+
+
+def _turn_s(step: Callable[[], None]) -> float:
+    """Return seconds per step of a turn, whose first step is not timed."""
+    step()
+    start_s = time.perf_counter()
+    for _ in range(STEPS_PER_TURN):
+        step()
+    return (time.perf_counter() - start_s) / STEPS_PER_TURN
+
+
+def _in_turns(ways: dict[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns):
+        for name in list(ways)[:: 1 if turn % 2 else -1]:
+            seconds[name].append(ways[name]())
+    return seconds
+
+
+def _compared(seconds: dict[str, list[float]], ours: str) -> dict[str, Any]:
+    """Return both ways' seconds per step, and the ratio within each turn."""
+    ratio = np.array(seconds["plain"]) / np.array(seconds[ours])
+    return {
+        "plain_s": spread(seconds["plain"]),
+        f"{ours}_s": spread(seconds[ours]),
+        "speedup": spread(ratio),
+    }
 
 
 def _backward(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:

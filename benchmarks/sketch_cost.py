@@ -3,8 +3,8 @@
 Times are processor seconds on one intra-op thread, medians of blocks of steps in which the
 ways take turns; plain and sketched steps are those of one model whose hooks come and go, as
 two models differ by several percent in where their tensors lie. Memory is the peak resident
-set of a process that runs one way only, so that what torch allocates counts; herding is that
-of exact per-example gradients.
+set of a process that runs one way only, so that what torch allocates counts (plain and
+sketched: the median of five); herding is that of exact per-example gradients.
 """
 
 import json
@@ -303,7 +303,10 @@ def main() -> None:
         if "times" not in options.skip:
             found = times(case, *data_of(name, options.data, case.batch_size), others)
         if "memory" not in options.skip:
-            peaks = {w: peak_bytes(name, w, options.data) for w in ("plain", "sketch", *others)}
+            peaks = {
+                way: float(np.median([peak_bytes(name, way, options.data) for _ in range(num)]))
+                for way, num in (("plain", 5), ("sketch", 5), *((other, 1) for other in others))
+            }
             found["peak_bytes"] = peaks
             found["peak_over_plain"] = {w: peaks[w] / peaks["plain"] for w in peaks}
         if "herding" not in options.skip:
