@@ -8,8 +8,8 @@ from _predict_models import calibration_models, test_models
 from _record import finish, parser, spread
 
 from paceline.predict import MemoryEstimate, estimate_memory
+from paceline.testing import measure_peak_bytes
 from paceline.torch._calibrate import Probe, threads
-from paceline.torch._peak_memory import measure_peak_bytes
 from paceline.torch._trace import trace_workload
 from paceline.torch._trace_setup import StepSetup
 

@@ -15,7 +15,11 @@ from paceline.errors import StateMismatchError
 from paceline.predict._convergence import ConvergencePredictor, fit_convergence
 from paceline.predict._convergence_rows import Runs
 from paceline.predict._folds import units
-from paceline.predict._predictor_file import load_step_predictor, save_step_predictor
+from paceline.predict._predictor_file import (
+    digest_of,
+    load_step_predictor,
+    save_step_predictor,
+)
 from paceline.predict._probe_trials import NUM_PROBES
 from paceline.predict._step_predictor import StepPredictor, fit_step_predictor
 from paceline.predict._step_rows import StepRows
@@ -99,7 +103,7 @@ def epochs_predictor(path: Path) -> ConvergencePredictor:
             f"{path.name} holds no predictor of epochs ({error!r}); fit tables that have a folder "
             "convergence"
         ) from None
-    if _digest(content) != digest:
+    if digest_of(content) != digest:
         raise StateMismatchError(
             f"the content of {path.name} does not match its sha256: it was changed after it was "
             "written; fit it again or take the original"
@@ -137,10 +141,6 @@ def _fit_epochs(paths: Sequence[Path], output: Path, provenance: Mapping[str, st
             rows += csv.DictReader(file)
     runs = Runs.from_rows([{k: v for k, v in row.items() if v != ""} for row in rows])
     content = {"provenance": dict(provenance), "predictor": fit_convergence(runs).to_dict()}
-    document = {"format": FORMAT, "sha256": _digest(content), "content": content}
+    document = {"format": FORMAT, "sha256": digest_of(content), "content": content}
     output.write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
     return len(runs)
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -37,7 +37,7 @@ def save_step_predictor(predictor: StepPredictor, path: str | Path) -> None:
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "sha256": _digest(content),
+        "sha256": digest_of(content),
         "content": content,
     }
     Path(path).write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
@@ -67,7 +67,7 @@ def _checked_content(path: Path) -> dict[str, Any]:
             f"version {VERSION}; fit it again with this Paceline"
         )
     content = document.get("content")
-    if not isinstance(content, dict) or _digest(content) != document.get("sha256"):
+    if not isinstance(content, dict) or digest_of(content) != document.get("sha256"):
         raise StateMismatchError(
             f"the content of {path.name} does not match its sha256: it was changed after it was "
             "written; fit it again or take the original"
@@ -75,7 +75,8 @@ def _checked_content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return the sha256 that guards a file's content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -240,7 +240,7 @@ class _Wired:
 
     @property
     def saved_over_ddp(self) -> str:
-        saved = 1 - self.step.median / self.ddp_step_s
+        saved = 1 - self.step.median / self.ddp_step_s if self.exposed_s else 0.0
         return f"{self.schedule} already saves {saved:.0%} of a step over DDP"
 
 

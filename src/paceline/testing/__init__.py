@@ -1,6 +1,7 @@
-"""A wire and a model to prove communication on: network namespaces and emulated compute."""
+"""What claims are proven on: network namespaces, emulated compute, a step's peak memory."""
 
 from paceline.testing._emulated import EmulatedModel
 from paceline.testing._netlab import NetLab, bytes_per_s, netlab, why_not
+from paceline.testing._peak_memory import measure_peak_bytes
 
-__all__ = ["EmulatedModel", "NetLab", "bytes_per_s", "netlab", "why_not"]
+__all__ = ["EmulatedModel", "NetLab", "bytes_per_s", "measure_peak_bytes", "netlab", "why_not"]

@@ -3,7 +3,6 @@
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -16,11 +15,10 @@ from paceline.timeline import Kind, Timeline
 from paceline.torch._block_update import PartialUpdate
 from paceline.torch._lane_optimizer_trial import LaneTrial
 from paceline.torch._lane_task import Handle
-from paceline.torch._lanes import Lanes
-from paceline.torch._param_use import ParamUse
+from paceline.torch._lanes import ASSIST, Lanes
+from paceline.torch._param_use import ParamUse, is_compiled
 from paceline.torch._scheduled import ScheduledDataParallel
 
-ASSIST = "assist"
 # Parameters of about this size make one task: small enough for the first to be done soon.
 BLOCK_BYTES = 1 << 20
 
@@ -138,12 +136,7 @@ class LaneOptimizer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _on_first_pass(self, _model: nn.Module, _args: Any) -> None:
@@ -243,7 +236,7 @@ def _check_model(model: nn.Module) -> None:
         raise ValueError(
             "ScheduledDataParallel updates behind the forward pass already; call its step()"
         )
-    if any(type(part).__module__ == "torch._dynamo.eval_frame" for part in model.modules()):
+    if is_compiled(model):
         raise ValueError(
             "compiled code does not see the hooks that wait for updates; leave the model "
             "uncompiled, or call optimizer.step()"

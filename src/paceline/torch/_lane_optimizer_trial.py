@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-import numpy as np
+from paceline.torch._turns import compared
 
 NUM_ROUNDS, NUM_UNTIMED, NUM_TIMED = 5, 1, 4
-MIN_GAIN = 0.02
 
 
 class LaneTrial:
@@ -37,10 +36,5 @@ class LaneTrial:
 
     def verdict(self) -> tuple[bool, str]:
         """Return whether to defer from now on, and why."""
-        plain_s, deferred_s = np.median(self._seconds, axis=1).tolist()
-        num_won = int(np.less(self._seconds[1], self._seconds[0]).sum())
-        found = (
-            f"measured {deferred_s * 1e3:.4g} ms against {plain_s * 1e3:.4g} ms plain per step, "
-            f"faster in {num_won} of {NUM_ROUNDS} rounds"
-        )
-        return deferred_s <= plain_s * (1 - MIN_GAIN) and 2 * num_won > NUM_ROUNDS, found
+        plain_s, deferred_s = self._seconds
+        return compared(deferred_s, plain_s, "step")

@@ -20,6 +20,8 @@ from paceline.torch._lane_task import Board, Handle, LaneTask, now_s
 from paceline.torch._lane_threads import ThreadLane
 
 MAX_SPANS = 1 << 17
+# The lane of work that main could do as well.
+ASSIST = "assist"
 
 
 class Lanes:

@@ -116,3 +116,8 @@ def _parameters_in(value: Any) -> Iterator[torch.nn.Parameter]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _parameters_in(item)
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Compiled code does not see hooks that come later."""
+    return any(type(part).__module__ == "torch._dynamo.eval_frame" for part in module.modules())

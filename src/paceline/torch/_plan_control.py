@@ -17,6 +17,7 @@ from paceline.torch._executor import Executor
 from paceline.torch._gather import _all_gather_bytes
 from paceline.torch._gradient_feed import GradientFeed
 from paceline.torch._measure import _from_rank_0, measure_link
+from paceline.torch._param_use import is_compiled
 from paceline.torch._plain_parallel import PlainParallel
 from paceline.torch._plan_choice import Candidate, Planner, candidates, first_plan
 from paceline.torch._plan_trial import PlanTrial
@@ -184,7 +185,7 @@ class PlanControl:
         check_same_plan("".join(one.plan.digest() for one in found), self._group)
         self.bound_s, self._feed.probe = problem.bound_s, None
         self._wait_per_module(probe.waits())
-        if _is_compiled(self._module):
+        if is_compiled(self._module):
             self.must_wait("compiled code cannot wait for parameters")
         self._try(found)
 
@@ -260,8 +261,3 @@ def _waiting(executor: Executor, tensors: set[int]) -> Callable[..., None]:
         executor.wait_updated(tensors)
 
     return hook
-
-
-def _is_compiled(module: torch.nn.Module) -> bool:
-    """Compiled code does not see hooks that come later."""
-    return any(type(part).__module__ == "torch._dynamo.eval_frame" for part in module.modules())

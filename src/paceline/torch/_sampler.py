@@ -108,8 +108,6 @@ class BalancedBatchSampler(Sampler[list[int]]):
         workers: tuple[Worker, ...] | None = None,
     ) -> None:
         self.num_replicas, self.rank = replica_of(num_replicas, rank, group)
-        if drop_last and tail not in (None, "drop"):
-            raise ValueError(f"drop_last=True and tail={tail!r} contradict; pass one of them")
         config = BalanceConfig(
             batch_size=batch_size,
             num_workers=self.num_replicas,
@@ -118,7 +116,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
             window=window,
             num_microbatches=num_microbatches,
             limits=limits or Limits(),
-            tail=tail or ("drop" if drop_last else "zero-weight"),
+            tail=_tail(tail, drop_last=drop_last),
             longest_first=longest_first,
             shuffle=shuffle,
             seed=seed,
@@ -367,3 +365,9 @@ def warn_of_forgotten_epoch(epoch: int) -> None:
         "Call set_epoch(epoch) before each epoch to choose it.",
         stacklevel=3,
     )
+
+
+def _tail(tail: Tail | None, *, drop_last: bool) -> Tail:
+    if drop_last and tail not in (None, "drop"):
+        raise ValueError(f"drop_last=True and tail={tail!r} contradict; pass one of them")
+    return tail or ("drop" if drop_last else "zero-weight")

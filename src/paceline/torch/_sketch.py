@@ -1,7 +1,6 @@
 """Short vectors whose inner products are those of per-example gradients."""
 
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -143,12 +142,7 @@ class GradientSketch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove_hooks()
 
     def _on_batch(self, _model: nn.Module, args: Any, kwargs: Any) -> None:

@@ -82,12 +82,12 @@ class SketchedBatch:
             left = left.to(rows)
         if right.dtype != rows.dtype or right.device != rows.device:
             right = right.to(rows)
-        if self.num_positions(lead) > 1:
-            outs, ins = self.by_example(left, lead), self.by_example(right, lead).mT
-            block.baddbmm_(outs, ins, alpha=self.scale)
-        else:
+        if self.num_positions(lead) == 1:
             outs, ins = left.t().contiguous(), right.t().contiguous()
             block.addcmul_(outs.unsqueeze(2), ins.unsqueeze(1), value=self.scale)
+        else:
+            outs, ins = self.by_example(left, lead), self.by_example(right, lead).mT
+            block.baddbmm_(outs, ins, alpha=self.scale)
 
     def add_block(self, start: int, block: Tensor) -> None:
         """Add `(num_examples, width)` to the columns from `start`."""

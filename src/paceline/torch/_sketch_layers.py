@@ -107,14 +107,15 @@ class FeatureNormTap:
         width = math.prod(self._shape)
         sums = torch.zeros(batch.num_examples, width * (1 + self._has_bias))
         x, b = (t.reshape(batch.num_examples, -1, width).numpy() for t in (kept, grad))
-        eps = self._eps or (float(np.finfo(np.float32).eps) if self._is_rms else 1e-5)
+        eps = float(np.finfo(np.float32).eps) if self._eps is None else self._eps
         normalised_sums(x, b, eps, self._is_rms, sums.numpy())
         return sums
 
     def _normalised(self, x: Tensor) -> Tensor:
         if self._is_rms:
             return functional.rms_norm(x, self._shape, None, self._eps)
-        return functional.layer_norm(x, self._shape, None, None, self._eps or 1e-5)
+        assert self._eps is not None  # Of a LayerNorm it never is.
+        return functional.layer_norm(x, self._shape, None, None, self._eps)
 
 
 class ChannelNormTap:

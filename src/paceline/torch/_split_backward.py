@@ -16,10 +16,10 @@ from paceline.errors import TaskError
 from paceline.overlap import Lane, LanePlan, Threads
 from paceline.timeline import Kind, Span, Timeline
 from paceline.torch._clock import clock_of
-from paceline.torch._lanes import MAX_SPANS, Lanes
+from paceline.torch._lanes import ASSIST, MAX_SPANS, Lanes
 from paceline.torch._outputs import tensors_in
 from paceline.torch._split_backward_ops import SplitOp, op_of
-from paceline.torch._split_backward_queue import ASSIST, GradientQueue, overhead_s
+from paceline.torch._split_backward_queue import GradientQueue, overhead_s
 from paceline.torch._split_backward_site import Mode, Site, has_user_hooks
 from paceline.torch._split_backward_trial import Order, Passed, Trial, num_cores, trial
 

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from paceline.timeline import Kind
 from paceline.torch._lane_task import Handle, now_s
-from paceline.torch._lanes import Lanes
+from paceline.torch._lanes import ASSIST, Lanes
 from paceline.torch._split_backward_site import Args, Site
 from paceline.torch._split_backward_slots import Slot
 
-ASSIST = "assist"
 NUM_ROUND_TRIPS = 21
 
 Pair = tuple[Slot | None, Slot | None]

@@ -11,13 +11,13 @@ import torch
 
 from paceline.overlap import LanePlan, SplitCost, Threads, Way, choose_way
 from paceline.torch._split_backward_site import Mode
+from paceline.torch._turns import compared
 
 NUM_WARM = 2
 NUM_TIMED = 2
 NUM_TRIED = 9
 # What was simulated to lose by more than this is not even tried.
 WORTH_TRYING = -0.1
-MIN_GAIN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +161,14 @@ def _compare(plans: Sequence[LanePlan]) -> Trial:
             passed = yield orders[number]
             seconds[turn, number] = passed.seconds
     # The first round is the first run of each way, with caches and pools still cold.
-    plain_s, *split_s = np.median(seconds[1:], axis=0).tolist()
-    best = int(np.argmin(split_s))
-    num_won = int((seconds[1:, 1 + best] < seconds[1:, 0]).sum())
-    found = (
-        f"measured {split_s[best] * 1e3:.4g} ms against {plain_s * 1e3:.4g} ms plain per pass, "
-        f"faster in {num_won} of {NUM_TRIED - 1} rounds; simulated "
-        f"{plans[best].predicted_s * 1e3:.4g} ms against {plans[best].plain_s * 1e3:.4g} ms"
+    plain_s, *split_s = seconds[1:].T.tolist()
+    best = int(np.argmin(np.median(split_s, axis=1)))
+    is_faster, found = compared(split_s[best], plain_s, "pass")
+    found += (
+        f"; simulated {plans[best].predicted_s * 1e3:.4g} ms against "
+        f"{plans[best].plain_s * 1e3:.4g} ms"
     )
-    if split_s[best] > plain_s * (1 - MIN_GAIN) or 2 * num_won <= NUM_TRIED - 1:
+    if not is_faster:
         simulated_s = plans[best].plain_s
         kept = _plain(found, plans[best].num_layers)
         return replace(kept, plain_s=simulated_s, predicted_s=simulated_s)

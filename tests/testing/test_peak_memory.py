@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from paceline.predict import estimate_memory
-from paceline.torch._peak_memory import measure_peak_bytes
+from paceline.testing._peak_memory import measure_peak_bytes
 from paceline.torch._trace import trace_workload
 from paceline.torch._trace_setup import StepSetup
 
