@@ -16,8 +16,7 @@ from torch import distributed as dist
 from paceline.overlap import defer_all
 from paceline.testing import EmulatedModel, netlab
 from paceline.torch import ScheduledDataParallel
-from paceline.torch._split_backward import SplitBackward, split_backward
-from paceline.torch._split_backward_ops import Extras
+from paceline.torch.overlap.split import Extras, SplitBackward, split_backward
 
 NUM_LAYERS, FORWARD_S, NUM_RANKS, RATE = 24, 0.1, 2, "1gbit"
 NUM_MEASURED, NUM_TRIED = 6, 2

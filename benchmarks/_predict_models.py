@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from paceline.torch._calibrate import Probe
+from paceline.torch.predict import Probe
 
 
 class Residual(nn.Module):

@@ -28,7 +28,7 @@ from paceline.order import (
     RandomReshuffling,
     Stratified,
 )
-from paceline.torch._sketch import GradientSketch
+from paceline.torch.order import GradientSketch
 
 BATCH = 16
 ALL = 1 << 20  # room for every parameter: rows are the exact gradients

@@ -17,10 +17,9 @@ from _record import finish, parser, spread
 from torch import nn
 
 from paceline.overlap import Lane
-from paceline.torch._async_checkpoint import AsyncCheckpoint
-from paceline.torch._lane_optimizer import LaneOptimizer
-from paceline.torch._lanes import Lanes
-from paceline.torch._split_backward import split_backward
+from paceline.torch.overlap import LaneOptimizer, Lanes
+from paceline.torch.overlap.async_checkpoint import AsyncCheckpoint
+from paceline.torch.overlap.split import split_backward
 
 NUM_LAYERS = 24
 # Hidden size and batch; the first two are where splitting is to win, in the others not to lose.

@@ -9,10 +9,17 @@ import torch
 from _predict_models import calibration_models, test_models
 from _record import finish, parser, spread
 
-from paceline.predict._curve_time import RemainingTime
-from paceline.torch._calibrate import Probe, calibrate_cpu, threads, time_steps
-from paceline.torch._trace import trace_workload
-from paceline.torch._trace_setup import StepSetup, build, inputs_for
+from paceline.predict.remaining import RemainingTime
+from paceline.torch.predict import (
+    Probe,
+    StepSetup,
+    build,
+    calibrate_cpu,
+    inputs_for,
+    threads,
+    time_steps,
+    trace_workload,
+)
 
 NUM_PASSES, MIN_STEPS, PASS_BUDGET_S = 4, 3, 0.15
 PROBE_STEPS, NEXT_STEPS = 20, 200

@@ -9,9 +9,7 @@ from _record import finish, parser, spread
 
 from paceline.predict import MemoryEstimate, estimate_memory
 from paceline.testing import measure_peak_bytes
-from paceline.torch._calibrate import Probe, threads
-from paceline.torch._trace import trace_workload
-from paceline.torch._trace_setup import StepSetup
+from paceline.torch.predict import Probe, StepSetup, threads, trace_workload
 
 OPTIMIZERS = ("SGD", "AdamW")
 

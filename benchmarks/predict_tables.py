@@ -10,8 +10,8 @@ from pathlib import Path
 from _record import finish, parser
 
 from paceline.predict import read_step_tables
-from paceline.predict._convergence_evaluate import evaluate_convergence
-from paceline.predict._evaluate_step import evaluate_regime
+from paceline.predict.epochs import evaluate_convergence
+from paceline.predict.step import evaluate_regime
 
 RUNS = (("rand", 0), ("grp", 0), ("lodo", 0), ("lomo", 0), ("logo", 0), ("logo", 1), ("logo", 10))
 

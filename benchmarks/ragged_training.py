@@ -20,12 +20,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paceline import BalancedBatchSampler, DataLoader, watch
 from paceline.cost import ExampleCost, QuadraticCost
-from paceline.demo._corpus import Corpus, standard_library_functions
-from paceline.demo._data import Batch, TextDataset, padded_batch
-from paceline.demo._model import ByteTransformer, example_losses
-from paceline.demo._price import measured_job, new_optimizer, train_step
+from paceline.demo import (
+    Batch,
+    ByteTransformer,
+    Corpus,
+    TextDataset,
+    example_losses,
+    measured_job,
+    new_optimizer,
+    padded_batch,
+    standard_library_functions,
+    train_step,
+)
+from paceline.testing import run_ranks
 from paceline.timeline import Summary
-from paceline.torch import run_ranks
 
 NUM_RANKS, BATCH_SIZE, NUM_EPOCHS, SLOWDOWN = 2, 32, 4, 3
 MODEL = {"dim": 64, "num_layers": 2, "num_heads": 4}

@@ -27,7 +27,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from paceline.order import MeanBalance, OrderPolicy, PairBalance, herding_bound
-from paceline.torch._sketch import GradientSketch
+from paceline.torch.order import GradientSketch
 
 EVERY = 4
 Step = Callable[[], None]

@@ -16,7 +16,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _record import finish, parser, spread
 
-from paceline.torch._split_backward import split_backward
+from paceline.torch.overlap.split import split_backward
 
 NUM_LAYERS, NUM_HEADS, WIDTH, NUM_TOKENS, VOCABULARY = 12, 12, 768, 1024, 50257
 MICRO_BATCHES = (1, 2, 4)

@@ -17,7 +17,7 @@ from paceline.order import (
     OrderPolicy,
     RandomReshuffling,
 )
-from paceline.torch._sketch import GradientSketch, quantise_rows
+from paceline.torch.order import GradientSketch, quantise_rows
 
 SORTERS = ("D-GraB", "I-B", "I-PB", "D-RR")
 

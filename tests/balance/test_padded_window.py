@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paceline.balance import BalanceConfig, Counts
-from paceline.balance._padded import split_padded_steps
 from paceline.balance._padded_window import MAX_WINDOW, Pace, compose_padded_steps
+from paceline.balance.split._padded import split_padded_steps
 
 SEED = (0, 0, 1)
 

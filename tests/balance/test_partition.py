@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paceline.balance import Counts, Partition, partition
-from paceline.balance._order import descending_order
-from paceline.balance._partition import lower_bound, pace_of
+from paceline.balance.split._partition import lower_bound, pace_of
+from paceline.balance.split._sorting import descending_order
 from paceline.cost import Worker
 
 BOTH: tuple[Counts, ...] = ("equal", "free")

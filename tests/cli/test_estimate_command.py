@@ -7,7 +7,7 @@ import pytest
 from paceline.cli import main
 from paceline.cli._collect import parse_shape
 from paceline.cli._estimate import parse_link
-from paceline.predict._cpu_rates import CpuRates
+from paceline.predict.cpu._rates import CpuRates
 
 MODEL = """
 import torch

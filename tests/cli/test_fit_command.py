@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from paceline.cli import main
-from paceline.predict._catalogue import Datasets, Devices, Models, catalogue_workload
-from paceline.torch._collect import CollectConfig, _describe
+from paceline.predict.work._catalogue import Datasets, Devices, Models, catalogue_workload
+from paceline.torch.predict._collect import CollectConfig, _describe
 
 MODEL = """
 from torch import nn

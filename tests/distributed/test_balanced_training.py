@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from paceline.balance import EpochPlan
+from paceline.testing import run_ranks
 from paceline.timeline import Kind, Timeline
-from paceline.torch import BalancedBatchSampler, DataLoader, run_ranks, watch
+from paceline.torch import BalancedBatchSampler, DataLoader, watch
 
 SIZES = np.random.default_rng(3).integers(1, 60, 76)
 BATCH_SIZE = 16

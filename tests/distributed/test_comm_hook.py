@@ -16,8 +16,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import (
 from torch.nn.parallel import DistributedDataParallel
 
 from paceline.errors import MeasurementError
-from paceline.torch import run_ranks
-from paceline.torch._comm_hook import CommHookState, scheduled_comm_hook
+from paceline.testing import run_ranks
+from paceline.torch.comm.ddp._watch_buckets import CommHookState, scheduled_comm_hook
 
 Found = list[dict[str, Any]]
 NUM_LAYERS = 6

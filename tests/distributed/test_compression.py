@@ -15,14 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paceline import ScheduledDataParallel
 from paceline.comm import BlockPlan, WireProblem, plan_p3
-from paceline.torch import run_ranks
-from paceline.torch._block_executor import BlockExecutor
-from paceline.torch._block_layout import Payload, Piece
-from paceline.torch._block_update import PartialUpdate
-from paceline.torch._compression import compress_hook, wire_dtype
-from paceline.torch._gradient_feed import GradientFeed
-from paceline.torch._round import Route
-from paceline.torch._same_model import new_group_like
+from paceline.testing import run_ranks
+from paceline.torch.comm._gradient_feed import GradientFeed
+from paceline.torch.comm.whole._compression import compress_hook, wire_dtype
+from paceline.torch.comm.whole._executor import BlockExecutor
+from paceline.torch.comm.whole._layout import Payload, Piece
+from paceline.torch.comm.whole._round import Route
+from paceline.torch.model._partial_update import PartialUpdate
+from paceline.torch.ranks._agreement import new_group_like
 
 Found = list[dict[str, Any]]
 Step = Callable[[torch.Tensor], None]

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from paceline.order import MeanBalance, OrderPolicy, PairBalance
-from paceline.torch import BalancedBatchSampler, DataLoader, run_ranks
-from paceline.torch._ordering import GradientOrder
-from paceline.torch._sketch import GradientSketch
+from paceline.testing import run_ranks
+from paceline.torch import BalancedBatchSampler, DataLoader
+from paceline.torch.order._gradient_order import GradientOrder
+from paceline.torch.order._gradient_sketch import GradientSketch
 
 NUM, BATCH, NUM_STEPS, NUM_EPOCHS = 76, 16, 5, 3
 SIZES = np.random.default_rng(3).integers(1, 60, NUM)

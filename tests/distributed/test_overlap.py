@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from paceline.overlap import LanePlan, defer_all
-from paceline.torch import ScheduledDataParallel, run_ranks
-from paceline.torch._split_backward import split_backward
+from paceline.testing import run_ranks
+from paceline.torch import ScheduledDataParallel
+from paceline.torch.overlap.split._split_backward import split_backward
 
 NUM_STEPS = 16
 

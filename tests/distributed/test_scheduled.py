@@ -23,8 +23,10 @@ from torch.utils.checkpoint import checkpoint
 from paceline import ScheduledDataParallel
 from paceline.comm import BlockPlan, WireProblem, plan_ddp, plan_p3, plan_prophet
 from paceline.errors import PlanMismatchError, RankFailedError, TransferError
-from paceline.torch import _drift, _plan_control, _plan_trial, run_ranks, watch
-from paceline.torch._plan_choice import Candidate
+from paceline.testing import run_ranks
+from paceline.torch import watch
+from paceline.torch.comm import _control, _drift, _plan_trial
+from paceline.torch.comm._candidates import Candidate
 
 NUM_STEPS = 30
 NUM_MEASURED = 4
@@ -218,7 +220,7 @@ def all_phases(rank: int) -> dict[str, Any]:
     one, two = pair(ConvNet, rank)
     expected = train_ddp(one, OPTIMIZERS["adamw"](one.parameters()), rank)
     with (
-        patch.object(_plan_control, "candidates", both),
+        patch.object(_control, "candidates", both),
         patch.object(_drift, "WINDOW", 2),
         patch.object(_drift, "DRIFT", 1.0),
         patch.object(_plan_trial, "LEAST_GAIN", -1e9),

@@ -13,14 +13,14 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from paceline.torch import run_ranks
-from paceline.torch._block_layout import Payload, Piece
-from paceline.torch._gradient_feed import GradientFeed
-from paceline.torch._round import Route
-from paceline.torch._same_model import new_group_like
-from paceline.torch._sharded import ShardedExecutor
-from paceline.torch._sharded_layout import ShardLayout
-from paceline.torch._sharded_update import ShardedUpdate
+from paceline.testing import run_ranks
+from paceline.torch.comm._gradient_feed import GradientFeed
+from paceline.torch.comm.sharded._executor import ShardedExecutor
+from paceline.torch.comm.sharded._layout import ShardLayout
+from paceline.torch.comm.sharded._update import ShardedUpdate
+from paceline.torch.comm.whole._layout import Payload, Piece
+from paceline.torch.comm.whole._round import Route
+from paceline.torch.ranks._agreement import new_group_like
 
 NUM_STEPS = 30
 Found = list[dict[str, Any]]

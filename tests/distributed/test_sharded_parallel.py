@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paceline import ScheduledDataParallel
 from paceline.comm import BlockPlan, WireProblem, plan_p3
-from paceline.torch import run_ranks
+from paceline.testing import run_ranks
 
 Found = list[dict[str, Any]]
 NEW = partial(torch.optim.AdamW, lr=1e-2)

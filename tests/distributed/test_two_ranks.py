@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from paceline.errors import RankFailedError
+from paceline.testing import run_ranks
 from paceline.timeline import Kind, Timeline
-from paceline.torch import measure_job, run_ranks, watch
+from paceline.torch import measure_job, watch
 
 NUM_STEPS = 4
 STEP = ["between steps", "forward", "loss", "backward", "all-reduce", "after backward", "optimizer"]

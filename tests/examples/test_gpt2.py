@@ -20,7 +20,7 @@ import torch
 
 import paceline
 from paceline.comm import plan_p3
-from paceline.torch import run_ranks
+from paceline.testing import run_ranks
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "gpt2"
 TEXT = Path(json.__file__).parent  # A few files of the standard library.

@@ -7,14 +7,14 @@ import pytest
 from numpy.typing import NDArray
 
 from paceline.predict import Estimate
-from paceline.predict._convergence import ConvergencePredictor, fit_convergence
-from paceline.predict._convergence_calibration import chosen_probes
-from paceline.predict._convergence_effects import Effects
-from paceline.predict._convergence_evaluate import evaluate_convergence, score_regime
-from paceline.predict._convergence_forest import Forest
-from paceline.predict._convergence_members import Constant
-from paceline.predict._convergence_pool import Spread, learn_pool, pooled_epochs
-from paceline.predict._convergence_rows import SHIFTS, Runs, Shift, folds, plain_name
+from paceline.predict.epochs._calibration import chosen_probes
+from paceline.predict.epochs._effects import Effects
+from paceline.predict.epochs._evaluate import evaluate_convergence, score_regime
+from paceline.predict.epochs._forest import Forest
+from paceline.predict.epochs._members import Constant
+from paceline.predict.epochs._pool import Spread, learn_pool, pooled_epochs
+from paceline.predict.epochs._predictor import ConvergencePredictor, fit_convergence
+from paceline.predict.epochs._rows import SHIFTS, Runs, Shift, folds, plain_name
 
 PATIENCE = 5
 

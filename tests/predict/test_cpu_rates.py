@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paceline.predict._cpu_fit import fit_cpu_rates
-from paceline.predict._cpu_rates import CpuRates, OperatorTiming, StepTiming
-from paceline.predict._workload import OperatorWork, Workload
+from paceline.predict.cpu._fit import fit_cpu_rates
+from paceline.predict.cpu._rates import CpuRates, OperatorTiming, StepTiming
+from paceline.predict.work._workload import OperatorWork, Workload
 
 RATE, BANDWIDTH, FIXED_S = 5e10, 1e10, 2e-6
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from paceline.errors import StateMismatchError
 from paceline.predict import Estimate
-from paceline.predict._curve import RemainingEpochs, StopRule
-from paceline.predict._curve_live import LiveLine
-from paceline.predict._curve_time import RemainingTime, shown_time
+from paceline.predict.remaining._curve import RemainingEpochs, StopRule
+from paceline.predict.remaining._live import LiveLine
+from paceline.predict.remaining._time import RemainingTime, shown_time
 
 
 def curve(random: np.random.Generator, num_epochs: int = 600) -> NDArray[np.float64]:

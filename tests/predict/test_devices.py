@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from paceline.predict._devices import all_devices, device, nearest_devices
+from paceline.predict.work._devices import all_devices, device, nearest_devices
 
 TABLE_NAMES = {
     "NVIDIA A100 80GB PCIe": "A100 PCIe 80GB",
@@ -85,7 +85,7 @@ def test_a_typo_names_what_was_meant() -> None:
 
 @pytest.mark.parametrize("row", all_devices(), ids=lambda row: row.name)
 def test_data_sheets_are_plausible(row: object) -> None:
-    from paceline.predict._devices import Device
+    from paceline.predict.work._devices import Device
 
     assert isinstance(row, Device)
     assert 1e12 < row.fp32_flops < 3e14

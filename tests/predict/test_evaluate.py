@@ -5,21 +5,21 @@ import numpy as np
 import pytest
 from tests.predict.step_tables import mlp_rows, write_table
 
-from paceline.predict import _probe, _step_time
 from paceline.predict._conformal import Estimate
-from paceline.predict._evaluate_step import Scored, repeats_mape, shifts_between, summary
-from paceline.predict._step_boost import BoostConfig
-from paceline.predict._step_rows import StepRows
-from paceline.predict._tables import read_step_tables
 from paceline.predict.evaluate import main
+from paceline.predict.step import _probe, _time
+from paceline.predict.step._boost import BoostConfig
+from paceline.predict.step._evaluate import Scored, repeats_mape, shifts_between, summary
+from paceline.predict.step._rows import StepRows
+from paceline.predict.step._tables import read_step_tables
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few trees: what is tested here is the bookkeeping."""
-    monkeypatch.setattr(_step_time, "TOTAL", BoostConfig(num_trees=20))
-    monkeypatch.setattr(_step_time, "COMPUTE", BoostConfig(num_trees=20))
-    monkeypatch.setattr(_step_time, "MEMBER", BoostConfig(num_trees=10, num_leaves=8))
+    monkeypatch.setattr(_time, "TOTAL", BoostConfig(num_trees=20))
+    monkeypatch.setattr(_time, "COMPUTE", BoostConfig(num_trees=20))
+    monkeypatch.setattr(_time, "MEMBER", BoostConfig(num_trees=10, num_leaves=8))
     monkeypatch.setattr(_probe, "NUM_SWEEPS", 1)
     monkeypatch.setattr(_probe, "MAX_ROWS_PER_DEVICE", 40)
 
@@ -121,7 +121,7 @@ def test_convergence_is_printed_as_one_line_per_family_and_regime(
 ) -> None:
     scores = {"mape": 11.7, "constant_mape": 30.25, "coverage": 91.0}
     monkeypatch.setattr(
-        "paceline.predict._convergence_evaluate.evaluate_convergence",
+        "paceline.predict.epochs.evaluate_convergence",
         lambda folder, seed: {"families": {"cnn": {"cv5": scores}}},
     )
     assert main(["--data", str(tmp_path), "--target", "convergence"]) == 0

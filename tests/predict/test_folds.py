@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from tests.predict.step_tables import mlp_rows, write_table
 
-from paceline.predict._folds import REGIMES, folds, units
-from paceline.predict._step_calibration import held_out_predictions
-from paceline.predict._step_rows import StepRows
-from paceline.predict._step_time import SHIFTS, fit_step_models
-from paceline.predict._tables import read_step_tables
+from paceline.predict.step._calibration import held_out_predictions
+from paceline.predict.step._folds import REGIMES, folds, units
+from paceline.predict.step._rows import StepRows
+from paceline.predict.step._tables import read_step_tables
+from paceline.predict.step._time import SHIFTS, fit_step_models
 
 
 @pytest.fixture

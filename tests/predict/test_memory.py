@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.predict._devices import all_devices, device
-from paceline.predict._memory import estimate_memory, usable_bytes
-from paceline.predict._workload import MemoryMoment, Workload
+from paceline.predict.work._devices import all_devices, device
+from paceline.predict.work._memory import estimate_memory, usable_bytes
+from paceline.predict.work._workload import MemoryMoment, Workload
 
 MOMENTS = (
     MemoryMoment(phase="backward", bytes_per_example=3e6, other_bytes=1_000_000),
@@ -85,7 +85,7 @@ def test_a_row_of_a_table_falls_back_to_its_proxy() -> None:
 def test_the_largest_batch_fits_and_one_more_does_not(
     params: int, per_example: float, batch: int, row: object
 ) -> None:
-    from paceline.predict._devices import Device
+    from paceline.predict.work._devices import Device
 
     assert isinstance(row, Device)
     first = replace(MOMENTS[0], bytes_per_example=per_example)

@@ -8,10 +8,10 @@ import pytest
 from tests.predict.step_tables import mlp_rows, write_table
 
 from paceline.errors import StateMismatchError
-from paceline.predict._predictor_file import load_step_predictor, save_step_predictor
-from paceline.predict._step_predictor import StepPredictor, fit_step_predictor
-from paceline.predict._step_rows import StepRows
-from paceline.predict._tables import read_step_tables
+from paceline.predict.step._predictor import StepPredictor, fit_step_predictor
+from paceline.predict.step._predictor_file import load_step_predictor, save_step_predictor
+from paceline.predict.step._rows import StepRows
+from paceline.predict.step._tables import read_step_tables
 
 SHIFTS = ("model", "device")
 

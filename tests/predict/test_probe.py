@@ -4,16 +4,12 @@ import numpy as np
 import pytest
 from tests.predict.step_tables import mlp_rows, write_table
 
-from paceline.predict._probe import ProbeKernel, fit_probe_kernel, probed_logs
-from paceline.predict._probe_trials import (
-    by_device_and_family,
-    calibrate_probed,
-    probe_trial,
-)
-from paceline.predict._step_calibration import HeldOut, held_out_predictions
-from paceline.predict._step_loader import LoaderRates, fit_loader_rates
-from paceline.predict._step_rows import StepRows
-from paceline.predict._tables import read_step_tables
+from paceline.predict.step._calibration import HeldOut, held_out_predictions
+from paceline.predict.step._loader import LoaderRates, fit_loader_rates
+from paceline.predict.step._probe import ProbeKernel, fit_probe_kernel, probed_logs
+from paceline.predict.step._probe_trials import by_device_and_family, calibrate_probed, probe_trial
+from paceline.predict.step._rows import StepRows
+from paceline.predict.step._tables import read_step_tables
 
 
 @pytest.fixture(scope="module")

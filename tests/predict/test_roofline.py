@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.predict.step_tables import mlp_rows, write_table
 
-from paceline.predict._roofline import (
+from paceline.predict.step._roofline import (
     LAUNCH_PRIOR,
     WORK_PRIOR,
     _numbered,
@@ -14,8 +14,8 @@ from paceline.predict._roofline import (
     fit_roofline,
     host_names,
 )
-from paceline.predict._step_rows import StepRows
-from paceline.predict._tables import read_step_tables
+from paceline.predict.step._rows import StepRows
+from paceline.predict.step._tables import read_step_tables
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 from paceline.cost import Link
 from paceline.predict._conformal import Estimate
-from paceline.predict._devices import device
-from paceline.predict._run_estimate import (
+from paceline.predict.run._estimate import (
     RunSetup,
     StepTimes,
     estimate_run,
     predicted_job,
     ring_link,
 )
-from paceline.predict._workload import LayerWork, Workload
+from paceline.predict.work._devices import device
+from paceline.predict.work._workload import LayerWork, Workload
 
 LAYERS = tuple(
     LayerWork(name=str(index), forward_flops=1e9 * (index + 1), moved_bytes=1e6, num_params=50_000)

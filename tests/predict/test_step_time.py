@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tests.predict.step_tables import DATASETS, mlp_rows, write_table
 
-from paceline.predict import _step_time
-from paceline.predict._step_boost import BoostConfig
-from paceline.predict._step_calibration import (
+from paceline.predict.step import _time
+from paceline.predict.step._boost import BoostConfig
+from paceline.predict.step._calibration import (
     ANY_FAMILY,
     HeldOut,
     Offsets,
@@ -17,15 +17,10 @@ from paceline.predict._step_calibration import (
     offsets_of,
     step_estimates,
 )
-from paceline.predict._step_loader import (
-    RATE_GRID,
-    LoaderRates,
-    fit_loader_rates,
-    posterior_rate,
-)
-from paceline.predict._step_rows import StepRows
-from paceline.predict._step_time import fit_step_models
-from paceline.predict._tables import read_step_tables
+from paceline.predict.step._loader import RATE_GRID, LoaderRates, fit_loader_rates, posterior_rate
+from paceline.predict.step._rows import StepRows
+from paceline.predict.step._tables import read_step_tables
+from paceline.predict.step._time import fit_step_models
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +92,7 @@ def test_probes_move_the_rate_from_the_other_hosts_to_the_own_one(rows: StepRows
 def test_compute_of_a_held_out_unit_is_predicted(
     rows: StepRows, shift: str, limit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_step_time, "TOTAL", BoostConfig(num_trees=20))
+    monkeypatch.setattr(_time, "TOTAL", BoostConfig(num_trees=20))
     unit = rows["batch_size"].astype(str) if shift == "configuration" else rows[shift]
     new = unit == np.unique(unit)[-1]
     if shift == "configuration":

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from tests.predict.step_tables import mlp_rows, write_table
 
-from paceline.predict import _step_time
-from paceline.predict._roofline import fit_roofline
-from paceline.predict._step_boost import BoostConfig
-from paceline.predict._step_features import feature_matrix
-from paceline.predict._step_rows import StepRows, concatenate
-from paceline.predict._step_time import fit_step_models
-from paceline.predict._tables import FORBIDDEN, read_step_tables
+from paceline.predict.step import _time
+from paceline.predict.step._boost import BoostConfig
+from paceline.predict.step._features import feature_matrix
+from paceline.predict.step._roofline import fit_roofline
+from paceline.predict.step._rows import StepRows, concatenate
+from paceline.predict.step._tables import FORBIDDEN, read_step_tables
+from paceline.predict.step._time import fit_step_models
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_no_measured_time_reaches_a_feature_or_a_prediction(
 ) -> None:
     """Times of the rows to predict may be anything, or missing, and nothing changes."""
     for name in ("TOTAL", "COMPUTE", "MEMBER"):
-        monkeypatch.setattr(_step_time, name, BoostConfig(num_trees=20))
+        monkeypatch.setattr(_time, name, BoostConfig(num_trees=20))
     rng = np.random.default_rng(0)
     noise = {name: rng.uniform(1, 2, len(rows)) for name in ("compute_s", "loader_s")}
     scrambled = StepRows({**rows.columns, **noise})

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from paceline.errors import StateMismatchError
-from paceline.predict import _training_time
 from paceline.predict._conformal import Estimate
-from paceline.predict._devices import Device, device
-from paceline.predict._run_estimate import StepTimes
-from paceline.predict._training_time import (
+from paceline.predict.run import _training_time
+from paceline.predict.run._estimate import StepTimes
+from paceline.predict.run._training_time import (
     Datasets,
     Devices,
     EstimatedFloat,
@@ -19,8 +18,9 @@ from paceline.predict._training_time import (
     TrainingTimePredictor,
     catalogue_workload,
 )
-from paceline.predict._workload import Workload
-from paceline.predict._workload_row import step_row
+from paceline.predict.step._workload_row import step_row
+from paceline.predict.work._devices import Device, device
+from paceline.predict.work._workload import Workload
 
 IMAGES = (Datasets.Cifar10, Datasets.Cifar100, Datasets.TinyImageNet, Datasets.STL10)
 CLASSIFIED = (Datasets.SST2, Datasets.IMDB)

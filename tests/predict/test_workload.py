@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.predict._workload import FAMILIES, Workload
+from paceline.predict.work._workload import FAMILIES, Workload
 
 
 def workload(**changes: Any) -> Workload:
@@ -59,7 +59,7 @@ def test_flops_and_steps_follow_the_batch(batch: int, size: int) -> None:
 
 
 def test_another_batch_size_drops_what_only_a_trace_knows() -> None:
-    from paceline.predict._workload import LayerWork
+    from paceline.predict.work._workload import LayerWork
 
     layer = LayerWork(name="a", forward_flops=1.0, moved_bytes=1.0, num_params=1)
     work = workload(layers=(layer,))

@@ -7,8 +7,8 @@ from torch import nn
 
 from paceline.predict import estimate_memory
 from paceline.testing._peak_memory import measure_peak_bytes
-from paceline.torch._trace import trace_workload
-from paceline.torch._trace_setup import StepSetup
+from paceline.torch.predict._trace import trace_workload
+from paceline.torch.predict._trace_setup import StepSetup
 
 
 class Encodes(nn.Module):

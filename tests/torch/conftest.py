@@ -73,8 +73,8 @@ class Timed(nn.Module):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
-    for module in ("_watch", "_measure"):
-        monkeypatch.setattr(f"paceline.torch.{module}.clock_of", lambda _: fake)
+    for module in ("_watch", "_job"):
+        monkeypatch.setattr(f"paceline.torch.measure.{module}.clock_of", lambda _: fake)
     return fake
 
 

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from paceline.errors import TaskError
-from paceline.torch._async_checkpoint import PIECE_BYTES, AsyncCheckpoint, _PieceWriter
-from paceline.torch._lanes import Lanes
+from paceline.torch.overlap._lanes import Lanes
+from paceline.torch.overlap.async_checkpoint import PIECE_BYTES, AsyncCheckpoint, _PieceWriter
 
 # Prints a line and stops where `stop_in` is called for the second checkpoint.
 DIES = """
 import os, sys, threading, torch
-from paceline.torch._async_checkpoint import AsyncCheckpoint
+from paceline.torch.overlap.async_checkpoint import AsyncCheckpoint
 folder, stop_in = sys.argv[1:]
 checkpoint = AsyncCheckpoint(folder)
 checkpoint.save(1, {"x": torch.ones(1000), "step": 1})

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.torch._calibrate import (
+from paceline.torch.predict._calibrate_cpu import (
     Probe,
     calibrate_cpu,
     standard_probes,
@@ -10,8 +10,8 @@ from paceline.torch._calibrate import (
     threads,
     time_steps,
 )
-from paceline.torch._trace import trace_workload
-from paceline.torch._trace_setup import StepSetup
+from paceline.torch.predict._trace import trace_workload
+from paceline.torch.predict._trace_setup import StepSetup
 
 
 def small() -> nn.Module:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.predict._tables import read_step_tables
-from paceline.torch._collect import CollectConfig, collect_steps
+from paceline.predict.step._tables import read_step_tables
+from paceline.torch.predict._collect import CollectConfig, collect_steps
 
 
 def convnet() -> nn.Module:

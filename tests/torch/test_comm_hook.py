@@ -4,8 +4,14 @@ import pytest
 
 from paceline.comm import step_time_s
 from paceline.cost import Link
-from paceline.torch._bucket_times import BucketMarks, BucketTimes, DDPAdvice, plan_of, problem_of
-from paceline.torch._clock import CpuClock
+from paceline.torch.comm.ddp._bucket_times import (
+    BucketMarks,
+    BucketTimes,
+    DDPAdvice,
+    plan_of,
+    problem_of,
+)
+from paceline.torch.model._clock import CpuClock
 
 NUM_BYTES = [1e6, 2e6, 3e6]
 

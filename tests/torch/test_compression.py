@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.cost import Link
-from paceline.torch._block_layout import Payload, Piece
-from paceline.torch._compression import (
+from paceline.torch.comm.whole._compression import (
     DTYPES,
     dtype_on_wire,
     link_per_gradient_byte,
     wire_dtype,
 )
-from paceline.torch._payload import pack, unpack
-from paceline.torch._round import Flight, Round, Route
+from paceline.torch.comm.whole._layout import Payload, Piece
+from paceline.torch.comm.whole._payload import pack, unpack
+from paceline.torch.comm.whole._round import Flight, Round, Route
 
 HALVES = list(DTYPES.values())
 

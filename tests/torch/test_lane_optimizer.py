@@ -12,9 +12,14 @@ from torch import nn
 from paceline.errors import TaskError
 from paceline.overlap import Lane
 from paceline.timeline import Kind
-from paceline.torch._lane_optimizer import LaneOptimizer
-from paceline.torch._lane_optimizer_trial import NUM_ROUNDS, NUM_TIMED, NUM_UNTIMED, LaneTrial
-from paceline.torch._lanes import Lanes
+from paceline.torch.overlap._lane_optimizer import LaneOptimizer
+from paceline.torch.overlap._lane_optimizer_trial import (
+    NUM_ROUNDS,
+    NUM_TIMED,
+    NUM_UNTIMED,
+    LaneTrial,
+)
+from paceline.torch.overlap._lanes import Lanes
 
 Make = Callable[[Any], torch.optim.Optimizer]
 
@@ -30,7 +35,7 @@ OPTIMIZERS: dict[str, Make] = {
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paceline.torch._lane_optimizer.BLOCK_BYTES", 4096)
+    monkeypatch.setattr("paceline.torch.overlap._lane_optimizer.BLOCK_BYTES", 4096)
 
 
 class Tied(nn.Module):

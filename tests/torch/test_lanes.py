@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from paceline.errors import GraphError, TaskError
 from paceline.overlap import Lane
 from paceline.timeline import Kind
-from paceline.torch._lanes import Lanes
+from paceline.torch.overlap._lanes import Lanes
 
 NAMES = ("assist", "comm", "copy", "host")
 

@@ -23,8 +23,8 @@ from paceline.order import (
     Stratified,
 )
 from paceline.torch import BalancedBatchSampler, DataLoader
-from paceline.torch._ordering import GradientOrder
-from paceline.torch._sketch import GradientSketch
+from paceline.torch.order._gradient_order import GradientOrder
+from paceline.torch.order._gradient_sketch import GradientSketch
 
 NUM, BATCH = 30, 8
 SIZES = np.random.default_rng(0).integers(1, 40, NUM)
@@ -188,7 +188,8 @@ def test_a_refit_after_a_learnt_epoch_plans_nothing_ahead(monkeypatch: pytest.Mo
     one = sampler(order="grab")
     list(one)
     monkeypatch.setattr(
-        "paceline.torch._sampler.busy_seconds", lambda *_: one.planner.plan(one._finished).load
+        "paceline.torch.balance._batch_sampler.busy_seconds",
+        lambda *_: one.planner.plan(one._finished).load,
     )
     one.refit(None)  # type: ignore[arg-type]
     assert one.planner._ahead is None

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from paceline.comm import WireProblem, plan_ddp, plan_p3
 from paceline.cost import Link
-from paceline.torch._drift import WINDOW, DriftMonitor
-from paceline.torch._plan_choice import Candidate
-from paceline.torch._plan_trial import NUM_ROUNDS, NUM_UNTIMED, PlanTrial
+from paceline.torch.comm._candidates import Candidate
+from paceline.torch.comm._drift import WINDOW, DriftMonitor
+from paceline.torch.comm._plan_trial import NUM_ROUNDS, NUM_UNTIMED, PlanTrial
 
 PROBLEM = WireProblem(
     forward_s=np.full(4, 0.1),

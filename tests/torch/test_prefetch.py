@@ -7,8 +7,8 @@ import torch
 
 from paceline.errors import TaskError
 from paceline.timeline import Kind
-from paceline.torch._lanes import Lanes
-from paceline.torch._prefetch import LOAD, WAIT, Prefetch
+from paceline.torch.overlap._lanes import Lanes
+from paceline.torch.overlap._prefetch import LOAD, WAIT, Prefetch
 
 
 def batches(number: int) -> list[dict[str, torch.Tensor]]:

@@ -19,7 +19,7 @@ from paceline.cost import QuadraticCost, Worker
 from paceline.errors import StateMismatchError
 from paceline.timeline import Kind, Source, Timeline
 from paceline.torch import BalancedBatchSampler, BalancedSampler, example_sizes
-from paceline.torch._replica import Group, process_group_of, replica_of
+from paceline.torch.ranks._replica import Group, process_group_of, replica_of
 
 SIZES = np.random.default_rng(0).integers(1, 40, 30)
 WORLD = {"RANK": "2", "WORLD_SIZE": "4"}

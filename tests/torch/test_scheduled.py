@@ -14,14 +14,14 @@ from torch.nn import functional
 
 from paceline.comm import BlockPlan, WireProblem, plan_p3
 from paceline.cost import Link
-from paceline.torch._block_layout import Payload, Piece, payloads_of
-from paceline.torch._block_update import PartialUpdate
-from paceline.torch._param_use import ParamUse
-from paceline.torch._payload import pack, unpack
-from paceline.torch._plan_choice import candidates, first_plan
-from paceline.torch._round import Flight, Round, Route
-from paceline.torch._step_probe import StepCost
-from paceline.torch._stream_order import StreamOrder
+from paceline.torch.comm._candidates import candidates, first_plan
+from paceline.torch.comm._step_probe import StepCost
+from paceline.torch.comm.whole._layout import Payload, Piece, payloads_of
+from paceline.torch.comm.whole._payload import pack, unpack
+from paceline.torch.comm.whole._round import Flight, Round, Route
+from paceline.torch.model._param_use import ParamUse
+from paceline.torch.model._partial_update import PartialUpdate
+from paceline.torch.model._stream_order import StreamOrder
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.1),

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from paceline.torch._block_layout import Payload, Piece
-from paceline.torch._round import Route
-from paceline.torch._sharded_layout import Segment, ShardLayout
-from paceline.torch._sharded_round import ShardRoute
-from paceline.torch._sharded_rows import from_rows, to_rows
-from paceline.torch._sharded_update import ELEMENTWISE, ShardedUpdate, check_elementwise
+from paceline.torch.comm.sharded._layout import Segment, ShardLayout
+from paceline.torch.comm.sharded._round import ShardRoute
+from paceline.torch.comm.sharded._rows import from_rows, to_rows
+from paceline.torch.comm.sharded._update import ELEMENTWISE, ShardedUpdate, check_elementwise
+from paceline.torch.comm.whole._layout import Payload, Piece
+from paceline.torch.comm.whole._round import Route
 
 
 @given(

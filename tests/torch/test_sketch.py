@@ -8,7 +8,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from paceline.torch._sketch import GradientSketch, quantise_rows
+from paceline.torch.order._gradient_sketch import GradientSketch, quantise_rows
 
 ROOM_FOR_ALL = 1_000_000
 NUM = 6

@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from paceline.errors import TaskError
 from paceline.overlap import LanePlan, SplitCost, Threads, defer_all
-from paceline.torch._lanes import Lanes
-from paceline.torch._split_backward import split_backward
-from paceline.torch._split_backward_site import Mode
-from paceline.torch._split_backward_trial import Order, Passed, trial
+from paceline.torch.overlap._lanes import Lanes
+from paceline.torch.overlap.split._site import Mode
+from paceline.torch.overlap.split._split_backward import split_backward
+from paceline.torch.overlap.split._trial import Order, Passed, trial
 
 ALL = defer_all()
 

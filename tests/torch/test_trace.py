@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from paceline.predict._workload import Workload
-from paceline.torch._trace import TraceError, record_step, trace_workload
-from paceline.torch._trace_setup import StepSetup
+from paceline.predict.work._workload import Workload
+from paceline.torch.predict._trace import TraceError, record_step, trace_workload
+from paceline.torch.predict._trace_setup import StepSetup
 
 
 class Attends(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from paceline.predict import MemoryMoment, estimate_memory
-from paceline.torch._trace import trace_workload
-from paceline.torch._trace_memory import LiveMemory
+from paceline.torch.predict._trace import trace_workload
+from paceline.torch.predict._trace_memory import LiveMemory
 
 
 def test_moments_are_those_that_are_the_fullest_for_some_batch() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from paceline.timeline import Timeline
 from paceline.torch import Watch, watch
-from paceline.torch._clock import CpuClock, CudaClock, clock_of
+from paceline.torch.model._clock import CpuClock, CudaClock, clock_of
 
 STEP = ["between steps", "forward", "loss", "backward", "after backward", "optimizer"]
 X = torch.ones(2, 4)

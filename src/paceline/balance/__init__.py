@@ -1,18 +1,16 @@
 """Which worker gets which example."""
 
 from paceline.balance._config import BalanceConfig, Limits, Tail
-from paceline.balance._cursor import Cursor, EpochPlanner
 from paceline.balance._delivery import Delivery, MicroBatch, delivery_of, micro_batches_of
 from paceline.balance._epoch_plan import EpochPlan
 from paceline.balance._example_order import ExampleOrder
-from paceline.balance._padded import split_padded
-from paceline.balance._partition import Counts, Partition, partition
 from paceline.balance._plan import plan_epoch
 from paceline.balance._quality import PlanQuality, measure_quality
 from paceline.balance._refit import MIN_REFIT_STEPS, refit_workers
 from paceline.balance._regime import Regime, regime_of
 from paceline.balance._shards import ShardBound, Shards, shard_bound
-from paceline.balance._state import Segment
+from paceline.balance.cursor import Cursor, EpochPlanner, Segment
+from paceline.balance.split import Counts, Partition, partition, split_padded
 
 __all__ = [
     "MIN_REFIT_STEPS",

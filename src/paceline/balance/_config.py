@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from paceline.balance._partition import Counts, check_worker_counts
+from paceline.balance.split import Counts, check_worker_counts
 
 Tail = Literal["drop", "pad", "wrap", "zero-weight"]
 TAILS: tuple[Tail, ...] = ("drop", "pad", "wrap", "zero-weight")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from paceline._compile import compiled
 from paceline.balance._compose import quiet_order
 from paceline.balance._config import BalanceConfig
-from paceline.balance._padded import earliest_end, fastest_first
+from paceline.balance.split import earliest_end, fastest_first
 
 # Beyond this many steps the search costs more than the padding that it saves.
 MAX_WINDOW = 16

@@ -8,23 +8,23 @@ from paceline.balance._config import BalanceConfig, Limits
 from paceline.balance._epoch_plan import EpochPlan, longest_first
 from paceline.balance._example_order import check_keeps_order
 from paceline.balance._micro import check_limits, split_micro_batches
-from paceline.balance._order import group_rows
-from paceline.balance._padded import split_padded_steps
 from paceline.balance._padded_window import Pace, compose_padded_steps
-from paceline.balance._partition import (
-    TOLERANCE,
-    WINDOW_TOLERANCE,
-    check_worker_counts,
-    checked_costs,
-    pace_of,
-    partition_steps,
-)
 from paceline.balance._shards import (
     Shards,
     check_readable,
     check_sharded,
     partition_shards,
     spread_shards,
+)
+from paceline.balance.split import (
+    TOLERANCE,
+    WINDOW_TOLERANCE,
+    check_worker_counts,
+    checked_costs,
+    group_rows,
+    pace_of,
+    partition_steps,
+    split_padded_steps,
 )
 from paceline.cost import Worker, checked_column
 

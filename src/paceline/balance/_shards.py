@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline._compile import compiled
 from paceline.balance._config import BalanceConfig
-from paceline.balance._order import descending_order
+from paceline.balance.split import descending_order
 from paceline.cost import checked_column
 
 MAX_ROUNDS = 64

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from paceline.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from paceline.torch._collect import CollectConfig
+    from paceline.torch.predict import CollectConfig
 
 INTEGERS = ("int64", "int32")
 
@@ -45,7 +45,7 @@ def run_collect(options: argparse.Namespace) -> int:
         from rich.console import Console
         from rich.progress import Progress
 
-        from paceline.torch._collect import collect_steps
+        from paceline.torch.predict import collect_steps
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"collect needs {error.name}; install it with: pip install 'paceline[torch,report]'"
@@ -71,7 +71,7 @@ def run_collect(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> "CollectConfig":
-    from paceline.torch._collect import CollectConfig
+    from paceline.torch.predict import CollectConfig
 
     return CollectConfig(
         name=options.name or options.model.rpartition(":")[2],

@@ -14,9 +14,8 @@ from paceline.errors import MissingExtraError, TraceError
 
 # NumPy, numba and torch take seconds to import: what needs them is imported inside functions.
 if TYPE_CHECKING:
-    from paceline.predict._devices import Device
-    from paceline.predict._run_estimate import RunSetup, StepTimes
-    from paceline.predict._workload import Workload
+    from paceline.predict.run import RunSetup, StepTimes
+    from paceline.predict.work import Device, Workload
 
 LINK_PATTERN = re.compile(
     r"\s*([0-9.eE]+)\s*([KMGT]?)(i?)(bit|b|B)(?:/s|ps)?\s*(?:\+\s*([0-9.eE]+)\s*(us|ms|s))?\s*"
@@ -59,7 +58,7 @@ def run_estimate(options: argparse.Namespace) -> int:
     function = load_function(options.model)
     workload, measured_s = _describe(function, options)
     times = _step_times(workload, measured_s, where, options)
-    from paceline.predict._run_estimate import estimate_run
+    from paceline.predict.run import estimate_run
 
     found = estimate_run(workload, times, setup, device=where)
     result = as_json(found, workload, where, setup)
@@ -104,14 +103,14 @@ def _number(text: str) -> float:
 
 
 def _device(name: str) -> "Device | None":
-    from paceline.predict._devices import device
+    from paceline.predict.work import device
 
     return None if name.lower() == "cpu" else device(name)
 
 
 def _setup(options: argparse.Namespace, where: "Device | None") -> "RunSetup":
-    from paceline.predict._conformal import Estimate
-    from paceline.predict._run_estimate import RunSetup, ring_link
+    from paceline.predict import Estimate
+    from paceline.predict.run import RunSetup, ring_link
 
     if options.batch < 1:
         raise ValueError(f"batch must be at least 1, got {options.batch}")
@@ -140,9 +139,15 @@ def _describe(
 ) -> "tuple[Workload, list[float] | None]":
     """Trace the model; if that fails, run it here and say so."""
     try:
-        from paceline.torch._calibrate import threads, time_steps
-        from paceline.torch._trace import record_step, trace_workload
-        from paceline.torch._trace_setup import StepSetup, build, inputs_for
+        from paceline.torch.predict import (
+            StepSetup,
+            build,
+            inputs_for,
+            record_step,
+            threads,
+            time_steps,
+            trace_workload,
+        )
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"estimate needs {error.name}; install it with: pip install 'paceline[torch]'"
@@ -185,11 +190,11 @@ def _step_times(
     where: "Device | None",
     options: argparse.Namespace,
 ) -> "StepTimes":
-    from paceline.predict._conformal import Estimate
-    from paceline.predict._run_estimate import StepTimes
+    from paceline.predict import Estimate
+    from paceline.predict.run import StepTimes
 
     if where is not None:
-        from paceline.predict._training_time import step_times
+        from paceline.predict.run import step_times
 
         return step_times(workload, where, path=options.predictor)
     if measured_s is not None:
@@ -200,9 +205,9 @@ def _step_times(
 
 
 def _cpu_times(workload: "Workload", path: Path | None) -> "StepTimes":
-    from paceline.predict._cpu_rates import CpuRates
-    from paceline.predict._run_estimate import StepTimes
-    from paceline.torch._calibrate import calibrate_cpu
+    from paceline.predict.cpu import CpuRates
+    from paceline.predict.run import StepTimes
+    from paceline.torch.predict import calibrate_cpu
 
     if path is not None and path.exists():
         rates = CpuRates.load(path)

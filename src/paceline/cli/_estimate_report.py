@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 from paceline.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from paceline.predict._devices import Device
-    from paceline.predict._run_estimate import RunEstimate, RunSetup
-    from paceline.predict._workload import Workload
+    from paceline.predict.run import RunEstimate, RunSetup
+    from paceline.predict.work import Device, Workload
 
 
 def as_json(

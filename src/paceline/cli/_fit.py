@@ -23,7 +23,7 @@ def add_fit(commands: Any) -> None:
 
 def run_fit(options: argparse.Namespace) -> int:
     """Fit and write."""
-    from paceline.predict._fitted import fit_predictor
+    from paceline.predict.run import fit_predictor
 
     if not options.tables.is_dir():
         raise ValueError(f"tables must be a folder of CSV files, got {options.tables}")

@@ -19,8 +19,8 @@ from paceline.comm._fsdp import FsdpAdvice, advise_fsdp
 from paceline.comm._judge import step_time_s
 from paceline.comm._problem import WireProblem
 from paceline.comm._rows import Head, RowUse, rows_first
-from paceline.comm._search import baseline_plans, plan_blocks
 from paceline.comm._wire_graph import wire_graph
+from paceline.comm.search import baseline_plans, plan_blocks
 
 __all__ = [
     "BlockPlan",

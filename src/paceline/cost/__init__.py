@@ -1,12 +1,7 @@
 """What a job costs: examples, layers, the link and the workers."""
 
 from paceline.cost._checks import checked_column
-from paceline.cost._examples import (
-    ExampleCost,
-    LinearCost,
-    QuadraticCost,
-    example_costs,
-)
+from paceline.cost._examples import ExampleCost, LinearCost, QuadraticCost, example_costs
 from paceline.cost._job import Job, LayerCost, Link, Worker
 from paceline.cost._least_squares import fit_nonnegative
 

@@ -1,7 +1,26 @@
 """The main job on real text: plain data-parallel training beside Paceline's."""
 
 from paceline.demo._config import DemoConfig
+from paceline.demo._corpus import Corpus, standard_library_functions
+from paceline.demo._data import Batch, TextDataset, padded_batch
+from paceline.demo._model import ByteTransformer, example_losses
+from paceline.demo._price import measured_job, new_optimizer, train_step
 from paceline.demo._result import DemoResult
 from paceline.demo._run import run_demo, show
 
-__all__ = ["DemoConfig", "DemoResult", "run_demo", "show"]
+__all__ = [
+    "Batch",
+    "ByteTransformer",
+    "Corpus",
+    "DemoConfig",
+    "DemoResult",
+    "TextDataset",
+    "example_losses",
+    "measured_job",
+    "new_optimizer",
+    "padded_batch",
+    "run_demo",
+    "show",
+    "standard_library_functions",
+    "train_step",
+]

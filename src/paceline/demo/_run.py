@@ -13,7 +13,7 @@ from paceline.demo._config import DemoConfig
 from paceline.demo._corpus import standard_library_functions
 from paceline.demo._result import DemoResult, WayResult
 from paceline.demo._train import train_both_ways
-from paceline.torch import run_ranks
+from paceline.testing import run_ranks
 
 READING_SHARE = 0.12
 

@@ -8,13 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.errors import StateMismatchError
-from paceline.order._policy import (
-    OrderPolicy,
-    saved_array,
-    saved_count,
-    saved_order,
-    shuffled,
-)
+from paceline.order._policy import OrderPolicy, saved_array, saved_count, saved_order, shuffled
 from paceline.order._rows import checked_rows
 
 

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.errors import PacelineError
-from paceline.predict._evaluate_step import evaluate_regime, evaluate_transfer
-from paceline.predict._folds import REGIMES
-from paceline.predict._tables import read_step_tables
+from paceline.predict.step import REGIMES, evaluate_regime, evaluate_transfer, read_step_tables
 
 TARGETS = ("step", "convergence")
 
@@ -76,7 +74,7 @@ def _transfer(options: argparse.Namespace) -> dict[str, Any]:
 def _convergence(options: argparse.Namespace) -> dict[str, Any]:
     if options.data is None:
         raise ValueError("--target convergence needs --data DIR")
-    from paceline.predict._convergence_evaluate import evaluate_convergence
+    from paceline.predict.epochs import evaluate_convergence
 
     return evaluate_convergence(options.data, seed=options.seed)
 
@@ -89,7 +87,7 @@ def _compute_only(result: dict[str, Any]) -> dict[str, Any]:
 
 def _table(result: dict[str, Any], options: argparse.Namespace) -> str:
     if options.target == "convergence":
-        from paceline.predict._convergence_evaluate import summary_lines
+        from paceline.predict.epochs import summary_lines
 
         return "\n".join(summary_lines(result))
     title = result.get("regime", "transfer")

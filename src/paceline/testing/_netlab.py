@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.errors import LabError, RankFailedError
-from paceline.torch._ranks import run_ranks
+from paceline.testing._spawn import run_ranks
 
 NAMESPACES = Path("/run/netns")
 PREFIX = "paceline"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from paceline.torch._trace_setup import ExampleInput, Inputs, StepSetup, build, inputs_for
+from paceline.torch.predict import ExampleInput, Inputs, StepSetup, build, inputs_for
 
 NUM_WARM_UP_STEPS = 2
 MEASURED_STEP = "paceline.measured_step"

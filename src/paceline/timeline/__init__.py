@@ -2,15 +2,7 @@
 
 from paceline.timeline._simulate import TaskGraph, simulate
 from paceline.timeline._summary import Summary
-from paceline.timeline._timeline import (
-    BUSY_KINDS,
-    COLUMNS,
-    SOURCES,
-    Kind,
-    Source,
-    Span,
-    Timeline,
-)
+from paceline.timeline._timeline import BUSY_KINDS, COLUMNS, SOURCES, Kind, Source, Span, Timeline
 
 __all__ = [
     "BUSY_KINDS",

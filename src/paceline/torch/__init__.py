@@ -6,29 +6,18 @@ writes with, takes longer to import than all else here, on every rank.
 
 from typing import TYPE_CHECKING, Any
 
-from paceline.torch._balanced_sampler import BalancedSampler
-from paceline.torch._bucket_times import BucketTimes, DDPAdvice
-from paceline.torch._calibrate import calibrate_cpu
-from paceline.torch._comm_hook import CommHookState, scheduled_comm_hook
-from paceline.torch._gather import gather_timeline
-from paceline.torch._lane_optimizer import LaneOptimizer
-from paceline.torch._lane_task import Handle
-from paceline.torch._lanes import Lanes
-from paceline.torch._loader import DataLoader
-from paceline.torch._measure import measure_job, measure_link
-from paceline.torch._ordering import GradientOrder
-from paceline.torch._prefetch import Prefetch
-from paceline.torch._ranks import run_ranks
-from paceline.torch._sampler import BalancedBatchSampler
-from paceline.torch._scheduled import ScheduledDataParallel
-from paceline.torch._sizes import example_sizes
-from paceline.torch._sketch import GradientSketch
-from paceline.torch._split_backward import SplitBackward, split_backward
-from paceline.torch._trace import trace_workload
-from paceline.torch._watch import Watch, watch
+from paceline.torch.balance import BalancedBatchSampler, BalancedSampler, DataLoader, example_sizes
+from paceline.torch.comm import ScheduledDataParallel
+from paceline.torch.comm.ddp import BucketTimes, CommHookState, DDPAdvice, scheduled_comm_hook
+from paceline.torch.measure import Watch, measure_job, measure_link, watch
+from paceline.torch.order import GradientOrder, GradientSketch
+from paceline.torch.overlap import Handle, LaneOptimizer, Lanes, Prefetch
+from paceline.torch.overlap.split import SplitBackward, split_backward
+from paceline.torch.predict import calibrate_cpu, trace_workload
+from paceline.torch.ranks import gather_timeline
 
 if TYPE_CHECKING:
-    from paceline.torch._async_checkpoint import AsyncCheckpoint
+    from paceline.torch.overlap.async_checkpoint import AsyncCheckpoint
 
 __all__ = [
     "AsyncCheckpoint",
@@ -52,7 +41,6 @@ __all__ = [
     "gather_timeline",
     "measure_job",
     "measure_link",
-    "run_ranks",
     "scheduled_comm_hook",
     "split_backward",
     "trace_workload",
@@ -63,6 +51,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name != "AsyncCheckpoint":
         raise AttributeError(f"module 'paceline.torch' has no attribute {name!r}")
-    from paceline.torch._async_checkpoint import AsyncCheckpoint
+    from paceline.torch.overlap.async_checkpoint import AsyncCheckpoint
 
     return AsyncCheckpoint

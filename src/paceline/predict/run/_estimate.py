@@ -1,0 +1,273 @@
+"""From a step to a run: several workers, epochs, money, what bounds it, what to change."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from paceline.cost import Job, LayerCost, Link, Worker
+from paceline.predict._conformal import Estimate
+from paceline.predict.run._bounds import layer_s, roofline_parts, shares_of_step, what_to_change
+from paceline.predict.work import Bound, Device, MemoryEstimate, Workload, estimate_memory
+
+SECONDS_PER_HOUR = 3600.0
+# The backward pass computes two products for each one of the forward pass.
+FORWARD_SHARE = 1 / 3
+# Of a collective of no bytes between two neighbours, where the link does not say.
+HOP_LATENCY_S = 5e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """One worker's step by itself.
+
+    Attributes:
+        compute: Seconds of forward pass, backward pass and optimizer.
+        total: The same and the wait for data; None for a step that never waits.
+        shares: Relative parts of compute, memory and launch in the compute time, where known.
+        new: What the predictor had not seen before, in words; its interval is as wide.
+        source: "predicted", or "measured" by a probe.
+    """
+
+    compute: Estimate
+    total: Estimate | None = None
+    shares: tuple[tuple[Bound, float], ...] = ()
+    new: str = ""
+    source: Literal["predicted", "measured"] = "predicted"
+
+    @property
+    def step(self) -> Estimate:
+        """Seconds of the whole step."""
+        return self.total or self.compute
+
+    @property
+    def loader_wait(self) -> Estimate:
+        """Seconds that the step waits for data."""
+        ends = [
+            max(getattr(self.step, end) - getattr(self.compute, end), 0.0)
+            for end in ("median", "low", "high")
+        ]
+        return Estimate(ends[0], min(ends), max(ends))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSetup:
+    """What fixes a run besides its step.
+
+    Attributes:
+        num_workers: Data-parallel workers.
+        link: The wire of a collective among all of them; see `ring_link`.
+        dataset_size: Training examples.
+        epochs: How often they are seen.
+        price_per_hour: Dollars per worker.
+    """
+
+    num_workers: int = 1
+    link: Link | None = None
+    dataset_size: int = 0
+    epochs: Estimate | None = None
+    price_per_hour: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.num_workers}")
+        if self.num_workers > 1 and self.link is None:
+            raise ValueError(
+                f"{self.num_workers} workers need a link, such as 100Gbit/s or 25GB/s+10us"
+            )
+        if self.dataset_size < 0:
+            raise ValueError(f"dataset_size must not be negative, got {self.dataset_size}")
+        if not 0 <= self.price_per_hour < float("inf"):
+            raise ValueError(f"price must not be negative, got {self.price_per_hour}")
+        if self.epochs is not None and self.epochs.low < 0:
+            raise ValueError(f"epochs must not be negative, got {self.epochs.low}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEstimate:
+    """Time, money and memory of a run.
+
+    Attributes:
+        step: Seconds per step of all workers; simulated for more than one.
+        epoch: Seconds per pass over the dataset; None without a dataset size.
+        run: Seconds of all epochs; None without epochs.
+        cost: Dollars of all workers; None without a run or a price.
+        exposed_s: Seconds per step in which workers only wait for the wire; simulated.
+        ddp_step_s: Seconds per step as DistributedDataParallel would run it; simulated.
+        schedule: Name of the plan that `step` is for.
+        bound_by: What takes most of a step.
+        shares: Parts of a step by what bounds them; they add up to 1.
+        advice: What to change first.
+        memory: On each worker.
+        num_workers: Data-parallel workers.
+        source: "predicted", "measured", or "simulated" from predicted layers.
+    """
+
+    step: Estimate
+    epoch: Estimate | None
+    run: Estimate | None
+    cost: Estimate | None
+    exposed_s: float
+    ddp_step_s: float
+    schedule: str
+    bound_by: Bound
+    shares: dict[Bound, float]
+    advice: str
+    memory: MemoryEstimate
+    num_workers: int
+    source: Literal["predicted", "measured", "simulated"]
+
+
+def estimate_run(
+    workload: Workload, times: StepTimes, setup: RunSetup, *, device: Device | None = None
+) -> RunEstimate:
+    """Carry a step's time over to workers, epochs and money.
+
+    With several workers the compute time is divided over the traced layers, and the block
+    planner's schedules are simulated for the ends and the middle of its interval. The
+    interval leaves out what the link may vary.
+
+    Args:
+        workload: One worker's step; several workers need its traced layers.
+        times: One worker's step by itself.
+        setup: Workers, link, dataset, epochs, price.
+        device: To say what bounds the step and whether it fits; None for the CPU.
+
+    Raises:
+        ValueError: If several workers are asked for and the workload has no layers.
+
+    Examples:
+        >>> work = Workload(family="MLP", batch_size=100, num_params=10,
+        ...     forward_flops_per_example=1e6)
+        >>> setup = RunSetup(dataset_size=1000, epochs=Estimate(2, 2, 3), price_per_hour=3.6)
+        >>> found = estimate_run(work, StepTimes(compute=Estimate(0.1, 0.1, 0.2)), setup)
+        >>> found.epoch, round(found.cost.median, 6)
+        (Estimate(median=1.0, low=1.0, high=2.0), 0.002)
+    """
+    wired = _with_workers(workload, times.compute, setup, device)
+    step = times.step if setup.num_workers == 1 else wired.step.plus(times.loader_wait)
+    num_steps = -(-setup.dataset_size // (workload.batch_size * setup.num_workers))
+    epoch = step.scaled(num_steps) if setup.dataset_size else None
+    run = epoch.times(setup.epochs) if epoch and setup.epochs else None
+    price = setup.num_workers * setup.price_per_hour / SECONDS_PER_HOUR
+    shares = shares_of_step(
+        dict(times.shares) or roofline_parts(workload, device),
+        compute_s=times.compute.median,
+        loader_s=times.loader_wait.median,
+        link_s=wired.exposed_s,
+    )
+    bound_by = max(shares, key=lambda name: shares[name])
+    memory = estimate_memory(workload, num_workers=setup.num_workers, foreach=device is not None)
+    return RunEstimate(
+        step=step,
+        epoch=epoch,
+        run=run,
+        cost=run.scaled(price) if run and price else None,
+        exposed_s=wired.exposed_s,
+        ddp_step_s=wired.ddp_step_s + times.loader_wait.median,
+        schedule=wired.schedule,
+        bound_by=bound_by,
+        shares=shares,
+        advice=what_to_change(
+            bound_by, workload, memory, device, saved_over_ddp=wired.saved_over_ddp
+        ),
+        memory=memory,
+        num_workers=setup.num_workers,
+        source="simulated" if setup.num_workers > 1 else times.source,
+    )
+
+
+def predicted_job(
+    workload: Workload,
+    compute_s: float,
+    *,
+    num_workers: int = 1,
+    link: Link | None = None,
+    device: Device | None = None,
+) -> Job:
+    """Divide a step's predicted compute time over the traced layers.
+
+    Each layer gets the share that a roofline gives it; a third is the forward pass. What the
+    optimizer takes is counted to the layers in proportion.
+
+    Raises:
+        ValueError: If the workload has no layers.
+    """
+    if not workload.layers:
+        raise ValueError(
+            "the workload has no layers, so that its gradients cannot be scheduled; trace the "
+            "model with trace_workload"
+        )
+    weights = [layer_s(layer, workload, device) for layer in workload.layers]
+    per_weight = compute_s / sum(weights)
+    layers = tuple(
+        LayerCost(
+            name=layer.name,
+            forward_s=FORWARD_SHARE * weight * per_weight,
+            backward_s=(1 - FORWARD_SHARE) * weight * per_weight,
+            gradient_bytes=4 * layer.num_params,
+        )
+        for layer, weight in zip(workload.layers, weights, strict=True)
+    )
+    workers = tuple(Worker() for _ in range(num_workers))
+    return Job(source="predicted", layers=layers, link=link, workers=workers)
+
+
+def ring_link(
+    bytes_per_s: float, num_workers: int, *, hop_latency_s: float = HOP_LATENCY_S
+) -> Link:
+    """Return the link of a ring all-reduce over wires of `bytes_per_s` each way.
+
+    A ring of N sends each byte `2 (N - 1) / N` times in `2 (N - 1)` rounds (Patarasuk and Yuan,
+    "Bandwidth optimal all-reduce algorithms", JPDC 69(2), 2009).
+
+    Examples:
+        >>> ring_link(1e9, 2).bytes_per_s
+        1000000000.0
+    """
+    rounds = 2 * max(num_workers - 1, 1)
+    return Link(
+        alpha_s=rounds * hop_latency_s, bytes_per_s=bytes_per_s * max(num_workers, 2) / rounds
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wired:
+    step: Estimate
+    ddp_step_s: float
+    exposed_s: float
+    schedule: str
+
+    @property
+    def saved_over_ddp(self) -> str:
+        saved = 1 - self.step.median / self.ddp_step_s if self.exposed_s else 0.0
+        return f"{self.schedule} already saves {saved:.0%} of a step over DDP"
+
+
+def _with_workers(
+    workload: Workload, compute: Estimate, setup: RunSetup, device: Device | None
+) -> _Wired:
+    if setup.num_workers == 1:
+        return _Wired(compute, compute.median, 0.0, "one worker")
+    priced = [
+        _price(workload, seconds, setup, device)
+        for seconds in (compute.median, compute.low, compute.high)
+    ]
+    median, low, high = (ours for ours, _, _ in priced)
+    step = Estimate(median, min(low, median), max(high, median))
+    return _Wired(step, priced[0][1], max(median - compute.median, 0.0), priced[0][2])
+
+
+def _price(
+    workload: Workload, compute_s: float, setup: RunSetup, device: Device | None
+) -> tuple[float, float, str]:
+    """Return simulated seconds per step of the best plan and of DDP, and the plan's name."""
+    # The rooms meet here and not at import: planning compiles loops.
+    from paceline.comm import WireProblem, plan_blocks, plan_ddp, step_time_s
+
+    job = predicted_job(
+        workload, compute_s, num_workers=setup.num_workers, link=setup.link, device=device
+    )
+    problem = WireProblem.from_job(job)
+    plan = plan_blocks(problem)
+    ours_s = step_time_s(problem, plan)
+    ddp_s = step_time_s(problem, plan_ddp(problem))
+    return (ours_s, ddp_s, plan.name) if ours_s < ddp_s else (ddp_s, ddp_s, "ddp")

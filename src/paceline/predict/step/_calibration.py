@@ -1,0 +1,200 @@
+"""From point predictions to intervals: residuals of inner folds, one set per kind of shift."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.predict._conformal import Estimate, conformal_offsets
+from paceline.predict.step._folds import folds, units
+from paceline.predict.step._rows import StepRows, concatenate
+from paceline.predict.step._time import WHOLE_STEP_SHIFTS, StepLogs, fit_step_models
+
+FloatArray = NDArray[np.float64]
+
+NUM_INNER_FOLDS = 5
+ANY_FAMILY = ""
+TRUST_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
+QUANTITIES = ("compute", "total")
+
+
+@dataclass(frozen=True, slots=True)
+class Offsets:
+    """What to add to a log prediction for the best guess and both ends of the interval."""
+
+    point: float
+    low: float
+    high: float
+
+    def estimate(self, log_seconds: float) -> Estimate:
+        """The estimate around one log prediction, in seconds."""
+        ends = (self.point, self.low, self.high)
+        return Estimate(*(float(np.exp(log_seconds + end)) for end in ends))
+
+    def without_loader(self) -> "Offsets":
+        """For a step whose loader is unknown: a wait can only add, so the guess is not lowered."""
+        return Offsets(max(self.point, 0.0), self.low, self.high)
+
+
+Calibration = Mapping[str, Mapping[str, Offsets]]
+"""By quantity ("compute", "total"), then by family, with `ANY_FAMILY` for all others."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOut:
+    """Rows predicted by models that never saw their unit.
+
+    Attributes:
+        rows: The measured rows.
+        logs: Their predictions.
+    """
+
+    rows: StepRows
+    logs: StepLogs
+
+    def trusting(self, share: float | None) -> "HeldOut":
+        """With that share of the trees' correction; None leaves the predictions as they are."""
+        return self if share is None else HeldOut(self.rows, self.logs.trusting(share))
+
+    def take(self, index: NDArray[np.intp]) -> "HeldOut":
+        """The rows at `index` with their predictions."""
+        return HeldOut(self.rows.take(index), self.logs.take(index))
+
+    def residuals(self, quantity: str) -> FloatArray:
+        """`log(measured / predicted)` of "compute" or "total", shape `(num_rows,)`."""
+        measured = self.rows["compute_s"] if quantity == "compute" else self.rows.total_s
+        return np.asarray(np.log(measured) - getattr(self.logs, quantity), dtype=np.float64)
+
+
+def held_out_predictions(rows: StepRows, shift: str, *, seed: int = 1) -> HeldOut:
+    """Predict rows by models fitted without their unit.
+
+    Datasets, models and devices are dealt to at most five folds, all of which are
+    predicted; rows and configurations are plenty, so one fold in five is enough.
+    """
+    fold = folds(rows, shift, seed=seed, num_folds=NUM_INNER_FOLDS)
+    last = 1 if shift in WHOLE_STEP_SHIFTS else int(fold.max()) + 1
+    parts = []
+    for number in range(last):
+        out = np.flatnonzero(fold == number)
+        models = fit_step_models(rows.take(fold != number), (shift,))
+        parts.append(HeldOut(rows.take(out), models.logs(rows.take(out), shift)))
+    return join_held_out(parts)
+
+
+def join_held_out(parts: Sequence[HeldOut]) -> HeldOut:
+    """All parts, in order."""
+    joined = {
+        name: np.concatenate([getattr(part.logs, name) for part in parts])
+        for name in StepLogs.__slots__
+    }
+    return HeldOut(concatenate(part.rows for part in parts), StepLogs(**joined))
+
+
+def chosen_trust(held_out: HeldOut, shift: str) -> float | None:
+    """How much of the trees' correction carries over to a new unit of this kind.
+
+    The share with the least absolute log error of compute on the inner folds, families counting
+    alike; None where rows are known well enough for the trees to predict whole steps.
+    """
+    if shift in WHOLE_STEP_SHIFTS:
+        return None
+    family = held_out.rows["family"]
+    share = 1 / _counts(family)
+
+    def error(trust: float) -> float:
+        return float((share * np.abs(held_out.trusting(trust).residuals("compute"))).sum())
+
+    return min(TRUST_GRID, key=error)
+
+
+def calibrate(held_out: HeldOut, shift: str) -> Calibration:
+    """Offsets by quantity and family from predictions of the same kind of shift."""
+    family, unit = held_out.rows["family"], units(held_out.rows, shift)
+    names = [str(name) for name in np.unique(family)]
+    masks = {name: family == name for name in names} | {ANY_FAMILY: np.ones(len(family), bool)}
+    by_row = shift in WHOLE_STEP_SHIFTS
+    table: dict[str, dict[str, Offsets]] = {}
+    for quantity in QUANTITIES:
+        residuals = held_out.residuals(quantity)
+        usable = held_out.logs.loader_known | (quantity == "compute")
+        table[quantity] = {
+            name: offsets_of(residuals[rows], None if by_row else unit[rows])
+            for name, rows in ((name, mask & usable) for name, mask in masks.items())
+            if rows.any()
+        }
+    return table
+
+
+def offsets_of(residuals: FloatArray, unit: NDArray[np.str_] | None) -> Offsets:
+    """Interval by `conformal_offsets`, and the guess of least relative error within it.
+
+    Relative errors `|guess / measured - 1|` punish a guess of twice the truth more than one of
+    half of it, so the best guess under a wide spread lies below the median: at
+    the median weighted by 1 / measured. Only this difference is taken from the
+    residuals; their own median is the bias of a few units and says
+    little about the next one.
+    """
+    low, high = conformal_offsets(residuals, groups=unit)
+    share = np.ones(len(residuals)) if unit is None else 1 / _counts(unit)
+    point = _median(residuals, share * np.exp(-residuals)) - _median(residuals, share)
+    return Offsets(float(np.clip(point, low, high)), low, high)
+
+
+def step_estimates(logs: StepLogs, family: NDArray[np.str_], table: Calibration) -> list[Estimate]:
+    """Estimates of whole steps.
+
+    Where the loader is unknown the interval is that of the compute time, and its
+    upper end also holds a dear dataset.
+    """
+    return [_step_estimate(logs, row, str(name), table) for row, name in enumerate(family)]
+
+
+def compute_estimates(
+    logs: StepLogs, family: NDArray[np.str_], table: Calibration
+) -> list[Estimate]:
+    """Estimates of compute times."""
+    offsets = table["compute"]
+    return [
+        _of_family(offsets, str(name)).estimate(log)
+        for log, name in zip(logs.compute, family, strict=True)
+    ]
+
+
+def feed_estimates(logs: StepLogs, family: NDArray[np.str_], table: Calibration) -> list[Estimate]:
+    """Estimates of the seconds that the host needs for a batch.
+
+    As wide as those of the step; where the loader is unknown, up to a dear dataset.
+    """
+    offsets = table["total"] or table["compute"]
+    result = []
+    for row, name in enumerate(family):
+        mine, log = _of_family(offsets, str(name)), float(logs.feed[row])
+        high = mine.high if logs.loader_known[row] else float(logs.slow_feed[row]) - log
+        result.append(Offsets(0.0, mine.low, max(high, 0.0)).estimate(log))
+    return result
+
+
+def _step_estimate(logs: StepLogs, row: int, family: str, table: Calibration) -> Estimate:
+    total = float(logs.total[row])
+    if logs.loader_known[row] and table["total"]:
+        return _of_family(table["total"], family).estimate(total)
+    offsets = _of_family(table["compute"], family).without_loader()
+    high = max(offsets.high, float(logs.slow_feed[row]) - total)
+    return Offsets(offsets.point, offsets.low, high).estimate(total)
+
+
+def _of_family(offsets: Mapping[str, Offsets], family: str) -> Offsets:
+    return offsets.get(family, offsets[ANY_FAMILY])
+
+
+def _counts(unit: NDArray[np.str_]) -> FloatArray:
+    _, index, counts = np.unique(unit, return_inverse=True, return_counts=True)
+    return np.asarray(counts[index], dtype=np.float64)
+
+
+def _median(values: FloatArray, weight: FloatArray) -> float:
+    order = np.argsort(values, kind="stable")
+    total = np.cumsum(weight[order])
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])

@@ -1,0 +1,42 @@
+"""What is to be computed, and on what: layers, operators, memory, devices, known models."""
+
+from paceline.predict.work._catalogue import (
+    DatasetFacts,
+    Datasets,
+    Devices,
+    Models,
+    Optimizers,
+    catalogue_workload,
+)
+from paceline.predict.work._devices import Device, all_devices, device
+from paceline.predict.work._memory import MemoryEstimate, estimate_memory
+from paceline.predict.work._workload import (
+    Bound,
+    Family,
+    LayerWork,
+    MemoryMoment,
+    OperatorWork,
+    Phase,
+    Workload,
+)
+
+__all__ = [
+    "Bound",
+    "DatasetFacts",
+    "Datasets",
+    "Device",
+    "Devices",
+    "Family",
+    "LayerWork",
+    "MemoryEstimate",
+    "MemoryMoment",
+    "Models",
+    "OperatorWork",
+    "Optimizers",
+    "Phase",
+    "Workload",
+    "all_devices",
+    "catalogue_workload",
+    "device",
+    "estimate_memory",
+]

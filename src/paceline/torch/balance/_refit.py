@@ -1,0 +1,63 @@
+"""What a measured epoch says about each worker, agreed on by all ranks."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed as dist
+
+from paceline.cost import Worker
+from paceline.timeline import BUSY_KINDS, Timeline
+from paceline.torch.ranks import device_of
+
+
+def busy_seconds(timeline: Timeline, num_ranks: int, num_steps: int) -> NDArray[np.float64]:
+    """Return the seconds that each rank computed in each of the last `num_steps` steps.
+
+    Args:
+        timeline: Spans of all ranks.
+        num_ranks: Ranks that must be there, from 0 up.
+        num_steps: Steps of the epoch.
+
+    Returns:
+        Shape `(num_steps, num_ranks)`.
+
+    Raises:
+        ValueError: If the timeline was not measured, or lacks ranks or steps.
+    """
+    if timeline.source not in ("measured", "emulated"):
+        raise ValueError(f"refit needs a measured timeline, got a {timeline.source} one")
+    ranks = np.unique(timeline.rank).tolist()
+    if ranks != list(range(num_ranks)):
+        raise ValueError(
+            f"refit needs the spans of ranks 0 to {num_ranks - 1}, got those of {ranks}; pass "
+            "run.gather(), and the group of the sampler to watch()"
+        )
+    is_busy = np.isin(timeline.kind, BUSY_KINDS)
+    busy = timeline.select(is_busy)
+    steps, row = np.unique(busy.step, return_inverse=True)
+    if len(steps) < num_steps:
+        raise ValueError(
+            f"refit needs every step of the epoch, and the timeline holds {len(steps)} of "
+            f"{num_steps}; watch the whole epoch"
+        )
+    cell = row * num_ranks + busy.rank
+    seconds = np.bincount(cell, busy.duration_s, minlength=len(steps) * num_ranks)
+    return np.asarray(seconds.reshape(-1, num_ranks)[len(steps) - num_steps :], dtype=np.float64)
+
+
+def workers_of_rank_0(
+    workers: tuple[Worker, ...], group: dist.ProcessGroup | None
+) -> tuple[Worker, ...]:
+    """Return rank 0's speeds and overheads, so that all ranks plan the same."""
+    if group is None:
+        return workers
+    pace = torch.tensor(
+        [(worker.speed, worker.overhead_s) for worker in workers],
+        dtype=torch.float64,
+        device=device_of(group),
+    )
+    dist.broadcast(pace, group=group, group_src=0)
+    return tuple(
+        Worker(speed=speed, overhead_s=overhead_s, memory_bytes=worker.memory_bytes)
+        for worker, (speed, overhead_s) in zip(workers, pace.tolist(), strict=True)
+    )

@@ -1,0 +1,75 @@
+"""The plain way: PyTorch's own DistributedDataParallel around the same module."""
+
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from paceline.torch.comm.whole import compress_hook
+
+# Newer versions of PyTorch warn of the older name.
+_NAMES = ("forward_sync_buffers", "broadcast_buffers")
+_SYNC_BUFFERS = next(n for n in _NAMES if n in signature(DistributedDataParallel).parameters)
+
+# Passed as None, since with a cap that is given the first bucket is not a small one.
+DEFAULT_MB = 25
+
+
+class PlainParallel:
+    """Runs the module in DistributedDataParallel while no plan of ours is to be walked.
+
+    Its reducer is C++ and takes less of a core than our threads, so where nothing is to
+    be gained from the next forward pass, it is what trains. Needs a gradient for every
+    parameter in every step, as DistributedDataParallel does.
+
+    Args:
+        module: The bare model.
+        group: Sends nothing else meanwhile.
+        wire: Type that gradients are sent in; None for their own.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, group: dist.ProcessGroup, wire: torch.dtype | None = None
+    ) -> None:
+        self._module, self._group, self._wire = module, group, wire
+        self._parallel: DistributedDataParallel | None = None
+        self._bucket_mb = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether forward passes go through `forward`."""
+        return self._parallel is not None
+
+    def enter(self, bucket_mb: float) -> None:
+        """Take over from the next forward pass on, with buckets of `bucket_mb` MiB.
+
+        Parameters are equal on all ranks already, and buffers are broadcast by the caller.
+        """
+        if self._parallel is not None and self._bucket_mb == bucket_mb:
+            return
+        self.leave()
+        self._bucket_mb = bucket_mb
+        sync_buffers: Any = {_SYNC_BUFFERS: False}
+        self._parallel = DistributedDataParallel(
+            self._module,
+            process_group=self._group,
+            bucket_cap_mb=None if bucket_mb == DEFAULT_MB else bucket_mb,
+            **sync_buffers,
+            init_sync=False,
+            gradient_as_bucket_view=True,
+        )
+        if self._wire is not None:
+            self._parallel.register_comm_hook(self._group, compress_hook(self._wire))
+
+    def leave(self) -> None:
+        """Remove the reducer and its hooks."""
+        self._parallel = None
+
+    def forward(self, *args: Any, is_syncing: bool, **kwargs: Any) -> Any:
+        """Run the module; the backward pass returns averaged gradients if `is_syncing`."""
+        if self._parallel is None:
+            raise AssertionError("the plain way was not entered")
+        self._parallel.require_backward_grad_sync = is_syncing
+        return self._parallel(*args, **kwargs)

@@ -1,0 +1,203 @@
+"""Update the parts that this rank owns; the optimizer's state exists for them alone."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from paceline.torch.comm.sharded._layout import Segment, ShardLayout
+from paceline.torch.model import PartialUpdate
+from paceline.torch.ranks import all_gather_bytes
+
+# Each element's update depends on its own gradient and state alone.
+ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.ASGD,
+    torch.optim.Rprop,
+)
+# State of these that is one number per parameter, whatever its shape.
+NUMBERS = frozenset({"step", "eta", "mu", "mu_product"})
+
+
+class ShardedUpdate:
+    """Applies an optimizer to the parts of the parameters that this rank owns.
+
+    A twin of the optimizer holds views of the parts in place of the parameters, so its
+    state is that of the parts. The settings of the groups are the user's optimizer's.
+
+    Args:
+        optimizer: The user's; state that it holds already is cut to the own parts.
+        parameters: Those that are trained.
+        layout: Who owns what.
+        rank: This rank.
+
+    Raises:
+        ValueError: If the optimizer does not update element by element.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[torch.Tensor],
+        layout: ShardLayout,
+        rank: int,
+    ) -> None:
+        check_elementwise(optimizer)
+        self._optimizer, self._parameters, self._rank = optimizer, parameters, rank
+        self._layout = layout
+        self._number_of = {parameter: number for number, parameter in enumerate(parameters)}
+        self.part_of: dict[Segment, torch.Tensor] = {}
+        for tensor in range(len(parameters)):
+            for segment in layout.segments_of(tensor):
+                begin, end = segment.part(rank)
+                if begin < end:
+                    self.part_of[segment] = _flat(parameters[tensor])[begin:end]
+        self._twin = object.__new__(type(optimizer))
+        self._twin.__dict__.update(optimizer.__dict__)
+        self._twin.state = defaultdict(dict)
+        self._twin.param_groups = [
+            {**group, "params": list(self._parts(group["params"]))}
+            for group in optimizer.param_groups
+        ]
+        self._update = PartialUpdate(self._twin)
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Take over the state of whole parameters that the optimizer holds, and free it."""
+        state = self._optimizer.state
+        self._twin.state.clear()
+        for parameter, number in self._number_of.items():
+            if parameter not in state:
+                continue
+            of_parameter = state.pop(parameter)
+            for segment in self._layout.segments_of(number):
+                if segment in self.part_of:
+                    cut = self._cut(of_parameter, parameter, segment)
+                    self._twin.state[self.part_of[segment]] = cut
+
+    def begin(self) -> None:
+        """Take the settings of all groups as they are now, and the parameters' values."""
+        for own, group in zip(self._twin.param_groups, self._optimizer.param_groups, strict=True):
+            own.update({key: value for key, value in group.items() if key != "params"})
+        self._update.begin()
+        for segment, part in self.part_of.items():
+            parameter = self._parameters[segment.tensor]
+            if not parameter.is_contiguous():
+                begin, end = segment.part(self._rank)
+                part.copy_(parameter.detach().reshape(-1)[begin:end])
+
+    def apply(self, segments: Sequence[Segment], gradients: Sequence[torch.Tensor | None]) -> None:
+        """Update the own parts of `segments`, by gradients of the same length."""
+        self._update.apply([self.part_of[segment] for segment in segments], gradients)
+
+    @property
+    def num_state_bytes(self) -> int:
+        """Bytes of the optimizer's state on this rank."""
+        return sum(
+            value.nbytes
+            for of_part in self._twin.state.values()
+            for value in of_part.values()
+            if isinstance(value, torch.Tensor)
+        )
+
+    def gathered_state(self, group: dist.ProcessGroup | None) -> dict[int, dict[str, Any]]:
+        """Return the state of whole parameters on rank 0, by number, on the CPU; all must call it.
+
+        Other ranks get nothing. One parameter's state at a time is whole on every rank.
+        """
+        entries = self._entries()
+        text = all_gather_bytes(json.dumps(entries).encode(), group)[0].decode()
+        whole: dict[int, dict[str, Any]] = {}
+        for number, key, dtype in json.loads(text):
+            value = self._gathered(number, key, getattr(torch, dtype), group) if dtype else None
+            if self._rank == 0:
+                own = self._own_state(number)[key]
+                whole.setdefault(number, {})[key] = _on_cpu(own) if value is None else value
+        return whole
+
+    def _parts(self, parameters: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        for parameter in parameters:
+            if parameter in self._number_of:
+                for segment in self._layout.segments_of(self._number_of[parameter]):
+                    if segment in self.part_of:
+                        yield self.part_of[segment]
+
+    def _cut(
+        self, state: dict[str, Any], parameter: torch.Tensor, segment: Segment
+    ) -> dict[str, Any]:
+        begin, end = segment.part(self._rank)
+        cut = {}
+        for key, value in state.items():
+            is_whole = (
+                isinstance(value, torch.Tensor)
+                and key not in NUMBERS
+                and value.shape == parameter.shape
+            )
+            cut[key] = value.reshape(-1)[begin:end].clone() if is_whole else _copy(value)
+        return cut
+
+    def _own_state(self, number: int) -> dict[str, Any]:
+        """State of the first part of a parameter; numbers are the same in all parts."""
+        state: dict[str, Any] = self._twin.state[self.part_of[self._layout.segments_of(number)[0]]]
+        return state
+
+    def _entries(self) -> list[tuple[int, str, str]]:
+        """Parameter, name and dtype of every state; the dtype is empty for plain numbers."""
+        entries = []
+        for number, parameter in enumerate(self._parameters):
+            first = next(iter(self._layout.segments_of(number)), None)
+            if parameter.numel() and first in self.part_of:
+                for key, value in self._twin.state.get(self.part_of[first], {}).items():
+                    is_part = isinstance(value, torch.Tensor) and value.dim() == 1
+                    dtype = str(value.dtype).removeprefix("torch.") if is_part else ""
+                    entries.append((number, key, dtype))
+        return entries
+
+    def _gathered(
+        self, number: int, key: str, dtype: torch.dtype, group: dist.ProcessGroup | None
+    ) -> torch.Tensor:
+        parameter = self._parameters[number]
+        whole = torch.empty(parameter.numel(), dtype=dtype)
+        for segment in self._layout.segments_of(number):
+            row = torch.zeros(segment.width, dtype=dtype, device=parameter.device)
+            if (part := self.part_of.get(segment)) is not None:
+                row[: len(part)] = self._twin.state[part][key]
+            rows = [torch.empty_like(row) for _ in range(dist.get_world_size(group))]
+            dist.all_gather(rows, row, group=group)
+            flat = torch.cat(rows)[: segment.end - segment.begin]
+            whole[segment.begin : segment.end] = flat.cpu()
+        return whole.view(parameter.shape)
+
+
+def check_elementwise(optimizer: torch.optim.Optimizer) -> None:
+    """Raise `ValueError` unless each element's update is its own affair."""
+    if type(optimizer) not in ELEMENTWISE:
+        names = ", ".join(kind.__name__ for kind in ELEMENTWISE)
+        raise ValueError(
+            f"sharded=True updates parts of parameters, and {type(optimizer).__name__} is not "
+            f"known to update each element by itself; use one of {names}, or sharded=False"
+        )
+
+
+def _flat(parameter: torch.Tensor) -> torch.Tensor:
+    """Return the elements in one row: a view where the layout allows, else a copy."""
+    return parameter.detach().reshape(-1)
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value

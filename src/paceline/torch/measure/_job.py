@@ -1,0 +1,204 @@
+"""Turn a live model into a `Job`: what each layer costs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from paceline.cost import Job, LayerCost, Worker
+from paceline.errors import MeasurementError
+from paceline.torch.measure._link import measure_link
+from paceline.torch.model import call_model, clock_of, mean_square
+from paceline.torch.ranks import from_rank_0
+
+NUM_WARMUP = 3
+Loss = Callable[[Any], torch.Tensor]
+
+
+def measure_job(
+    model: torch.nn.Module,
+    batch: Any,
+    *,
+    loss: Loss | None = None,
+    num_steps: int = 20,
+    group: dist.ProcessGroup | None = None,
+) -> Job:
+    """Measure what a step of `model` on `batch` costs, layer by layer, and the wire.
+
+    Runs `num_steps` forward and backward passes, of which the first three only warm
+    up, and takes medians. A layer is a module that owns parameters. The time since
+    the layer before it ended counts as its own, so the layers add up to the step;
+    activations count to the layer that follows them. A layer that is called twice
+    gets the sum. Shared parameters count once, with the first layer that owns them.
+    Layers without use keep their place with zeros.
+
+    The model is left as it was: gradients, buffers and random state are put back. In a
+    process group the link is measured too, and all ranks get rank 0's numbers.
+
+    Args:
+        model: What the training loop calls; a DistributedDataParallel is measured
+            without its all-reduces.
+        batch: Passed as `model(**batch)` if a mapping, `model(*batch)` if a tuple,
+            else `model(batch)`.
+        loss: Turns the model's output into a scalar; unset for the mean square of all
+            floating outputs, which takes about as long as any.
+        num_steps: Passes in all, at least 4.
+        group: Ranks that train together; unset for the default group, if there is one.
+
+    Returns:
+        A measured job with one worker per rank.
+
+    Raises:
+        ValueError: If `num_steps` is below 4.
+        MeasurementError: If the model has no parameter that gets a gradient.
+
+    Examples:
+        >>> linear, head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)
+        >>> model = torch.nn.Sequential(linear, torch.nn.ReLU(), head)
+        >>> job = measure_job(model, torch.ones(2, 4), num_steps=4)
+        >>> [(layer.name, layer.gradient_bytes) for layer in job.layers]
+        [('0', 160), ('2', 36)]
+    """
+    if num_steps <= NUM_WARMUP:
+        raise ValueError(f"num_steps must be at least {NUM_WARMUP + 1}, got {num_steps}")
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    probe = _Probe(bare)
+    with _unchanged(bare), probe.hooks():
+        steps = [probe.run_step(batch, loss or mean_square) for _ in range(num_steps)]
+    seconds = np.median(np.stack(steps[NUM_WARMUP:]), axis=0)
+    num_workers, link = 1, None
+    if dist.is_available() and dist.is_initialized():
+        num_workers = dist.get_world_size(group)
+        seconds = from_rank_0(seconds, group)
+        link = measure_link(group) if num_workers > 1 else None
+    layers = probe.layer_costs(seconds)
+    return Job(source="measured", layers=layers, link=link, workers=(Worker(),) * num_workers)
+
+
+class _Probe:
+    """Hooks that mark when each layer's forward pass ends and its gradients are ready."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._clock = clock_of(model)
+        owners = [
+            (name, module)
+            for name, module in model.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
+        ]
+        self._names = [name for name, _ in owners]
+        self._modules = [module for _, module in owners]
+        self._marks: list[tuple[int, object]] = []
+        self._first_call: dict[int, int] = {}
+        self._bytes = [0] * len(owners)
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        handles = []
+        seen: set[torch.nn.Parameter] = set()
+        for layer, module in enumerate(self._modules):
+            handles.append(module.register_forward_pre_hook(self._on_call(layer)))
+            handles.append(module.register_forward_hook(self._on_output(layer)))
+            for parameter in module.parameters(recurse=False):
+                if parameter.requires_grad and parameter not in seen:
+                    seen.add(parameter)
+                    hook = self._on_gradient(layer)
+                    handles.append(parameter.register_post_accumulate_grad_hook(hook))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run_step(self, batch: Any, loss: Loss) -> NDArray[np.float64]:
+        """Run one step; return forward and backward seconds, shape `(2, num_layers)`."""
+        self._marks = []
+        self._bytes = [0] * len(self._modules)
+        self._model.zero_grad(set_to_none=True)
+        begin = self._clock.mark()
+        value = loss(call_model(self._model, batch))
+        num_forward, forward_end = len(self._marks), self._clock.mark()
+        if value.requires_grad:
+            value.backward()
+        if not any(self._bytes):
+            raise MeasurementError("no parameter gets a gradient: is the whole model frozen?")
+        backward_end = self._clock.mark()
+        layers = [layer for layer, _ in self._marks]
+        marks = [mark for _, mark in self._marks]
+        times = self._clock.seconds([begin, *marks[:num_forward], forward_end])
+        forward_s = self._attribute(layers[:num_forward], times)
+        times = self._clock.seconds([forward_end, *marks[num_forward:], backward_end])
+        return np.stack([forward_s, self._attribute(layers[num_forward:], times)])
+
+    def layer_costs(self, seconds: NDArray[np.float64]) -> tuple[LayerCost, ...]:
+        """Return the layers in the order of their first call."""
+        position, key = -1, []
+        for layer in range(len(self._modules)):
+            # A layer whose parameters are used without calling it stays with the one before.
+            position = self._first_call.get(layer, position)
+            key.append((position, layer))
+        return tuple(
+            LayerCost(
+                name=self._names[layer],
+                forward_s=float(seconds[0, layer]),
+                backward_s=float(seconds[1, layer]),
+                gradient_bytes=self._bytes[layer],
+            )
+            for _, layer in sorted(key)
+        )
+
+    def _attribute(self, layers: list[int], times_s: list[float]) -> NDArray[np.float64]:
+        """Give each mark the time since the mark before, and the rest to the last."""
+        seconds = np.zeros(len(self._modules))
+        np.add.at(seconds, layers, np.diff(times_s[:-1]))
+        if layers:
+            seconds[layers[-1]] += times_s[-1] - times_s[-2]
+        return seconds
+
+    def _on_call(self, layer: int) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            self._first_call.setdefault(layer, len(self._first_call))
+
+        return hook
+
+    def _on_output(self, layer: int) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            self._marks.append((layer, self._clock.mark()))
+
+        return hook
+
+    def _on_gradient(self, layer: int) -> Callable[[torch.Tensor], None]:
+        def hook(parameter: torch.Tensor) -> None:
+            self._marks.append((layer, self._clock.mark()))
+            self._bytes[layer] += parameter.numel() * parameter.element_size()
+
+        return hook
+
+
+@contextmanager
+def _unchanged(model: torch.nn.Module) -> Iterator[None]:
+    """Put back gradients, buffers and random state on leaving."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    is_cuda = any(parameter.is_cuda for parameter, _ in gradients)
+    devices = [torch.cuda.current_device()] if is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            with torch.no_grad():
+                for module, name, buffer, saved in buffers:
+                    setattr(module, name, buffer.copy_(saved))

@@ -1,0 +1,130 @@
+"""What fixes a traced or measured training step: model, inputs, optimizer, precision."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from paceline.predict.work import Workload
+from paceline.torch.model import call_model, mean_square
+
+Inputs = Any
+ExampleInput = torch.Tensor | tuple[Any, ...] | dict[str, Any] | Callable[[int], Inputs]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSetup:
+    """What fixes a training step besides model and inputs.
+
+    Attributes:
+        batch_size: Examples per step.
+        precision_bits: 32, or 16 for autocast to bfloat16.
+        optimizer: Class name in `torch.optim`.
+        loss: From the model's output to a scalar; unset for the mean square.
+    """
+
+    batch_size: int
+    precision_bits: int = 32
+    optimizer: str = "SGD"
+    loss: Callable[[Any], torch.Tensor] | None = None
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimizer with the settings that the tables use: SGD has momentum."""
+        by_name = {name.lower(): name for name in torch.optim.__all__}
+        kind = getattr(torch.optim, by_name.get(self.optimizer.lower(), ""), None)
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+            raise ValueError(
+                f"optimizer must be a class of torch.optim such as SGD or AdamW, got "
+                f"{self.optimizer!r}"
+            )
+        settings = {"lr": 1e-3, "momentum": 0.9} if kind is torch.optim.SGD else {"lr": 1e-3}
+        make: Callable[..., torch.optim.Optimizer] = kind
+        return make([p for p in model.parameters() if p.requires_grad], **settings)
+
+    def loss_of(self, model: nn.Module, inputs: Inputs) -> torch.Tensor:
+        """Run the forward pass in this precision."""
+        kind = next((p.device.type for p in model.parameters()), "cpu")
+        dtype = torch.float16 if kind == "cuda" else torch.bfloat16
+        low = torch.autocast(kind, dtype, enabled=self.precision_bits == 16)
+        with low:
+            return (self.loss or mean_square)(call_model(model, inputs))
+
+
+def check_setup(setup: StepSetup) -> None:
+    """Raise a `ValueError` for a batch size, precision or optimizer that cannot be.
+
+    Examples:
+        >>> check_setup(StepSetup(batch_size=0))
+        Traceback (most recent call last):
+            ...
+        ValueError: batch_size must be at least 1, got 0
+    """
+    Workload(
+        family="other",
+        batch_size=setup.batch_size,
+        precision_bits=setup.precision_bits,
+        num_params=0,
+        forward_flops_per_example=0.0,
+    )
+    setup.make_optimizer(nn.Linear(1, 1, device="meta"))
+
+
+def inputs_for(
+    example_input: ExampleInput | None, input_shape: tuple[int, ...] | None, batch_size: int
+) -> Inputs:
+    """Return one batch of random or zero inputs on the default device.
+
+    Raises:
+        ValueError: If neither or both are given, or a shape is not positive.
+    """
+    if (example_input is None) == (input_shape is None):
+        raise ValueError("pass either example_input or input_shape, so that a batch can be made")
+    if input_shape is not None:
+        if not all(size > 0 for size in input_shape):
+            raise ValueError(f"input_shape must be positive, got {input_shape}")
+        return torch.randn(batch_size, *input_shape)
+    if callable(example_input) and not isinstance(example_input, torch.Tensor):
+        return example_input(batch_size)
+    return _resized(example_input, batch_size)
+
+
+def _resized(value: Any, batch_size: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        if not value.dim():
+            return torch.empty((), dtype=value.dtype)
+        shape = (batch_size, *value.shape[1:])
+        if value.is_floating_point():
+            return torch.randn(shape, dtype=value.dtype)
+        # Zeros are valid rows of every embedding.
+        return torch.zeros(shape, dtype=value.dtype)
+    if isinstance(value, dict):
+        return {key: _resized(item, batch_size) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_resized(item, batch_size) for item in value)
+    return value
+
+
+def build(
+    model: nn.Module | Callable[[], Any],
+    example_input: ExampleInput | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> tuple[nn.Module, ExampleInput | None]:
+    """Return the module, and its example input where the function gives one.
+
+    Raises:
+        ValueError: If the function returns something else.
+    """
+    if isinstance(model, nn.Module):
+        return model, example_input
+    made = model()
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        own = None if input_shape is not None else made[1]
+        return made[0], example_input if example_input is not None else own
+    if not isinstance(made, nn.Module):
+        raise ValueError(
+            f"the function must return a torch.nn.Module, or a pair of it and an example input; "
+            f"it returned {type(made).__name__}"
+        )
+    return made, example_input
