@@ -99,19 +99,19 @@ def order_policies() -> "dict[str, Callable[[int, int, int], OrderPolicy]]":
     from paceline import order
 
     return {
-        "random-reshuffling": lambda n, _, seed: order.RandomReshuffling(n, seed=seed),
-        "shuffle-once": lambda n, _, seed: order.ShuffleOnce(n, seed=seed),
-        "flip-flop": lambda n, _, seed: order.FlipFlop(n, seed=seed),
-        "grab": lambda n, _, seed: order.MeanBalance(n, seed=seed),
-        "pair-balance": lambda n, _, seed: order.PairBalance(n, seed=seed),
-        "i-b": lambda n, workers, seed: order.IndependentMeanBalance(n, workers, seed=seed),
-        "i-pb": lambda n, workers, seed: order.IndependentPairBalance(n, workers, seed=seed),
-        "d-grab": lambda n, workers, seed: order.CoordinatedPairBalance(n, workers, seed=seed),
-        "recursive-mean-balance": lambda n, _, seed: order.RecursiveMeanBalance(n, seed=seed),
-        "recursive-pair-balance": lambda n, _, seed: order.RecursivePairBalance(n, seed=seed),
-        "self-balancing-walk": lambda n, _, seed: order.SelfBalancingWalk(n, seed=seed),
-        "windowed-greedy": lambda n, _, seed: order.WindowedGreedy(n, seed=seed),
-        "halve-and-herd": lambda n, _, seed: order.HalveAndHerd(n, seed=seed),
+        "random-reshuffling": lambda n, _, seed: order.random_reshuffling(n, seed=seed),
+        "shuffle-once": lambda n, _, seed: order.shuffle_once(n, seed=seed),
+        "flip-flop": lambda n, _, seed: order.flip_flop(n, seed=seed),
+        "grab": lambda n, _, seed: order.mean_balance(n, seed=seed),
+        "pair-balance": lambda n, _, seed: order.pair_balance(n, seed=seed),
+        "i-b": lambda n, workers, seed: order.independent_mean_balance(n, workers, seed=seed),
+        "i-pb": lambda n, workers, seed: order.independent_pair_balance(n, workers, seed=seed),
+        "d-grab": lambda n, workers, seed: order.coordinated_pair_balance(n, workers, seed=seed),
+        "recursive-mean-balance": lambda n, _, seed: order.recursive_mean_balance(n, seed=seed),
+        "recursive-pair-balance": lambda n, _, seed: order.recursive_pair_balance(n, seed=seed),
+        "self-balancing-walk": lambda n, _, seed: order.self_balancing_walk(n, seed=seed),
+        "windowed-greedy": lambda n, _, seed: order.windowed_greedy(n, seed=seed),
+        "halve-and-herd": lambda n, _, seed: order.halve_and_herd(n, seed=seed),
     }
 
 
