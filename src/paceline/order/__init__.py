@@ -10,6 +10,7 @@ from paceline.order._balance import (
     recursive_pair_balance,
     self_balancing_walk,
 )
+from paceline.order._compare import measure_herding, order_policies
 from paceline.order._herded import halve_and_herd, windowed_greedy
 from paceline.order._herding import Herding, herding_bound
 from paceline.order._policy import EpochOrder, OrderPolicy
@@ -29,6 +30,8 @@ __all__ = [
     "independent_mean_balance",
     "independent_pair_balance",
     "mean_balance",
+    "measure_herding",
+    "order_policies",
     "pair_balance",
     "random_reshuffling",
     "recursive_mean_balance",
