@@ -78,6 +78,28 @@ def test_where_nothing_is_won_nothing_is_deferred(arguments: dict[str, float], r
     assert reason in str(chosen)
 
 
+@pytest.mark.parametrize(
+    ("overhead_s", "min_gain", "predicted_s"),
+    [
+        (0.0, 0.2, 4.0),
+        (0.0, 0.21, None),
+        (0.5, 0.0, 4.5),
+        (0.5, 0.11, None),
+        (1.5, 0.0, None),
+    ],
+)
+def test_a_split_is_kept_only_if_it_gains_as_much_as_it_must(
+    overhead_s: float, min_gain: float, predicted_s: float | None
+) -> None:
+    # Plain: 1 + 2 x (1 + 1). Split: the first weight gradient runs beside the second input's.
+    cost = SplitCost.of(forward_s=1.0, input_s=[1.0, 1.0], weight_s=[1.0, 1.0])
+    way = Way(None, cost)
+    chosen = choose_way(way, [way], overhead_s=overhead_s, min_gain=min_gain)
+    assert chosen.defers == (predicted_s is not None)
+    assert chosen.predicted_s == (predicted_s or 5.0)
+    assert chosen.plain_s == 5.0
+
+
 def test_a_bound_that_costs_nothing_is_taken() -> None:
     assert plan_lanes(job(), free_share=1.0).max_pending == 1
     assert plan_lanes(job(), free_share=0.6).max_pending is not None
