@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from paceline.order import MeanBalance, OrderPolicy, PairBalance
+from paceline.order import OrderPolicy, mean_balance, pair_balance
 from paceline.testing import run_ranks
 from paceline.torch import BalancedBatchSampler, DataLoader
 from paceline.torch.order._gradient_order import GradientOrder
@@ -21,12 +21,12 @@ from paceline.torch.order._gradient_sketch import GradientSketch
 
 NUM, BATCH, NUM_STEPS, NUM_EPOCHS = 76, 16, 5, 3
 SIZES = np.random.default_rng(3).integers(1, 60, NUM)
-ORDERS = ("grab", "mean-balance")
+ORDERS = ("pair-balance", "grab")
 Found = list[dict[str, Any]]
 
 
 def sampler_of(order: str, **options: Any) -> BalancedBatchSampler:
-    chosen = MeanBalance(NUM) if order == "mean-balance" else order
+    chosen = mean_balance(NUM) if order == "grab" else order
     return BalancedBatchSampler(
         SIZES,
         BATCH,
@@ -131,7 +131,7 @@ def test_all_ranks_have_one_order_and_one_state(found: Found, order: str) -> Non
     assert first["orders"] == second["orders"]
     assert [s["data"] for s in first["states"]] == [s["data"] for s in second["states"]]
     learnt = [first["orders"][str(epoch)] for epoch in range(NUM_EPOCHS)]
-    assert learnt[0] == PairBalance(NUM).order(0).tolist()
+    assert learnt[0] == pair_balance(NUM).order(0).tolist()
     assert learnt[1] not in (learnt[0], np.random.default_rng([0, 1]).permutation(NUM).tolist())
     assert learnt[2] != learnt[1]
 
@@ -175,5 +175,5 @@ def test_resumed_at_every_step_by_one_worker_the_orders_stay_the_same(
 
 
 def test_without_ranks_the_orders_are_the_same_too(found: Found) -> None:
-    orders = Job("grab", num_replicas=1, rank=0).run().orders
-    assert {str(epoch): ids for epoch, ids in orders.items()} == found[0]["grab"]["orders"]
+    orders = Job("pair-balance", num_replicas=1, rank=0).run().orders
+    assert {str(epoch): ids for epoch, ids in orders.items()} == found[0]["pair-balance"]["orders"]

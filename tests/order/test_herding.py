@@ -62,8 +62,8 @@ def stored_rows(num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
 @pytest.mark.parametrize(("num", "depth"), [(64, 1), (600, 3), (1300, 5), (7, 3), (1, 1)])
 def test_halving_is_recursive_mean_balance_of_stored_rows(num: int, depth: int) -> None:
     stored, scales, mean, centred = stored_rows(num)
-    shuffle = order.RandomReshuffling(num).order(0)
-    policy = order.RecursiveMeanBalance(num, depth=depth)
+    shuffle = order.random_reshuffling(num).order(0)
+    policy = order.recursive_mean_balance(num, depth=depth)
     newest = show(policy, centred.astype(np.float32))
     assert halve(stored, scales, mean, shuffle, depth).tolist() == newest
 
@@ -100,7 +100,7 @@ def test_a_direction_that_all_have_in_common_is_not_overshot(batch_size: int) ->
     rows = rng.standard_normal((3000, 40)) * 0.05
     rows[:, 0] += rng.standard_normal(3000)
     bounds = {}
-    for policy in (order.HalveAndHerd(3000), order.CoordinatedPairBalance(3000, batch_size)):
+    for policy in (order.halve_and_herd(3000), order.coordinated_pair_balance(3000, batch_size)):
         run = simulate_herding(policy, rows.astype(np.float32), batch_size=batch_size, num_rounds=4)
         bounds[policy.name] = [bound.per_step for bound in run.bounds]
     assert max(bounds["halve-and-herd"][1:]) < bounds["d-grab"][2]
@@ -108,24 +108,24 @@ def test_a_direction_that_all_have_in_common_is_not_overshot(batch_size: int) ->
 
 def test_who_is_unknown_keeps_the_place_that_the_shuffle_gave() -> None:
     rows = rows_of(40)
-    policy = order.HalveAndHerd(40, seed=9)
+    policy = order.halve_and_herd(40, seed=9)
     seen = policy.order(0)[:25]
     newest = np.array(show(policy, rows, num=25))
-    shuffle = order.RandomReshuffling(40, seed=9).order(1)
+    shuffle = order.random_reshuffling(40, seed=9).order(1)
     unknown = ~np.isin(shuffle, seen)
     assert newest[unknown].tolist() == shuffle[unknown].tolist()
 
 
 def test_without_new_rows_there_is_still_a_new_order() -> None:
     rows = rows_of(400)
-    policy = order.HalveAndHerd(400)
+    policy = order.halve_and_herd(400)
     newest = [show(policy, rows)]
     for _ in range(2):
         policy.end_epoch()
         newest.append(policy.order(policy.epoch).tolist())
     first, second, third = newest
     assert first != second != third
-    chance = herding_bound(rows, order.RandomReshuffling(400).order(3), batch_size=4).per_step
+    chance = herding_bound(rows, order.random_reshuffling(400).order(3), batch_size=4).per_step
     assert herding_bound(rows, third, batch_size=4).per_step < 0.5 * chance
 
 
@@ -139,8 +139,8 @@ def test_a_distributed_order_is_under_the_centralised_floor_in_one_round() -> No
         assert len(run.bounds) == num_rounds + 1 == len(run.pass_cpu_s) + 1
         return [bound.per_step for bound in run.bounds]
 
-    floor = min(bounds(order.MeanBalance(num), 12))
-    assert max(bounds(order.HalveAndHerd(num), 2)[1:]) < floor
+    floor = min(bounds(order.mean_balance(num), 12))
+    assert max(bounds(order.halve_and_herd(num), 2)[1:]) < floor
 
 
 def test_rows_are_of_equal_length_and_centred_per_worker() -> None:
@@ -161,7 +161,7 @@ def test_rows_need_sizes(name: str) -> None:
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
-        order.WindowedGreedy(10, window=0)
+        order.windowed_greedy(10, window=0)
 
 
 def test_d_grab_is_that_of_its_reference() -> None:
@@ -182,7 +182,7 @@ def test_d_grab_is_that_of_its_reference() -> None:
             following[step, worker], following[-1 - step, worker] = one, other
         steps = following
         expected.append(largest_sum(steps))
-    policy = order.CoordinatedPairBalance(num_examples * num_workers, num_workers)
+    policy = order.coordinated_pair_balance(num_examples * num_workers, num_workers)
     made = gaussian_unit_rows(dim, num_examples, num_workers, seed=1)
     run = simulate_herding(policy, made, batch_size=num_workers, num_rounds=4)
     assert [bound.per_step for bound in run.bounds] == pytest.approx(expected, abs=1e-4)

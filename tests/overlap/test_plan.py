@@ -15,7 +15,7 @@ from paceline.overlap import (
     Way,
     choose_way,
     defer_all,
-    plan,
+    plan_lanes,
     step_graph,
 )
 from paceline.timeline import simulate
@@ -54,7 +54,7 @@ def test_a_plan_is_never_worse_than_plain_and_near_the_best_subset(
 
 
 def test_equal_layers_are_halved() -> None:
-    chosen = plan(job(), free_share=1.0, overhead_s=0.0)
+    chosen = plan_lanes(job(), free_share=1.0, overhead_s=0.0)
     # 8 x 10 ms forward, 8 x 10 ms input gradients, and one weight gradient behind.
     assert chosen.predicted_s == pytest.approx(0.17)
     assert chosen.plain_s == pytest.approx(0.24)
@@ -72,21 +72,43 @@ def test_equal_layers_are_halved() -> None:
     ],
 )
 def test_where_nothing_is_won_nothing_is_deferred(arguments: dict[str, float], reason: str) -> None:
-    chosen = plan(job(), **arguments)  # type: ignore[arg-type]  # all are numbers
+    chosen = plan_lanes(job(), **arguments)  # type: ignore[arg-type]  # all are numbers
     assert not chosen.defers
     assert chosen.gain == 1.0
     assert reason in str(chosen)
 
 
+@pytest.mark.parametrize(
+    ("overhead_s", "min_gain", "predicted_s"),
+    [
+        (0.0, 0.2, 4.0),
+        (0.0, 0.21, None),
+        (0.5, 0.0, 4.5),
+        (0.5, 0.11, None),
+        (1.5, 0.0, None),
+    ],
+)
+def test_a_split_is_kept_only_if_it_gains_as_much_as_it_must(
+    overhead_s: float, min_gain: float, predicted_s: float | None
+) -> None:
+    # Plain: 1 + 2 x (1 + 1). Split: the first weight gradient runs beside the second input's.
+    cost = SplitCost.of(forward_s=1.0, input_s=[1.0, 1.0], weight_s=[1.0, 1.0])
+    way = Way(None, cost)
+    chosen = choose_way(way, [way], overhead_s=overhead_s, min_gain=min_gain)
+    assert chosen.defers == (predicted_s is not None)
+    assert chosen.predicted_s == (predicted_s or 5.0)
+    assert chosen.plain_s == 5.0
+
+
 def test_a_bound_that_costs_nothing_is_taken() -> None:
-    assert plan(job(), free_share=1.0).max_pending == 1
-    assert plan(job(), free_share=0.6).max_pending is not None
+    assert plan_lanes(job(), free_share=1.0).max_pending == 1
+    assert plan_lanes(job(), free_share=0.6).max_pending is not None
 
 
 def test_the_wire_travels_behind_the_weight_gradients() -> None:
     alone, wired = (
-        plan(job(), free_share=1.0),
-        plan(job(num_workers=2, wire_s=0.05), free_share=1.0),
+        plan_lanes(job(), free_share=1.0),
+        plan_lanes(job(num_workers=2, wire_s=0.05), free_share=1.0),
     )
     # The wire, 8 x 50 ms, begins after the forward pass and the first layer's gradients.
     assert wired.predicted_s > alone.predicted_s
@@ -96,7 +118,7 @@ def test_the_wire_travels_behind_the_weight_gradients() -> None:
 def test_layers_without_gradients_are_not_deferred() -> None:
     frozen = LayerCost(name="frozen", forward_s=0.01, backward_s=0.02, gradient_bytes=0)
     trained = job(2).layers
-    chosen = plan(Job(source="predicted", layers=(*trained, frozen)), free_share=1.0)
+    chosen = plan_lanes(Job(source="predicted", layers=(*trained, frozen)), free_share=1.0)
     assert chosen.deferred is not None
     assert "frozen" not in chosen.deferred
 
@@ -109,9 +131,9 @@ def test_of_two_ways_the_faster_is_taken() -> None:
 
 
 def test_tasks_that_cost_as_much_as_they_win_are_joined() -> None:
-    chosen = plan(job(16), free_share=1.0, overhead_s=0.008)
+    chosen = plan_lanes(job(16), free_share=1.0, overhead_s=0.008)
     assert chosen.layers_per_task > 1
-    assert chosen.predicted_s < plan(job(16), free_share=0.0).plain_s
+    assert chosen.predicted_s < plan_lanes(job(16), free_share=0.0).plain_s
     cost = SplitCost.of(forward_s=0.0, input_s=[1.0] * 4, weight_s=[1.0] * 4)
     # Three layers make a task behind the third input gradient; main does the last itself.
     run = simulate(step_graph(cost, [True] * 4, layers_per_task=3, overhead_s=0.5))
@@ -133,13 +155,13 @@ def test_all_can_be_deferred_without_asking() -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.5, np.nan])
 def test_shares_are_checked(share: float) -> None:
     with pytest.raises(ValueError, match=r"free_share must lie in \[0, 1\]"):
-        plan(job(), free_share=share)
+        plan_lanes(job(), free_share=share)
 
 
 def test_several_workers_need_a_link() -> None:
     layers = job().layers
     with pytest.raises(ValueError, match="a job of 2 workers needs a link"):
-        plan(Job(source="predicted", layers=layers, workers=(Worker(),) * 2), free_share=1.0)
+        plan_lanes(Job(source="predicted", layers=layers, workers=(Worker(),) * 2), free_share=1.0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from paceline.overlap._choose import MIN_GAIN, OVERHEAD_S, LanePlan, Way, choose
 from paceline.overlap._step import SplitCost
 
 
-def plan(
+def plan_lanes(
     job: Job,
     *,
     free_share: float,
@@ -39,7 +39,7 @@ def plan(
     Examples:
         >>> from paceline.cost import LayerCost
         >>> layer = LayerCost(name="0", forward_s=0.01, backward_s=0.02, gradient_bytes=8)
-        >>> print(plan(Job(source="predicted", layers=(layer,) * 4), free_share=0.0))
+        >>> print(plan_lanes(Job(source="predicted", layers=(layer,) * 4), free_share=0.0))
         nothing is deferred: no core or device time is free beside main (free_share 0)
     """
     for name, share in (("free_share", free_share), ("weight_share", weight_share)):

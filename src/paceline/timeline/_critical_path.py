@@ -1,19 +1,15 @@
 """The chain of spans that set how long a run took."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline._compile import compiled
-
-if TYPE_CHECKING:
-    from paceline.timeline._timeline import Timeline
+from paceline.timeline._columns import Columns
 
 CLOCK_TOLERANCE_S = 1e-9
 
 
-def critical_path(run: "Timeline", last: NDArray[np.int64]) -> NDArray[np.int64]:
+def critical_path(run: Columns, last: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the indices of the spans on the critical path, first to last.
 
     Walks back from the span that ends last. A collective is traced to the rank
@@ -26,7 +22,7 @@ def critical_path(run: "Timeline", last: NDArray[np.int64]) -> NDArray[np.int64]
         run: Spans of all ranks on one clock.
         last: Per span, the part of its collective that arrived last.
     """
-    if not len(run):
+    if not len(run.rank):
         return np.zeros(0, dtype=np.int64)
     _, row, counts = np.unique(run.rank, return_inverse=True, return_counts=True)
     return _walk_back(

@@ -65,7 +65,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
         seed: Of the shuffle; equal on all ranks.
         order: In which order examples come; who computes them is decided afterwards.
             `"shuffle"` is plain reshuffling; `"stratified"` spreads each class evenly;
-            `"grab"` is `paceline.order.PairBalance`, which learns from gradients: see
+            `"pair-balance"` is `paceline.order.pair_balance`, which learns from gradients: see
             `GradientOrder`. Or a policy, of this sampler alone. All but the first need a
             window of 1, and no `longest_first`, which undo an order, and no shards.
         labels: Class of each example, for `"stratified"`.

@@ -4,10 +4,10 @@ from typing import Literal
 
 from numpy.typing import ArrayLike
 
-from paceline.order import OrderPolicy, PairBalance, Stratified
+from paceline.order import OrderPolicy, pair_balance, stratified
 
-NAMES = ("shuffle", "stratified", "grab")
-Order = Literal["shuffle", "stratified", "grab"] | OrderPolicy
+NAMES = ("shuffle", "stratified", "pair-balance")
+Order = Literal["shuffle", "stratified", "pair-balance"] | OrderPolicy
 
 
 def policy_of(
@@ -32,6 +32,6 @@ def policy_of(
     if not shuffle:
         raise ValueError(f"shuffle=False and order={order!r} contradict; pass one of them")
     if labels is not None:
-        return Stratified(labels, seed=seed)
-    # Herding has the lower bound, and pairs the lower training loss: benchmarks/ordering.py.
-    return PairBalance(num_examples, seed=seed) if isinstance(order, str) else order
+        return stratified(labels, seed=seed)
+    # Herding has the lower bound, pairs the lower training loss: benchmarks/ordering.py.
+    return pair_balance(num_examples, seed=seed) if isinstance(order, str) else order

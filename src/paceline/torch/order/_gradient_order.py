@@ -32,7 +32,7 @@ class GradientOrder:
     Args:
         sketch: Of the model; a row per example. Its `every` says which epochs are sketched;
             the epochs themselves it learns from here.
-        sampler: Made with `order="grab"` or a policy that learns.
+        sampler: Made with `order="pair-balance"` or a policy that learns.
 
     Raises:
         ValueError: If the order learns nothing, or there are several ranks and no process
@@ -40,7 +40,8 @@ class GradientOrder:
 
     Examples:
         >>> from paceline.torch import DataLoader
-        >>> batches = BalancedBatchSampler([1] * 8, 4, order="grab", num_replicas=1, rank=0)
+        >>> options = {"order": "pair-balance", "num_replicas": 1, "rank": 0}
+        >>> batches = BalancedBatchSampler([1] * 8, 4, **options)
         >>> loader = DataLoader(torch.eye(8), batch_sampler=batches)
         >>> model = torch.nn.Linear(8, 1)
         >>> order = GradientOrder(GradientSketch(model), batches)
@@ -58,7 +59,7 @@ class GradientOrder:
             name = "shuffle" if policy is None else policy.name
             raise ValueError(
                 f"the order {name!r} learns nothing from gradients; leave the sketches out, or "
-                'make the sampler with order="grab"'
+                'make the sampler with order="pair-balance"'
             )
         group = process_group_of(sampler.group, sampler.num_replicas)
         if group is None and sampler.num_replicas > 1:

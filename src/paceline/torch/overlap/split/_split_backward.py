@@ -55,7 +55,7 @@ def split_backward(
 
     Args:
         model: Its `forward` must be called through the module, as usual.
-        plan: What to defer, by layer name: `paceline.overlap.plan(job)`, or
+        plan: What to defer, by layer name: `paceline.overlap.plan_lanes(job)`, or
             `paceline.overlap.defer_all()`; unset to find out.
         lanes: To run on, with a lane `assist`; unset for lanes of its own.
         ops: How to split layers of your own, by class: from the layer to a `SplitOp`.
