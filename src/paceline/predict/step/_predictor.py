@@ -157,6 +157,7 @@ def fit_step_predictor(
     rows: StepRows,
     *,
     shifts: tuple[str, ...] = SHIFTS,
+    probe_counts: tuple[int, ...] = NUM_PROBES,
     provenance: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> StepPredictor:
@@ -167,6 +168,8 @@ def fit_step_predictor(
             at least two units of that kind.
         shifts: Those that will be asked for; each costs its inner folds, all of them
             about a minute for 8,500 rows.
+        probe_counts: Numbers of probes of a new device that intervals are calibrated for; in
+            between the next lower one holds. None of them leaves probes out.
         provenance: Where the rows come from; kept as it is.
         seed: Of the deal of units to inner folds.
 
@@ -181,11 +184,11 @@ def fit_step_predictor(
     held_out = {shift: part.trusting(trust[shift]) for shift, part in held_out.items()}
     models = fit_step_models(rows, shifts)
     kernel, probed = None, {}
-    if "device" in shifts:
-        kernel = fit_probe_kernel(held_out["device"])
+    if "device" in shifts and probe_counts:
+        kernel = fit_probe_kernel(held_out["device"], seed=seed)
         probed = {
             num: calibrate_probed(held_out["device"], kernel, models.loader, num)
-            for num in NUM_PROBES
+            for num in probe_counts
         }
     return StepPredictor(
         models=models,
