@@ -14,7 +14,8 @@ from paceline.errors import MissingExtraError, TraceError
 
 # NumPy, numba and torch take seconds to import: what needs them is imported inside functions.
 if TYPE_CHECKING:
-    from paceline.predict.run import RunSetup, StepTimes
+    from paceline.predict.run import RunSetup
+    from paceline.predict.step import StepEstimate
     from paceline.predict.work import Device, Workload
 
 LINK_PATTERN = re.compile(
@@ -57,12 +58,12 @@ def run_estimate(options: argparse.Namespace) -> int:
     setup = _setup(options, where)
     function = load_function(options.model)
     workload, measured_s = _describe(function, options)
-    times = _step_times(workload, measured_s, where, options)
+    own = _estimate_step(workload, measured_s, where, options)
     from paceline.predict.run import estimate_run
 
-    found = estimate_run(workload, times, setup, device=where)
+    found = estimate_run(workload, own, setup, device=where)
     result = as_json(found, workload, where, setup)
-    result |= {"traced": measured_s is None, "new_to_predictor": times.new}
+    result |= {"traced": measured_s is None, "new_to_predictor": own.new}
     if options.json:
         print(json.dumps(result))
     else:
@@ -103,9 +104,9 @@ def _number(text: str) -> float:
 
 
 def _device(name: str) -> "Device | None":
-    from paceline.predict.work import device
+    from paceline.predict.work import Device
 
-    return None if name.lower() == "cpu" else device(name)
+    return None if name.lower() == "cpu" else Device.named(name)
 
 
 def _setup(options: argparse.Namespace, where: "Device | None") -> "RunSetup":
@@ -184,29 +185,28 @@ def _describe(
     return work, seconds
 
 
-def _step_times(
+def _estimate_step(
     workload: "Workload",
     measured_s: "list[float] | None",
     where: "Device | None",
     options: argparse.Namespace,
-) -> "StepTimes":
-    from paceline.predict import Estimate
-    from paceline.predict.run import StepTimes
+) -> "StepEstimate":
+    from paceline.predict import Estimate, StepEstimate
 
     if where is not None:
-        from paceline.predict.run import step_times
+        from paceline.predict.run import estimate_step
 
-        return step_times(workload, where, path=options.predictor)
+        return estimate_step(workload, where, path=options.predictor)
     if measured_s is not None:
         ordered = sorted(measured_s)
         compute = Estimate(ordered[len(ordered) // 2], ordered[0], ordered[-1])
-        return StepTimes(compute=compute, source="measured")
+        return StepEstimate(compute=compute, source="measured")
     return _cpu_times(workload, options.rates)
 
 
-def _cpu_times(workload: "Workload", path: Path | None) -> "StepTimes":
+def _cpu_times(workload: "Workload", path: Path | None) -> "StepEstimate":
+    from paceline.predict import StepEstimate
     from paceline.predict.cpu import CpuRates
-    from paceline.predict.run import StepTimes
     from paceline.torch.predict import calibrate_cpu
 
     if path is not None and path.exists():
@@ -216,4 +216,4 @@ def _cpu_times(workload: "Workload", path: Path | None) -> "StepTimes":
         rates = calibrate_cpu()
         if path is not None:
             rates.save(path)
-    return StepTimes(compute=rates.step_time(workload), shares=rates.bounds(workload))
+    return StepEstimate(compute=rates.step_time(workload), shares=rates.bounds(workload))

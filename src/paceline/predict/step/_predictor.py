@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.predict._conformal import Estimate
 from paceline.predict.step._calibration import (
     Calibration,
     HeldOut,
@@ -17,28 +16,11 @@ from paceline.predict.step._calibration import (
     held_out_predictions,
     step_estimates,
 )
+from paceline.predict.step._estimate import StepEstimate
 from paceline.predict.step._probe import ProbeKernel, fit_probe_kernel, probed_logs
 from paceline.predict.step._probe_trials import NUM_PROBES, calibrate_probed
 from paceline.predict.step._rows import StepRows, concatenate
 from paceline.predict.step._time import SHIFTS, StepLogs, StepModels, check_shift, fit_step_models
-
-
-@dataclass(frozen=True, slots=True)
-class StepEstimate:
-    """Seconds of one training step, with 90 % intervals.
-
-    Attributes:
-        compute: Forward, backward and update on the device.
-        loader: What the host needs to deliver the batch while the device computes.
-        step: The whole step.
-        shift: What was taken to be new, one of "known", "configuration", "dataset",
-            "model" and "device"; the intervals are calibrated for it.
-    """
-
-    compute: Estimate
-    loader: Estimate
-    step: Estimate
-    shift: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,4 +195,7 @@ def _estimates(
         step_estimates(logs, family, table),
         strict=True,
     )
-    return [StepEstimate(compute, feed, step, shift) for compute, feed, step in parts]
+    return [
+        StepEstimate(compute=compute, loader=feed, total=total, shift=shift)
+        for compute, feed, total in parts
+    ]

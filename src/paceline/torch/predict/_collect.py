@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from paceline.predict.work import Device, Workload, device
+from paceline.predict.work import Device, Workload
 from paceline.torch.predict._calibrate_cpu import this_machine
 from paceline.torch.predict._trace import trace_workload
 from paceline.torch.predict._trace_setup import ExampleInput, StepSetup, build, inputs_for
@@ -256,7 +256,7 @@ def _device_row(name: str) -> Device:
     """
     kind = name.partition(":")[0]
     if kind == "cuda" and torch.cuda.is_available():
-        return device(torch.cuda.get_device_name(name))
+        return Device.named(torch.cuda.get_device_name(name))
     if kind != "cpu":
         raise ValueError(f"device must be cpu, or cuda where PyTorch sees a GPU, got {name!r}")
     return _measured_cpu()
