@@ -44,7 +44,7 @@ def bucket_result(job: "Job") -> dict[str, Any]:
 
 
 def _scheduled_step_s(problem: "WireProblem") -> float:
-    """Return the best step time of plans that ScheduledDataParallel can walk: whole all-reduces."""
+    """Return the best step time of plans that ScheduledDataParallel executes: whole all-reduces."""
     from paceline.comm import baseline_plans, plan_blocks, step_time_s
 
     plans = [plan_blocks(problem), *baseline_plans(problem)]
