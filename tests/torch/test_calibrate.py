@@ -2,14 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.torch.predict._calibrate_cpu import (
-    Probe,
-    calibrate_cpu,
-    standard_probes,
-    this_machine,
-    threads,
-    time_steps,
-)
+from paceline.torch.predict._calibrate_cpu import calibrate_cpu, this_machine
+from paceline.torch.predict._calibration_models import Probe, standard_probes
+from paceline.torch.predict._measured_step import threads, time_steps
 from paceline.torch.predict._trace import trace_workload
 from paceline.torch.predict._trace_setup import StepSetup
 

@@ -6,15 +6,6 @@ from numpy.typing import NDArray
 from paceline.predict.step._rows import StepRows
 from paceline.predict.step._time import check_shift
 
-REGIMES = {
-    "rand": "known",
-    "grp": "configuration",
-    "lodo": "dataset",
-    "lomo": "model",
-    "logo": "device",
-}
-"""Names of the evaluation regimes, and the shift that each of them measures."""
-
 CONFIGURATION = ("variant", "dataset", "batch_size", "precision_bits", "device")
 NUM_FOLDS = 10
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.predict._conformal import Estimate
 from paceline.predict.step._calibration import (
     Calibration,
     HeldOut,
@@ -17,28 +16,11 @@ from paceline.predict.step._calibration import (
     held_out_predictions,
     step_estimates,
 )
+from paceline.predict.step._estimate import StepEstimate
 from paceline.predict.step._probe import ProbeKernel, fit_probe_kernel, probed_logs
 from paceline.predict.step._probe_trials import NUM_PROBES, calibrate_probed
 from paceline.predict.step._rows import StepRows, concatenate
 from paceline.predict.step._time import SHIFTS, StepLogs, StepModels, check_shift, fit_step_models
-
-
-@dataclass(frozen=True, slots=True)
-class StepEstimate:
-    """Seconds of one training step, with 90 % intervals.
-
-    Attributes:
-        compute: Forward, backward and update on the device.
-        loader: What the host needs to deliver the batch while the device computes.
-        step: The whole step.
-        shift: What was taken to be new, one of "known", "configuration", "dataset",
-            "model" and "device"; the intervals are calibrated for it.
-    """
-
-    compute: Estimate
-    loader: Estimate
-    step: Estimate
-    shift: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,6 +139,7 @@ def fit_step_predictor(
     rows: StepRows,
     *,
     shifts: tuple[str, ...] = SHIFTS,
+    probe_counts: tuple[int, ...] = NUM_PROBES,
     provenance: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> StepPredictor:
@@ -167,6 +150,8 @@ def fit_step_predictor(
             at least two units of that kind.
         shifts: Those that will be asked for; each costs its inner folds, all of them
             about a minute for 8,500 rows.
+        probe_counts: Numbers of probes of a new device that intervals are calibrated for; in
+            between the next lower one holds. None of them leaves probes out.
         provenance: Where the rows come from; kept as it is.
         seed: Of the deal of units to inner folds.
 
@@ -181,11 +166,11 @@ def fit_step_predictor(
     held_out = {shift: part.trusting(trust[shift]) for shift, part in held_out.items()}
     models = fit_step_models(rows, shifts)
     kernel, probed = None, {}
-    if "device" in shifts:
-        kernel = fit_probe_kernel(held_out["device"])
+    if "device" in shifts and probe_counts:
+        kernel = fit_probe_kernel(held_out["device"], seed=seed)
         probed = {
             num: calibrate_probed(held_out["device"], kernel, models.loader, num)
-            for num in NUM_PROBES
+            for num in probe_counts
         }
     return StepPredictor(
         models=models,
@@ -210,4 +195,7 @@ def _estimates(
         step_estimates(logs, family, table),
         strict=True,
     )
-    return [StepEstimate(compute, feed, step, shift) for compute, feed, step in parts]
+    return [
+        StepEstimate(compute=compute, loader=feed, total=total, shift=shift)
+        for compute, feed, total in parts
+    ]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.predict.step._rows import StepRows, concatenate
-from paceline.predict.work import device
+from paceline.predict.work import Device
 
 FORBIDDEN = frozenset(
     {
@@ -266,7 +266,7 @@ def _device_names(names: NDArray[np.str_]) -> NDArray[np.str_]:
 @cache
 def _known_name(name: str) -> str:
     try:
-        return device(name).name
+        return Device.named(name).name
     except ValueError:
         return name
 
@@ -276,7 +276,7 @@ def _tensor_rates(names: NDArray[np.str_], otherwise: NDArray[np.float64]) -> ND
     rates = otherwise.copy()
     for name in np.unique(names):
         try:
-            rates[names == name] = device(str(name)).tensor_flops
+            rates[names == name] = Device.named(str(name)).tensor_flops
         except ValueError:
             # A device that nobody has described counts as one without matrix units.
             continue

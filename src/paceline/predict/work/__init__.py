@@ -8,7 +8,7 @@ from paceline.predict.work._catalogue import (
     Optimizers,
     catalogue_workload,
 )
-from paceline.predict.work._devices import Device, all_devices, device
+from paceline.predict.work._devices import Device
 from paceline.predict.work._memory import MemoryEstimate, estimate_memory
 from paceline.predict.work._workload import (
     Bound,
@@ -35,8 +35,6 @@ __all__ = [
     "Optimizers",
     "Phase",
     "Workload",
-    "all_devices",
     "catalogue_workload",
-    "device",
     "estimate_memory",
 ]
