@@ -43,7 +43,7 @@ class BalanceConfig:
 
     Attributes:
         batch_size: Examples per step over all workers: the global batch.
-        num_workers: Data-parallel ranks.
+        num_workers: Data-parallel ranks; samplers fill in how many there are.
         counts: `"equal"`: every worker gets `batch_size / num_workers` examples of each
             step; `"free"`: any number, at least one. Free counts need exact loss weights.
         padded: Whether a micro-batch is padded to its longest example, so that it costs
@@ -68,7 +68,7 @@ class BalanceConfig:
     """
 
     batch_size: int
-    num_workers: int
+    num_workers: int = 1
     counts: Counts = "equal"
     padded: bool = False
     window: int = 1
