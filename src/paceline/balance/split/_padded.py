@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline._compile import compiled
-from paceline.balance.split._partition import Counts, Partition, checked_costs
+from paceline.balance.split._partition import Partition, checked_costs
 from paceline.balance.split._sorting import descending_order
+from paceline.balance.split._steps import Counts
 
 # Bisection ends when the largest load is known to this share; the split is then the
 # greedy one, whose loads are exact sums.
