@@ -61,7 +61,7 @@ def split_micro_batches(
 
     Each worker's examples, sorted by cost, are cut into as few contiguous parts as
     the limits allow, but no fewer than `config.num_microbatches`, and all workers of a
-    step into equally many, so that the dearest part is cheap. Micro-batch 0 is the
+    step into equally many, so that the most expensive part is cheap. Micro-batch 0 is the
     lightest. A worker with too few examples for that takes the cheapest of the
     worker with the most: `owner` is changed.
 
@@ -154,14 +154,14 @@ def _cut(
     num_parts: int,
     part: NDArray[np.int64],
 ) -> int:
-    """Fill parts greedily from the dearest example down; return how many it took.
+    """Fill parts greedily from the most expensive example down; return how many it took.
 
     With `num_parts` of 0 as few as possible; else one example is left for each part that
     is still to come, so that none stays empty.
     """
     is_padded, most = rules.is_padded, rules.most
     current, size = -1, 0
-    held = np.zeros(3)  # Sums, or the dearest, longest and largest if padded.
+    held = np.zeros(3)  # Sums, or the largest of each if padded.
     for position in range(values.shape[1] - 1, -1, -1):
         is_over = current < 0 or size + 1 > most[3] or position + 1 <= num_parts - 1 - current
         for row in range(3):
@@ -189,7 +189,7 @@ def _joined(held: float, value: float, is_padded: bool) -> float:
 def _light_to_heavy(
     costs: NDArray[np.float64], part: NDArray[np.int64], rules: Rules, num_parts: int
 ) -> NDArray[np.int64]:
-    """Renumber parts, which are cut from the dearest down, by what they cost."""
+    """Renumber parts, which are cut from the most expensive down, by what they cost."""
     is_padded = rules.is_padded
     cost, size = np.zeros(num_parts), np.zeros(num_parts)
     for position in range(len(part) - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""Bring a split onto its bound: exchange examples between the latest and the earliest workers."""
+"""Improve a split: exchange examples between the latest and the earliest workers."""
 
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Shares(NamedTuple):
 @compiled
 def exchange(
     cost: NDArray[np.float64],
-    order: NDArray[np.int64],
+    by_cost: NDArray[np.int64],
     rules: Rules,
     time: NDArray[np.float64],
     owner: NDArray[np.int64],
@@ -51,14 +51,14 @@ def exchange(
 
     Args:
         cost: Cost per example.
-        order: Examples by descending cost.
+        by_cost: Examples by descending cost.
         rules: Whether counts are free, and the pace of each worker.
         time: Finishing time per worker; changed.
         owner: Worker per example; changed.
         target: Finishing time that is good enough.
     """
     num_workers = len(time)
-    members, count = _members(order, owner, num_workers, rules.is_free)
+    members, count = _members(by_cost, owner, num_workers, rules.is_free)
     shares = Shares(cost, rules.rate, rules.is_free, members, count, time, owner)
     by_time = np.argsort(time)
     for _ in range(MAX_ROUNDS):
@@ -172,16 +172,16 @@ def _insert(
 
 @compiled
 def _members(
-    order: NDArray[np.int64], owner: NDArray[np.int64], num_workers: int, is_free: bool
+    by_cost: NDArray[np.int64], owner: NDArray[np.int64], num_workers: int, is_free: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """List each worker's examples by descending cost, with room for some more if free."""
     count = np.zeros(num_workers, dtype=np.int64)
-    for example in order:
+    for example in by_cost:
         count[owner[example]] += 1
     room = count.max() * (2 if is_free else 1)
     members = np.empty((num_workers, room), dtype=np.int64)
     count[:] = 0
-    for example in order:
+    for example in by_cost:
         worker = owner[example]
         members[worker, count[worker]] = example
         count[worker] += 1

@@ -29,7 +29,7 @@ class Rules(NamedTuple):
 @compiled
 def longest_first(
     cost: NDArray[np.float64],
-    order: NDArray[np.int64],
+    by_cost: NDArray[np.int64],
     rules: Rules,
     time: NDArray[np.float64],
     owner: NDArray[np.int64],
@@ -46,8 +46,8 @@ def longest_first(
     time[:] = rules.start
     for at in range(size // 2 - 1, -1, -1):
         _sift_down(heap, at, size, time)
-    for position, example in enumerate(order):
-        while len(order) - position <= num_empty and count[heap[0]] > 0:
+    for position, example in enumerate(by_cost):
+        while len(by_cost) - position <= num_empty and count[heap[0]] > 0:
             size -= 1
             heap[0] = heap[size]
             _sift_down(heap, 0, size, time)
@@ -84,7 +84,7 @@ def _comes_first(a: int, b: int, time: NDArray[np.float64]) -> bool:
 @compiled
 def karmarkar_karp(
     cost: NDArray[np.float64],
-    order: NDArray[np.int64],
+    by_cost: NDArray[np.int64],
     rules: Rules,
     time: NDArray[np.float64],
     owner: NDArray[np.int64],
@@ -95,11 +95,11 @@ def karmarkar_karp(
     smallest of the other. Meant for equal workers; for others it is only a start.
     """
     num_workers = len(rules.rate)
-    num_rows = len(order) // num_workers
-    total = cost[order].reshape(num_rows, num_workers).copy()
-    first = order.reshape(num_rows, num_workers).copy()
+    num_rows = len(by_cost) // num_workers
+    total = cost[by_cost].reshape(num_rows, num_workers).copy()
+    first = by_cost.reshape(num_rows, num_workers).copy()
     last = first.copy()
-    following = np.full(len(order), -1, dtype=np.int64)
+    following = np.full(len(by_cost), -1, dtype=np.int64)
     spread = total[:, 0] - total[:, -1]
     for _ in range(num_rows - 1):
         row = np.argmax(spread)

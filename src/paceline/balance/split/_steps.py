@@ -1,7 +1,7 @@
 """Split many global batches over workers so that all finish together.
 
 Longest-first gives a start that is near perfect on skewed sizes, Karmarkar-Karp one
-that is on narrow sizes; pairwise exchanges bring either onto the bound.
+that is on narrow sizes; pairwise exchanges improve either until it is near its lower bound.
 """
 
 from typing import Literal
@@ -68,22 +68,22 @@ def _partition_steps(
     other = np.empty(costs.shape[1], dtype=np.int64)
     rows_fit = not rules.is_free and per_row <= KARMARKAR_KARP_MAX_PER_WORKER
     for step in range(len(costs)):
-        cost, order = costs[step], descending[step]
-        target = (1 + rules.tolerance) * lower_bound(cost, order, rules)
-        longest_first(cost, order, rules, time, owner[step])
+        cost, by_cost = costs[step], descending[step]
+        target = (1 + rules.tolerance) * lower_bound(cost, by_cost, rules)
+        longest_first(cost, by_cost, rules, time, owner[step])
         if time.max() <= target:
             continue
         if rows_fit:
-            karmarkar_karp(cost, order, rules, other_time, other)
+            karmarkar_karp(cost, by_cost, rules, other_time, other)
             if other_time.max() < time.max():
                 owner[step], time[:] = other, other_time
-        exchange(cost, order, rules, time, owner[step], target)
+        exchange(cost, by_cost, rules, time, owner[step], target)
 
 
 @compiled
 def lower_bound(
     cost: NDArray[np.float64],
-    order: NDArray[np.int64],
+    by_cost: NDArray[np.int64],
     rules: Rules,
 ) -> float:
     """Return a time before which no split of one batch can end.
@@ -98,10 +98,10 @@ def lower_bound(
         started += start[worker] / rate[worker]
     for example in range(len(cost)):
         total += cost[example]
-    forced = cost[order[0]]
+    forced = cost[by_cost[0]]
     if not rules.is_free:
-        for position in range(len(order) - rules.capacity + 1, len(order)):
-            forced += cost[order[position]]
+        for position in range(len(by_cost) - rules.capacity + 1, len(by_cost)):
+            forced += cost[by_cost[position]]
     soonest = np.inf
     for worker in range(len(rate)):
         soonest = min(soonest, start[worker] + forced * rate[worker])

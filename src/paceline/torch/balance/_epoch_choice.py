@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class EpochChoice:
-    """Whether the epoch that comes next was chosen, and whether to warn if it was not.
+    """Whether the next epoch was chosen, and whether to warn if it was not.
 
     Attributes:
         warns: Whether a forgotten choice is still to be warned of; once is enough, and

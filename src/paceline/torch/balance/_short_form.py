@@ -14,7 +14,7 @@ def config_of(
     Args:
         config: A whole configuration; unset to make one of `keywords`.
         num_replicas: Data-parallel ranks.
-        tail: What becomes of a last batch that is not full, unless `drop_last`.
+        tail: What happens to a last batch that is not full, unless `drop_last`.
         keywords: Short for settings of a configuration; None where not passed.
 
     Raises:

@@ -28,7 +28,7 @@ def measure_job(
     num_steps: int = 20,
     process_group: Group | None = None,
 ) -> Job:
-    """Measure what a step of `model` on `batch` costs, layer by layer, and the wire.
+    """Measure what a step of `model` on `batch` costs, layer by layer, and the link.
 
     Runs `num_steps` forward and backward passes, of which the first three only warm
     up, and takes medians. A layer is a module that owns parameters. The time since

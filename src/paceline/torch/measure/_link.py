@@ -1,4 +1,4 @@
-"""Measure the wire between the ranks."""
+"""Measure the link between the ranks."""
 
 import numpy as np
 import torch

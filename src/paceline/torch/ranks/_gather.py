@@ -1,4 +1,4 @@
-"""Bring what ranks measured together."""
+"""Gather what ranks measured."""
 
 import io
 
