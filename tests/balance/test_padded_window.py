@@ -126,7 +126,7 @@ def test_the_order_of_the_workers_does_not_matter() -> None:
     assert found[0] == found[1]
 
 
-def test_the_dearest_examples_go_to_the_fastest_worker() -> None:
+def test_the_most_expensive_examples_go_to_the_fastest_worker() -> None:
     costs = np.array([[8.0, 1.0, 1.0, 1.0, 1.0]])
     owner = split_padded_steps(costs, "free", np.array([2.0, 1.0]), np.zeros(2))
     assert owner.tolist() == [[1, 0, 0, 0, 0]]

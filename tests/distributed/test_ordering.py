@@ -13,15 +13,18 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from paceline.balance import BalanceConfig
 from paceline.order import OrderPolicy, mean_balance, pair_balance
 from paceline.testing import run_ranks
-from paceline.torch import BalancedBatchSampler, DataLoader
+from paceline.torch import BalancedBatchSampler, DataLoader, Replica
 from paceline.torch.order._gradient_order import GradientOrder
 from paceline.torch.order._gradient_sketch import GradientSketch
 
 NUM, BATCH, NUM_STEPS, NUM_EPOCHS = 76, 16, 5, 3
 SIZES = np.random.default_rng(3).integers(1, 60, NUM)
 ORDERS = ("pair-balance", "grab")
+ALONE = Replica(rank=0, num_replicas=1)
+
 Found = list[dict[str, Any]]
 
 
@@ -29,9 +32,7 @@ def sampler_of(order: str, **options: Any) -> BalancedBatchSampler:
     chosen = mean_balance(NUM) if order == "grab" else order
     return BalancedBatchSampler(
         SIZES,
-        BATCH,
-        counts="free",
-        num_microbatches=2,
+        BalanceConfig(batch_size=BATCH, counts="free", num_microbatches=2),
         order=chosen,  # type: ignore[arg-type]
         **options,
     )
@@ -165,7 +166,7 @@ def test_resumed_at_every_step_by_one_worker_the_orders_stay_the_same(
 ) -> None:
     straight = found[0][order]["orders"]
     for state in found[0][order]["states"][:-1]:
-        job = Job(order, num_replicas=1, rank=0)
+        job = Job(order, process_group=ALONE)
         job.load(state)
         orders = job.run().orders
         assert {str(epoch): ids for epoch, ids in orders.items()} == {
@@ -175,5 +176,5 @@ def test_resumed_at_every_step_by_one_worker_the_orders_stay_the_same(
 
 
 def test_without_ranks_the_orders_are_the_same_too(found: Found) -> None:
-    orders = Job("pair-balance", num_replicas=1, rank=0).run().orders
+    orders = Job("pair-balance", process_group=ALONE).run().orders
     assert {str(epoch): ids for epoch, ids in orders.items()} == found[0]["pair-balance"]["orders"]

@@ -1,6 +1,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from paceline.balance import Shards
+from paceline.balance import BalanceConfig, Shards
 from paceline.cost import Worker
 from paceline.errors import StateMismatchError
 from paceline.order import (
@@ -22,7 +23,7 @@ from paceline.order import (
     pair_balance,
     stratified,
 )
-from paceline.torch import BalancedBatchSampler, DataLoader
+from paceline.torch import BalancedBatchSampler, DataLoader, Replica
 from paceline.torch.order._gradient_order import GradientOrder
 from paceline.torch.order._gradient_sketch import GradientSketch
 
@@ -35,8 +36,11 @@ Y = torch.randn(NUM, 1, generator=torch.Generator().manual_seed(1))
 
 
 def sampler(rank: int = 0, num_replicas: int = 1, **options: Any) -> BalancedBatchSampler:
-    options = {"sizes": SIZES, "batch_size": BATCH, **options}
-    return BalancedBatchSampler(num_replicas=num_replicas, rank=rank, **options)
+    names = {field.name for field in fields(BalanceConfig)} & options.keys()
+    config = BalanceConfig(batch_size=BATCH, **{name: options.pop(name) for name in names})
+    replica = Replica(rank=rank, num_replicas=num_replicas)
+    options = {"sizes": SIZES, "config": config, "process_group": replica, **options}
+    return BalancedBatchSampler(**options)
 
 
 def policy(one: BalancedBatchSampler) -> OrderPolicy:

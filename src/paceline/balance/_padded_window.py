@@ -2,8 +2,8 @@
 
 Within one global batch the few longest examples force wide groups: with eight workers
 and 256 examples of text, 40 % of the work is padding. Over a window of steps,
-each step can take some of the longest examples and fill up with a run of others that
-suits them, so that more of its workers share the wide end of the window.
+each step can take some of the longest examples and fill up with a run of others of
+similar length, so that fewer steps pad to the longest.
 """
 
 from typing import TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline._compile import compiled
-from paceline.balance._compose import quiet_order
+from paceline.balance._compose import uncorrelated_order
 from paceline.balance._config import BalanceConfig
 from paceline.balance.split import earliest_end, fastest_first
 
@@ -63,7 +63,9 @@ def compose_padded_steps(
         if config.counts == "free" and len(part) > 1:
             examples = examples[_compose(costs[examples], config.batch_size, pace)]
         composed = examples.reshape(part.shape)
-        steps[first : first + window] = composed[quiet_order(costs[composed].sum(axis=1), rng)]
+        steps[first : first + window] = composed[
+            uncorrelated_order(costs[composed].sum(axis=1), rng)
+        ]
     return steps
 
 
@@ -85,17 +87,17 @@ def _compose(descending: NDArray[np.float64], batch_size: int, pace: Pace) -> ND
 def _best_step(descending: NDArray[np.float64], batch_size: int, pace: Pace) -> tuple[int, int]:
     """Return how many of the longest to take, and where the run of the others begins.
 
-    What is left is priced as slices of `batch_size`. Behind the run these are the slices
+    What is left is priced as slices of `batch_size`. After the run these are the slices
     of the whole, before it they depend on the number of longest alone, so each choice
     takes two prices: its step's, and that of the slice around the hole.
     """
     num_steps = len(descending) // batch_size
-    behind = np.zeros(num_steps + 1)
+    after = np.zeros(num_steps + 1)
     for step in range(num_steps - 1, -1, -1):
         first = step * batch_size
         price = _price(descending[first : first + batch_size], pace)
-        behind[step] = behind[step + 1] + price
-    best, num_longest, run = behind[0], batch_size, 0
+        after[step] = after[step + 1] + price
+    best, num_longest, run = after[0], batch_size, 0
     grid = GRID if len(pace[0]) <= 16 else GRID // 2
     for share in range(1, grid):
         longest = share * batch_size // grid
@@ -113,9 +115,9 @@ def _best_step(descending: NDArray[np.float64], batch_size: int, pace: Pace) -> 
             if first < begin:
                 until = end + batch_size - (begin - first)
                 around = np.concatenate((descending[first:begin], descending[end:until]))
-                price += _price(around, pace) + behind[num_before + 2]
+                price += _price(around, pace) + after[num_before + 2]
             else:
-                price += behind[num_before + 1]
+                price += after[num_before + 1]
             if price < best:
                 best, num_longest, run = price, longest, begin
     return num_longest, run

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.balance._compose import DEAR_SHARE, compose_steps
+from paceline.balance._compose import EXPENSIVE_SHARE, compose_steps
 from paceline.balance._config import BalanceConfig, Limits
 from paceline.balance._epoch_plan import EpochPlan, longest_first
 from paceline.balance._example_order import check_keeps_order
@@ -237,11 +237,11 @@ def _owners(
 
 
 def _tolerance(step_costs: NDArray[np.float64], config: BalanceConfig) -> float:
-    """Return how near its bound a step must come: less near where dear examples were moved."""
+    """Return how near its bound a step must be: less where expensive examples were moved."""
     if config.window == 1 or not step_costs.size:
         return TOLERANCE
     mean_load = step_costs.sum() / (len(step_costs) * config.num_workers)
-    return WINDOW_TOLERANCE if step_costs.max() > DEAR_SHARE * mean_load else TOLERANCE
+    return WINDOW_TOLERANCE if step_costs.max() > EXPENSIVE_SHARE * mean_load else TOLERANCE
 
 
 def _arrange(

@@ -13,7 +13,7 @@ from paceline.balance._plan import plan_epoch
 from paceline.balance._quality import mean_and_excess, over_mean_cost, slot_and_step_costs
 from paceline.cost import Worker, checked_column
 
-RegimeKind = Literal["balancing helps", "already even", "padding", "dear examples"]
+RegimeKind = Literal["balancing helps", "already even", "padding", "expensive examples"]
 
 # Below this gain nobody would notice.
 NOTABLE = 1.02
@@ -33,12 +33,12 @@ class Regime:
     Attributes:
         kind: `"already even"`: the plain shuffle is within 2 % of the plan;
             `"padding"`: equal counts on a padded model, where the longest example sets
-            the step; `"dear examples"`: single examples cost more than the mean load of
+            the step; `"expensive examples"`: single examples cost more than the mean load of
             a worker; else `"balancing helps"`.
         plain: Imbalance of the plain shuffle.
         planned: Imbalance of the plan.
         bound: What no plan of the planned steps can fall below.
-        dear_share: Share of steps that one example decides, whatever the plan.
+        expensive_share: Share of steps that one example decides, whatever the plan.
         remedy: The change of the configuration that helps most; None if none does.
         remedied: Imbalance with it.
         num_steps: Steps that were sampled.
@@ -48,7 +48,7 @@ class Regime:
     plain: float
     planned: float
     bound: float
-    dear_share: float
+    expensive_share: float
     remedy: str | None
     remedied: float | None
     num_steps: int
@@ -68,10 +68,10 @@ class Regime:
                     "Equal counts cannot balance a padded model, the longest example still sets "
                     f"the step: imbalance {numbers}."
                 )
-            case "dear examples":
+            case "expensive examples":
                 return (
                     f"One example alone costs more than a worker's mean load in "
-                    f"{self.dear_share:.0%} of the steps, so that no plan of these steps gets "
+                    f"{self.expensive_share:.0%} of the steps, so that no plan of these steps gets "
                     f"below {self.bound:.3f}: imbalance {numbers}."
                 )
             case _:
@@ -101,7 +101,7 @@ def regime_of(
         >>> regime_of([1.0] * 64, config).kind
         'already even'
         >>> regime_of([1.0] * 63 + [64.0], config).kind
-        'dear examples'
+        'expensive examples'
     """
     cost = checked_column("costs", costs)
     config = replace(config, limits=Limits(), tail="zero-weight")
@@ -118,7 +118,7 @@ def regime_of(
         plain=over_mean(_plain_makespan(cost[steps], config, plan.workers)),
         planned=over_mean(_makespan(plan)),
         bound=over_mean(mean + float(excess.sum())),
-        dear_share=float((excess > 0).mean()),
+        expensive_share=float((excess > 0).mean()),
         remedy=remedy,
         remedied=over_mean(remedied) if remedy else None,
         num_steps=plan.num_steps,
@@ -132,7 +132,7 @@ def _kind(found: Regime, config: BalanceConfig, mean: float) -> RegimeKind:
     if config.padded and config.counts == "equal":
         return "padding"
     if found.bound > NOTABLE * mean:
-        return "dear examples"
+        return "expensive examples"
     return "already even" if found.plain < NOTABLE * found.planned else "balancing helps"
 
 

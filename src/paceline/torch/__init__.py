@@ -14,7 +14,7 @@ from paceline.torch.order import GradientOrder, GradientSketch
 from paceline.torch.overlap import Handle, LaneOptimizer, Lanes, Prefetch
 from paceline.torch.overlap.split import SplitBackward, split_backward
 from paceline.torch.predict import calibrate_cpu, trace_workload
-from paceline.torch.ranks import gather_timeline
+from paceline.torch.ranks import Replica, gather_timeline
 
 if TYPE_CHECKING:
     from paceline.torch.overlap.async_checkpoint import AsyncCheckpoint
@@ -33,6 +33,7 @@ __all__ = [
     "LaneOptimizer",
     "Lanes",
     "Prefetch",
+    "Replica",
     "ScheduledDataParallel",
     "SplitBackward",
     "Watch",

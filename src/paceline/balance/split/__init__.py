@@ -7,17 +7,14 @@ from paceline.balance.split._padded import (
     split_padded_steps,
 )
 from paceline.balance.split._partition import (
-    TOLERANCE,
-    WINDOW_TOLERANCE,
-    Counts,
     Partition,
     check_worker_counts,
     checked_costs,
     pace_of,
     partition,
-    partition_steps,
 )
 from paceline.balance.split._sorting import descending_order, group_rows
+from paceline.balance.split._steps import TOLERANCE, WINDOW_TOLERANCE, Counts, partition_steps
 
 __all__ = [
     "TOLERANCE",

@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline._compile import compiled
-from paceline.balance.split._partition import Counts, Partition, checked_costs
+from paceline.balance.split._partition import Partition, checked_costs
 from paceline.balance.split._sorting import descending_order
+from paceline.balance.split._steps import Counts
 
 # Bisection ends when the largest load is known to this share; the split is then the
 # greedy one, whose loads are exact sums.
@@ -15,13 +16,13 @@ TINY = 1e-300
 
 
 def split_padded(costs: ArrayLike, num_workers: int) -> Partition:
-    """Split by similar cost so that the dearest *padded* worker is as cheap as possible.
+    """Split by similar cost so that the slowest *padded* worker ends as early as possible.
 
-    A worker pays its number of examples times the cost of its dearest one, because
+    A worker pays its number of examples times the cost of the most expensive one, because
     all are padded to that. Counts are free: one worker takes a few long examples,
     another many short ones. Among the splits of the batch, sorted by cost, into
     contiguous parts this one is optimal to within a part in 10⁹: the largest load is
-    found by bisection, filling each worker greedily from the dearest example down, in
+    found by bisection, filling each worker greedily from the most expensive example down, in
     O(n log n) time for n examples plus O(num_workers) per bisection.
 
     Args:
@@ -30,7 +31,7 @@ def split_padded(costs: ArrayLike, num_workers: int) -> Partition:
         num_workers: Number of workers, at least 1.
 
     Returns:
-        The split. Worker 0 holds the dearest examples. No worker is left without
+        The split. Worker 0 holds the most expensive examples. No worker is left without
         examples unless there are fewer examples than workers. Ties go to the lower
         example index.
 
@@ -46,9 +47,9 @@ def split_padded(costs: ArrayLike, num_workers: int) -> Partition:
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
     owner = split_padded_steps(cost[None], "free", np.ones(num_workers), np.zeros(num_workers))[0]
-    dearest = np.zeros(num_workers)
-    np.maximum.at(dearest, owner, cost)
-    return Partition(owner=owner, load=np.bincount(owner, minlength=num_workers) * dearest)
+    highest = np.zeros(num_workers)
+    np.maximum.at(highest, owner, cost)
+    return Partition(owner=owner, load=np.bincount(owner, minlength=num_workers) * highest)
 
 
 def split_padded_steps(
@@ -59,8 +60,8 @@ def split_padded_steps(
 ) -> NDArray[np.int64]:
     """Return the worker of each example of many global batches, shape of `costs`.
 
-    The dearest examples go to the fastest worker. With equal counts the parts are the
-    sorted batch cut evenly. That pads least in sum, but the worker with the dearest
+    The most expensive examples go to the fastest worker. With equal counts the parts are the
+    sorted batch cut evenly. That pads least in sum, but the worker with the longest
     example sets the step whatever the cut.
 
     Args:
@@ -70,15 +71,17 @@ def split_padded_steps(
         start: Time of each worker that no example causes, same shape.
     """
     num_steps, batch_size = costs.shape
-    order = descending_order(costs)
+    by_cost = descending_order(costs)
     fastest = fastest_first(rate, start)
     if counts == "equal":
         parts = np.broadcast_to(np.arange(batch_size) * len(rate) // batch_size, costs.shape)
     else:
         parts = np.empty((num_steps, batch_size), dtype=np.int64)
-        _split_rows(np.take_along_axis(costs, order, axis=1), rate[fastest], start[fastest], parts)
+        _split_rows(
+            np.take_along_axis(costs, by_cost, axis=1), rate[fastest], start[fastest], parts
+        )
     owner = np.empty((num_steps, batch_size), dtype=np.int64)
-    np.put_along_axis(owner, order, fastest[parts], axis=1)
+    np.put_along_axis(owner, by_cost, fastest[parts], axis=1)
     return owner
 
 
@@ -140,7 +143,7 @@ def _can_hold(
     rate: NDArray[np.float64],
     start: NDArray[np.float64],
 ) -> bool:
-    """Say whether workers that end by `end` hold the whole batch, filled from the dearest."""
+    """Say whether workers that end by `end` hold the whole batch, most expensive first."""
     first, left = 0, len(descending)
     for worker in range(len(rate)):
         budget = (end - start[worker]) / rate[worker]
@@ -159,18 +162,18 @@ def _fill(
     start: NDArray[np.float64],
     counts: NDArray[np.int64],
 ) -> None:
-    """Give each worker what it finishes by `end`, from the dearest down, at least one.
+    """Give each worker what it finishes by `end`, most expensive first, at least one.
 
-    One example is left for each worker that is still to come.
+    One example is left for each worker that is still to be filled.
     """
     left = len(descending)
     for worker in range(len(counts)):
         most = max(left - (len(counts) - worker - 1), min(left, 1))
-        dearest = descending[len(descending) - left] if left > 0 else 0.0
+        highest = descending[len(descending) - left] if left > 0 else 0.0
         budget = (end - start[worker]) / rate[worker]
-        if dearest * most <= budget:
+        if highest * most <= budget:
             counts[worker] = most
         else:
-            counts[worker] = max(1, int(budget / dearest)) if budget > 0 else min(1, most)
+            counts[worker] = max(1, int(budget / highest)) if budget > 0 else min(1, most)
         left -= counts[worker]
     counts[-1] += left

@@ -30,7 +30,7 @@ def busy_seconds(timeline: Timeline, num_ranks: int, num_steps: int) -> NDArray[
     if ranks != list(range(num_ranks)):
         raise ValueError(
             f"refit needs the spans of ranks 0 to {num_ranks - 1}, got those of {ranks}; pass "
-            "run.gather(), and the group of the sampler to watch()"
+            "run.gather(), and the sampler's process_group to watch()"
         )
     is_busy = np.isin(timeline.kind, BUSY_KINDS)
     busy = timeline.select(is_busy)

@@ -14,7 +14,7 @@ from paceline.cost import Job, LayerCost, Worker
 from paceline.errors import MeasurementError
 from paceline.torch.measure._link import measure_link
 from paceline.torch.model import call_model, clock_of, mean_square
-from paceline.torch.ranks import from_rank_0
+from paceline.torch.ranks import Group, from_rank_0, process_group_of
 
 NUM_WARMUP = 3
 Loss = Callable[[Any], torch.Tensor]
@@ -26,9 +26,9 @@ def measure_job(
     *,
     loss: Loss | None = None,
     num_steps: int = 20,
-    group: dist.ProcessGroup | None = None,
+    process_group: Group | None = None,
 ) -> Job:
-    """Measure what a step of `model` on `batch` costs, layer by layer, and the wire.
+    """Measure what a step of `model` on `batch` costs, layer by layer, and the link.
 
     Runs `num_steps` forward and backward passes, of which the first three only warm
     up, and takes medians. A layer is a module that owns parameters. The time since
@@ -48,7 +48,8 @@ def measure_job(
         loss: Turns the model's output into a scalar; unset for the mean square of all
             floating outputs, which takes about as long as any.
         num_steps: Passes in all, at least 4.
-        group: Ranks that train together; unset for the default group, if there is one.
+        process_group: Ranks that train together, or one axis of a device mesh; unset for the
+            default group, if there is one.
 
     Returns:
         A measured job with one worker per rank.
@@ -73,6 +74,7 @@ def measure_job(
     seconds = np.median(np.stack(steps[NUM_WARMUP:]), axis=0)
     num_workers, link = 1, None
     if dist.is_available() and dist.is_initialized():
+        group = process_group_of(process_group)
         num_workers = dist.get_world_size(group)
         seconds = from_rank_0(seconds, group)
         link = measure_link(group) if num_workers > 1 else None

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paceline.timeline import Kind, Summary, Timeline
 from paceline.torch.model import Clock, clock_of, tensors_in
-from paceline.torch.ranks import gather_timeline
+from paceline.torch.ranks import Group, gather_timeline, process_group_of
 
 NAMES = (
     "between steps",
@@ -40,7 +40,7 @@ def watch(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    group: dist.ProcessGroup | None = None,
+    process_group: Group | None = None,
 ) -> Iterator["Watch"]:
     """Record the steps of the training loop inside the `with` block.
 
@@ -62,7 +62,8 @@ def watch(
         model: The module that the loop calls; in data-parallel training the
             wrapper.
         optimizer: Its `step()` ends a step.
-        group: Ranks that train together; unset for the default group, if there is one.
+        process_group: Ranks that train together, or one axis of a device mesh; unset for the
+            default group, if there is one.
 
     Yields:
         The recorder. It can be read inside and after the block.
@@ -77,7 +78,7 @@ def watch(
         >>> run.timeline().summary().source
         'measured'
     """
-    recorder = Watch(model, optimizer, group)
+    recorder = Watch(model, optimizer, process_group_of(process_group))
     try:
         yield recorder
     finally:

@@ -12,7 +12,7 @@ from paceline.balance import EpochPlan, delivery_of
 from paceline.order import OrderPolicy
 from paceline.torch.balance import BalancedBatchSampler, BatchPass
 from paceline.torch.order._gradient_sketch import GradientSketch, quantise_rows
-from paceline.torch.ranks import device_of, process_group_of
+from paceline.torch.ranks import device_of
 
 SCALE_BYTES = 4
 INT8_MAX = 127.0
@@ -40,8 +40,7 @@ class GradientOrder:
 
     Examples:
         >>> from paceline.torch import DataLoader
-        >>> options = {"order": "pair-balance", "num_replicas": 1, "rank": 0}
-        >>> batches = BalancedBatchSampler([1] * 8, 4, **options)
+        >>> batches = BalancedBatchSampler([1] * 8, batch_size=4, order="pair-balance")
         >>> loader = DataLoader(torch.eye(8), batch_sampler=batches)
         >>> model = torch.nn.Linear(8, 1)
         >>> order = GradientOrder(GradientSketch(model), batches)
@@ -61,11 +60,11 @@ class GradientOrder:
                 f"the order {name!r} learns nothing from gradients; leave the sketches out, or "
                 'make the sampler with order="pair-balance"'
             )
-        group = process_group_of(sampler.group, sampler.num_replicas)
+        group = sampler.process_group
         if group is None and sampler.num_replicas > 1:
             raise ValueError(
                 f"the sketches of {sampler.num_replicas} ranks need a process group to travel in; "
-                "call init_process_group first, and pass the sampler its group"
+                "call init_process_group first, and pass the sampler its process_group"
             )
         self._policy: OrderPolicy = policy
         self._sketch, self._rank, self._num_ranks = sketch, sampler.rank, sampler.num_replicas
