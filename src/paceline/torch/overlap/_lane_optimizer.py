@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from time import perf_counter
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -13,13 +13,13 @@ from paceline.errors import TaskError
 from paceline.overlap import Lane
 from paceline.timeline import Kind, Timeline
 from paceline.torch.comm import ScheduledDataParallel
-from paceline.torch.model import ParamUse, PartialUpdate, is_compiled
-from paceline.torch.overlap._lane_optimizer_trial import LaneTrial
+from paceline.torch.model import ParamUse, PartialUpdate, Trial, clock_of, is_compiled
 from paceline.torch.overlap._lanes import ASSIST, Lanes
 from paceline.torch.overlap._task import Handle
 
 # Parameters of about this size make one task: small enough for the first to be done soon.
 BLOCK_BYTES = 1 << 20
+NUM_ROUNDS, NUM_UNTIMED, NUM_TIMED = 5, 1, 4
 
 
 class LaneOptimizer:
@@ -32,7 +32,7 @@ class LaneOptimizer:
     begins, so clipping, accumulation and learning rate schedules are as usual.
 
     The first forward pass is watched for the order. Unless `always`, plain and deferred steps
-    then take turns, and deferring stays only if it is at least 2 % faster; `explain()` tells.
+    then take turns, and deferring stays only if it is measured to be faster; `explain()` tells.
 
     State dicts of model and optimizer wait for the update. Whoever else reads parameters
     outside of the model's forward pass calls `finish()` first. `step()` clears the gradients.
@@ -74,10 +74,12 @@ class LaneOptimizer:
         self._uses = ParamUse(model)
         self._blocks: list[list[torch.Tensor]] = []
         self._pending: dict[torch.Tensor, Handle] = {}
-        self._trial = None if always else LaneTrial()
+        self._trial = None if always else _plain_against_deferred()
+        self._clock = clock_of(model)
+        self._marks: list[object] = []
         self._defers, self._verdict = True, "asked to defer always"
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._lanes = lanes or Lanes({ASSIST: Lane()}, device=self._device)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._lanes = lanes or Lanes({ASSIST: Lane()}, device=device)
         self._owns_lanes = lanes is None
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._on_first_pass),
@@ -92,14 +94,13 @@ class LaneOptimizer:
         """
         self.finish()
         self._lanes.step += 1
-        if self._blocks and (self._trial.defers if self._trial else self._defers):
+        if self._blocks and (self._trial.current if self._trial else self._defers):
             self._step_behind()
         else:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._trial is not None and self._blocks and self._trial.note(self._now_s):
-            self._defers, self._verdict = self._trial.verdict()
-            self._trial = None
+        if self._trial is not None and self._blocks:
+            self._note_step(self._trial)
 
     def finish(self) -> None:
         """Wait until all parameters are updated.
@@ -148,6 +149,7 @@ class LaneOptimizer:
         own = {p for group in self._optimizer.param_groups for p in group["params"]}
         used = [parameter for parameter in self._uses.order if parameter in own]
         self._blocks = list(_blocks(used))
+        self._marks = [self._clock.mark()]
         waits: dict[nn.Module, list[torch.Tensor]] = {}
         for parameter in used:
             for module in self._uses.users[parameter]:
@@ -194,10 +196,22 @@ class LaneOptimizer:
                 self._pending = {p: h for p, h in self._pending.items() if h is not handle}
                 raise
 
-    def _now_s(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return perf_counter()
+    def _note_step(self, trial: Trial) -> None:
+        """Mark the end of a step; at the end of a turn, let the trial know of its steps."""
+        self._marks.append(self._clock.mark())
+        if len(self._marks) <= trial.steps_per_turn:
+            return
+        ends_s, self._marks = self._clock.seconds(self._marks), self._marks[-1:]
+        has_ended = [trial.note(after_s - before_s) for before_s, after_s in pairwise(ends_s)]
+        if has_ended[-1]:
+            trial.end_round()
+        if trial.is_over:
+            self._defers, self._verdict = bool(trial.winner()), trial.explain(1)
+            self._trial = None
+
+
+def _plain_against_deferred() -> Trial:
+    return Trial(2, num_rounds=NUM_ROUNDS, num_untimed=NUM_UNTIMED, num_timed=NUM_TIMED)
 
 
 def _blocks(parameters: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

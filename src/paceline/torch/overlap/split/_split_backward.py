@@ -17,10 +17,16 @@ from paceline.overlap import Lane, LanePlan, Threads
 from paceline.timeline import Kind, Span, Timeline
 from paceline.torch.model import clock_of, tensors_in
 from paceline.torch.overlap._lanes import ASSIST, MAX_SPANS, Lanes
+from paceline.torch.overlap.split._find_plan import (
+    MeasuredPass,
+    PassPlan,
+    PlanSearch,
+    find_plan,
+    num_cores,
+)
 from paceline.torch.overlap.split._ops import SplitOp, op_of
 from paceline.torch.overlap.split._queue import GradientQueue, overhead_s
 from paceline.torch.overlap.split._site import Mode, Site, has_user_hooks
-from paceline.torch.overlap.split._trial import Order, Passed, Trial, num_cores, trial
 
 OpOf = Callable[[Any], SplitOp | None]
 
@@ -44,7 +50,7 @@ def split_backward(
 
     Unless `plan` is given, the first passes (a forward and a backward pass each) are measured:
     the parts of the backward pass, then the plain way and what is simulated to be best in turns.
-    The plain way is kept unless another is at least 2 % faster; `explain()` tells.
+    The plain way is kept unless another is measured to be faster; `explain()` tells.
 
     `backward()` returns when all gradients are there. Works with autocast, checkpointing (both
     kinds), accumulation, `inputs=...`, `torch.autograd.grad` and `create_graph=True` (which
@@ -113,12 +119,12 @@ class SplitBackward:
         self._num_foreign = 0
         self._own_threads = torch.get_num_threads()
         self._assist_threads = 1
-        self._order = Order()
-        self._trial: Trial | None = None
+        self._order = PassPlan()
+        self._trial: PlanSearch | None = None
         self._attach(ops)
         if plan is None:
             cores = num_cores(self._device, self._own_threads)
-            self._trial = trial(cores, self._own_threads, overhead_s(self._lanes))
+            self._trial = find_plan(cores, self._own_threads, overhead_s(self._lanes))
             self._order = next(self._trial)
         else:
             self._settle(plan)
@@ -222,7 +228,7 @@ class SplitBackward:
         # It waits for autograd's own accumulation, so what is deferred would come too late.
         is_foreign = DistributedDataParallel._active_ddp_module is not None
         self._num_foreign += is_foreign
-        self._set_modes(Order() if is_foreign else self._order)
+        self._set_modes(PassPlan() if is_foreign else self._order)
         if self._is_open:
             return
         self._is_open = True
@@ -270,7 +276,7 @@ class SplitBackward:
         if self._trial is None or self._is_foreign:
             return
         try:
-            self._order = self._trial.send(Passed(start_s, self._mark_names))
+            self._order = self._trial.send(MeasuredPass(start_s, self._mark_names))
         except StopIteration as decided:
             self._trial = None
             self._settle(decided.value)
@@ -278,7 +284,7 @@ class SplitBackward:
 
     def _settle(self, plan: LanePlan) -> None:
         """Do as planned from now on; where nothing is deferred, leave no trace in the model."""
-        self.plan, self._order = plan, Order.of(plan)
+        self.plan, self._order = plan, PassPlan.of(plan)
         if plan.defers:
             self._set_modes(self._order)
         else:
@@ -291,7 +297,7 @@ class SplitBackward:
             self._assist_threads = threads.assist
             self._lanes.submit(torch.set_num_threads, threads.assist, lane=ASSIST)
 
-    def _set_modes(self, order: Order) -> None:
+    def _set_modes(self, order: PassPlan) -> None:
         self._queue.layers_per_task = order.layers_per_task
         self._queue.max_pending = order.max_pending
         chosen = None if order.deferred is None else set(order.deferred)
