@@ -109,8 +109,8 @@ class Trial:
         """
         seconds = self.medians_s() if medians_s is None else medians_s
         best_plain = min(plain, key=seconds.__getitem__)
-        others = [index for index in range(len(seconds)) if index not in plain]
-        faster = [index for index in others if self.beats(index, best_plain, seconds)]
+        numbers = range(len(seconds))
+        faster = [index for index in numbers if self.beats(index, best_plain, seconds)]
         return min(faster, key=seconds.__getitem__, default=best_plain)
 
     def beats(self, candidate: int, plain: int, medians_s: Sequence[float]) -> bool:

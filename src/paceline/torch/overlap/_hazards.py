@@ -1,6 +1,5 @@
 """Which unfinished task read or wrote which tensor, so that the next one waits for it."""
 
-import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -92,8 +91,7 @@ class Hazards:
 
 
 def _check_ordered(writer: LaneTask, task: LaneTask) -> None:
-    task.thread = task.thread or threading.get_ident()
-    if writer.thread != task.thread and writer not in task.before:
+    if writer.info.thread != task.info.thread and writer not in task.before:
         raise GraphError(
             f"a tensor is written by {writer} and by {task}, which different threads submitted "
             "and nothing orders; pass the handle of one as `after` of the other"

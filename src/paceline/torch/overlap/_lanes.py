@@ -16,7 +16,7 @@ from paceline.overlap import DEFAULT_LANES, Lane
 from paceline.timeline import Kind, Span, Timeline
 from paceline.torch.overlap._hazards import Hazards
 from paceline.torch.overlap._streams import StreamLane
-from paceline.torch.overlap._task import Board, Handle, LaneTask, now_s
+from paceline.torch.overlap._task import Board, Handle, LaneTask, TaskInfo, now_s
 from paceline.torch.overlap._threads import ThreadLane
 
 MAX_SPANS = 1 << 17
@@ -73,7 +73,7 @@ class Lanes:
         self._submission = threading.Lock()
         self._is_closed = False
         self._lanes: dict[str, ThreadLane | StreamLane] = {
-            name: StreamLane(name, lane, self._board, rank, max_spans, device)
+            name: StreamLane(lane, self._board, rank, max_spans, device)
             if device.type == "cuda" and not lane.is_host
             else ThreadLane(name, lane, self._board, rank, max_spans)
             for name, lane in lanes.items()
@@ -122,26 +122,18 @@ class Lanes:
             raise ValueError(
                 f"lane {lane!r} does not exist; the lanes are {', '.join(self._lanes)}"
             )
-        frame = sys._getframe(1)
-        task = LaneTask(
-            function,
-            args,
-            lane,
-            kind,
-            name or getattr(function, "__name__", "task"),
-            frame.f_code,
-            frame.f_lineno,
-        )
+        frame, thread = sys._getframe(1), threading.get_ident()
+        name = name or getattr(function, "__name__", "task")
+        info = TaskInfo(name, lane, kind, self.step, thread, frame.f_code, frame.f_lineno)
+        task = LaneTask(function, args, info)
         handle = Handle(task, self._board)
-        before = [argument.task for argument in args if type(argument) is Handle]
-        before += [earlier.task for earlier in after]
-        task.before, task.step = before, self.step
+        task.before = [argument.task for argument in args if type(argument) is Handle]
+        task.before += [earlier.task for earlier in after]
         with self._submission:
             if self._is_closed:
                 raise RuntimeError(f"task {task} was submitted after close(); make new Lanes")
             if reads or writes:
-                task.thread = threading.get_ident()
-                task.before = before + self._hazards.order(task, reads, writes)
+                task.before += self._hazards.order(task, reads, writes)
             queue.accept(task)
         queue.make_room(task)
         return handle

@@ -3,12 +3,11 @@
 from collections import deque
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 
 from paceline.timeline import Kind
 from paceline.torch.overlap._lanes import ASSIST, Lanes
-from paceline.torch.overlap._task import Handle, now_s
+from paceline.torch.overlap._task import Handle, keep_on_stream, now_s
 from paceline.torch.overlap.split._site import Args, Site
 from paceline.torch.overlap.split._slots import Slot
 
@@ -60,14 +59,15 @@ class GradientQueue:
         self._lanes.wait(ASSIST)
         self._pending.clear()
 
-    def finish(self) -> bool:
-        """End a backward pass: all gradients are in place. Tell whether any was deferred."""
-        was_used = bool(self._pending or self._batch)
-        if was_used:
-            self.join()
-            for slot in self._slots.values():
-                slot.finish()
-        return was_used
+    def flush(self) -> None:
+        """End a backward pass: all gradients are in place."""
+        if not self._pending and not self._batch:
+            return
+        self.join()
+        for slot in self._slots.values():
+            slot.finish()
+            # Made on the assist stream, and used on this one.
+            keep_on_stream(slot.parameter.grad)
 
     def forget(self) -> None:
         """Drop what a backward pass that raised has left."""
@@ -77,12 +77,6 @@ class GradientQueue:
             slot.unmute()
             if slot.num_expected:
                 slot.reset()
-
-    def keep_on(self, stream: torch.cuda.Stream) -> None:
-        """Tell the allocator that `stream` uses the gradients that the assist stream has made."""
-        for slot in self._slots.values():
-            if slot.parameter.grad is not None:
-                slot.parameter.grad.record_stream(stream)
 
     def _submit(self) -> None:
         """Make a task of the batch; at the bound, main does the oldest task itself."""
