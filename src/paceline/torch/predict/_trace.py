@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paceline.errors import TraceError
 from paceline.predict.work import OperatorWork, Workload
+from paceline.torch.model import tensors_in
 from paceline.torch.predict._trace_architecture import (
     ACTIVATIONS,
     POOLS,
@@ -20,7 +21,6 @@ from paceline.torch.predict._trace_architecture import (
     is_norm,
     num_table_kernels,
 )
-from paceline.torch.predict._trace_memory import tensors_in
 from paceline.torch.predict._trace_recorder import Recorder
 from paceline.torch.predict._trace_setup import (
     ExampleInput,

@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline.predict.work import LayerWork, OperatorWork, Phase
-from paceline.torch.predict._trace_memory import LiveMemory, tensors_in
+from paceline.torch.model import tensors_in
+from paceline.torch.predict._trace_memory import LiveMemory
 from paceline.torch.predict._trace_operators import describe, is_ignored, with_workspace
 
 # How a gradient comes from 16-bit ones, and from those of several uses of a parameter.
