@@ -83,7 +83,7 @@ def test_clipped_accumulated_scheduled_steps_leave_the_same_bits(name: str) -> N
             deferred.zero_grad(set_to_none=False)  # Whatever the loop does to it.
             for schedule in schedules:
                 schedule.step()
-        update.finish()
+        update.flush()
         assert_equal(plain, ours)
         spans = list(update.timeline())
     assert {span.kind for span in spans} == {Kind.OPTIMIZER}
@@ -149,7 +149,7 @@ def test_what_an_update_raises_surfaces_at_the_next_call() -> None:
     update.step()
     with pytest.raises(TaskError, match="update block 0"):
         model(torch.ones(1, 2))
-    update.finish()
+    update.flush()
     update.close()
 
 

@@ -70,17 +70,9 @@ class PartialUpdate:
 
     def run_hooks(self, *, before: bool) -> None:
         """Run the optimizer's step hooks, as `step()` would before or after its work."""
-        own, everywhere = (
-            (
-                self._optimizer._optimizer_step_pre_hooks,
-                optimizer_module._global_optimizer_pre_hooks,
-            )
-            if before
-            else (
-                self._optimizer._optimizer_step_post_hooks,
-                optimizer_module._global_optimizer_post_hooks,
-            )
-        )
+        when = "pre" if before else "post"
+        own = getattr(self._optimizer, f"_optimizer_step_{when}_hooks")
+        everywhere = getattr(optimizer_module, f"_global_optimizer_{when}_hooks")
         for hook in list(chain(everywhere.values(), own.values())):
             hook(self._optimizer, (self._optimizer,), {})
         # Set by `step()` otherwise; schedulers warn when it is missing.

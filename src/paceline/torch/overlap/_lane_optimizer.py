@@ -35,7 +35,7 @@ class LaneOptimizer:
     then take turns, and deferring stays only if it is measured to be faster; `explain()` tells.
 
     State dicts of model and optimizer wait for the update. Whoever else reads parameters
-    outside of the model's forward pass calls `finish()` first. `step()` clears the gradients.
+    outside of the model's forward pass calls `flush()` first. `step()` clears the gradients.
     A `GradScaler` calls the optimizer itself and cannot be used.
 
     Args:
@@ -55,7 +55,7 @@ class LaneOptimizer:
         ...     for _ in range(3):
         ...         model(torch.ones(2, 4)).sum().backward()
         ...         update.step()
-        ...     update.finish()
+        ...     update.flush()
         ...     len(update.timeline())  # one block in each step
         3
     """
@@ -83,7 +83,7 @@ class LaneOptimizer:
         self._owns_lanes = lanes is None
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._on_first_pass),
-            *_state_hooks(model, optimizer, weakref.WeakMethod(self.finish)),
+            *_state_hooks(model, optimizer, weakref.WeakMethod(self.flush)),
         ]
 
     def step(self) -> None:
@@ -92,7 +92,7 @@ class LaneOptimizer:
         Raises:
             TaskError: If an update of the step before failed.
         """
-        self.finish()
+        self.flush()
         self._lanes.step += 1
         if self._blocks and (self._trial.current if self._trial else self._defers):
             self._step_behind()
@@ -102,7 +102,7 @@ class LaneOptimizer:
         if self._trial is not None and self._blocks:
             self._note_step(self._trial)
 
-    def finish(self) -> None:
+    def flush(self) -> None:
         """Wait until all parameters are updated.
 
         Raises:
@@ -126,7 +126,7 @@ class LaneOptimizer:
     def close(self) -> None:
         """Finish what is under way, remove the hooks, and end the lanes unless they were given."""
         try:
-            self.finish()
+            self.flush()
         finally:
             while self._handles:
                 self._handles.pop().remove()
@@ -228,12 +228,12 @@ def _blocks(parameters: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 def _state_hooks(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    finish: "weakref.WeakMethod[Callable[[], None]]",
+    flush: "weakref.WeakMethod[Callable[[], None]]",
 ) -> list[RemovableHandle]:
     """Let whoever saves or loads state wait for the update."""
 
     def hook(*_: Any) -> None:
-        if (method := finish()) is not None:
+        if (method := flush()) is not None:
             method()
 
     return [

@@ -6,7 +6,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -28,15 +27,14 @@ class Lanes:
     """Queues of work beside the main one.
 
     `submit` returns at once. A task waits for the handles among its arguments and, by the order
-    of submission, for whoever wrote what it reads (read after write) and read or wrote what it
-    writes (write after read, write after write). On one lane, tasks run in the order of
-    submission.
+    of submission, for tasks that write what it reads (read after write) or read or write what
+    it writes (write after read, write after write). On one lane, tasks run in that order.
 
     On a CPU each lane is a thread with its own number of intra-op threads; on CUDA a stream with
     a priority, and tasks are launched when they are submitted. Tasks run without autograd.
 
-    What a task raises surfaces at the next `wait()`, with its name and the submitting line;
-    tasks that need its result fail too, others go on.
+    What a task raises is raised by its handle's `wait()` or the next `flush()`, with its name
+    and the submitting line; tasks that need its result fail too, others go on.
 
     Attributes:
         step: Optimizer update that the spans of tasks submitted from now on belong to.
@@ -152,7 +150,7 @@ class Lanes:
                     num_run += 1
         return num_run
 
-    def wait(self, lane: str | None = None) -> None:
+    def flush(self, lane: str | None = None) -> None:
         """Wait for all tasks of `lane`, or of all lanes.
 
         On CUDA streams the current stream waits, the host does not.
@@ -195,7 +193,7 @@ class Lanes:
         return Timeline.from_spans("measured", sorted(spans, key=lambda span: span.start_s))
 
     def close(self) -> None:
-        """Finish what is queued and end the threads; errors are raised as by `wait`."""
+        """Finish what is queued and end the threads; errors are raised as by `flush`."""
         with self._submission:
             self._is_closed = True
         self._finalizer()
@@ -204,13 +202,8 @@ class Lanes:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, *error: Any) -> None:
+        if error[1] is None:
             self.close()
             return
         # The error that is under way is the one to be seen.

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from paceline.timeline import Kind
 from paceline.torch.overlap._lanes import Lanes
@@ -94,16 +94,8 @@ def _load(batches: Iterator[Any]) -> Any:
 
 
 def _load_pinned(batches: Iterator[Any]) -> Any:
-    return tree_map(_pinned, next(batches, _END))
-
-
-def _pinned(value: Any) -> Any:
-    return value.pin_memory() if isinstance(value, torch.Tensor) else value
+    return tree_map_only(torch.Tensor, torch.Tensor.pin_memory, next(batches, _END))
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:
-    def move(value: Any) -> Any:
-        is_tensor = isinstance(value, torch.Tensor)
-        return value.to(device, non_blocking=True) if is_tensor else value
-
-    return tree_map(move, batch)
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)

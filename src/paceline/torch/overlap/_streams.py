@@ -1,4 +1,4 @@
-"""A lane that is a CUDA stream: tasks are launched by whoever submits them."""
+"""A lane that is a CUDA stream: the thread that submits a task launches it."""
 
 from collections import deque
 

@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from types import CodeType
 from typing import Any, NamedTuple
@@ -37,29 +38,20 @@ def span_of(rank: int, info: TaskInfo, begin_s: float, duration_s: float) -> Spa
     return Span(rank, info.lane, info.kind, info.name, begin_s, duration_s, info.step)
 
 
+@dataclass(slots=True, eq=False)
 class LaneTask:
     """What a lane runs. After it has run it holds no tensor, so that tables may keep it."""
 
-    __slots__ = (
-        "args",
-        "before",
-        "cell",
-        "error",
-        "event",
-        "function",
-        "info",
-        "is_awaited",
-        "is_claimed",
-        "is_done",
-    )
-
-    def __init__(self, function: Callable[..., Any], args: Sequence[Any], info: TaskInfo) -> None:
-        self.function, self.args, self.info = function, args, info
-        self.before: list[LaneTask] = []
-        self.cell: list[Any] = []
-        self.error: BaseException | None = None
-        self.event: torch.cuda.Event | None = None
-        self.is_done = self.is_claimed = self.is_awaited = False
+    function: Callable[..., Any]
+    args: Sequence[Any]
+    info: TaskInfo
+    before: list["LaneTask"] = field(default_factory=list)
+    cell: list[Any] = field(default_factory=list)
+    error: BaseException | None = None
+    event: torch.cuda.Event | None = None
+    is_done: bool = False
+    is_claimed: bool = False
+    is_awaited: bool = False
 
     def __str__(self) -> str:
         name, lane, *_, code, line = self.info
@@ -119,7 +111,7 @@ class Board:
         return True
 
     def end(self, task: LaneTask) -> None:
-        """Note that the task has ended, and wake who waits for it."""
+        """Note that the task has ended, and wake those who wait for it."""
         if task.error is not None and not isinstance(task.error, _CancelledError):
             self._failed.append(task)
         task.forget()
@@ -144,12 +136,7 @@ class Board:
 
 
 class Handle:
-    """A submitted task; pass it to `submit` in place of its result.
-
-    Attributes:
-        name: Of the task.
-        lane: That it runs on.
-    """
+    """A submitted task; pass it to `submit` in place of its result."""
 
     __slots__ = ("_board", "_cell", "task")
 

@@ -50,7 +50,7 @@ class AsyncCheckpoint:
         >>> model = torch.nn.Linear(2, 1)
         >>> with TemporaryDirectory() as folder, AsyncCheckpoint(folder) as checkpoint:
         ...     handle = checkpoint.save(3, {"model": model.state_dict()})
-        ...     checkpoint.wait()
+        ...     checkpoint.flush()
         ...     checkpoint.latest().name
         'step_00000003'
     """
@@ -92,7 +92,7 @@ class AsyncCheckpoint:
         Raises:
             TaskError: If the checkpoint before could not be written.
         """
-        self.wait()
+        self.flush()
         values, tree = tree_flatten(dict(state))
         tensors = [value.detach() for value in values if isinstance(value, torch.Tensor)]
         self._fit_buffers(tensors)
@@ -122,7 +122,7 @@ class AsyncCheckpoint:
                 self._snapshot.wait()
             self._snapshot = None
 
-    def wait(self) -> None:
+    def flush(self) -> None:
         """Wait until the checkpoint is written."""
         self.wait_snapshot()
         if self._write is not None:
@@ -154,7 +154,7 @@ class AsyncCheckpoint:
         if self._hook is not None:
             self._hook.remove()
         try:
-            self.wait()
+            self.flush()
         finally:
             if self._owns_lanes:
                 self._lanes.close()

@@ -4,16 +4,34 @@ Each part calls the kernel that PyTorch's own backward pass calls, with the same
 on a CPU the results are bitwise those of the whole.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 Extras = tuple[Tensor, ...]
+Grads = tuple[Tensor | None, Tensor | None]
 aten = torch.ops.aten
+
+
+class OpArgs(NamedTuple):
+    """What a layer's backward pass is computed from.
+
+    Attributes:
+        grad: Gradient of the output.
+        x: Input.
+        weight: As it was used, so maybe in a lower precision.
+        extras: What else the forward pass has kept.
+    """
+
+    grad: Tensor
+    x: Tensor
+    weight: Tensor
+    extras: Extras
 
 
 class SplitOp(Protocol):
@@ -26,12 +44,10 @@ class SplitOp(Protocol):
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
         """Return the output, and what the backward pass needs beside input and weight."""
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
+    def input_grad(self, args: OpArgs) -> Tensor:
         """Return the gradient of the input."""
 
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
         """Return the gradients of weight and bias, those that are wanted."""
 
 
@@ -45,24 +61,41 @@ class LinearOp:
         """See `SplitOp`."""
         return functional.linear(x, weight, bias), ()
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
+    def input_grad(self, args: OpArgs) -> Tensor:
         """See `SplitOp`."""
+        grad, x, weight, _ = args
         rows = _rows(grad)
         is_turned = _is_column_major(_rows(x))
         by_input = weight.t().mm(rows.t()).t() if is_turned else rows.mm(weight)
         return by_input if x.dim() == 2 else by_input.view(x.shape)
 
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
         """See `SplitOp`."""
-        rows = _rows(grad)
-        by_weight = rows.t().mm(_rows(x)) if wants[0] else None
+        rows = _rows(args.grad)
+        by_weight = rows.t().mm(_rows(args.x)) if wants[0] else None
         return by_weight, rows.sum(0) if wants[1] else None
 
 
+class MaskedOp(ABC):
+    """A layer whose backward kernel computes the gradients that a mask asks for."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def backward(self, args: OpArgs, mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of input, weight and bias, those that are wanted."""
+
+    def input_grad(self, args: OpArgs) -> Tensor:
+        """See `SplitOp`."""
+        return self.backward(args, (True, False, False))[0]
+
+    def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
+        """See `SplitOp`."""
+        return self.backward(args, (False, *wants))[1:]
+
+
 @dataclass(frozen=True, slots=True)
-class ConvolutionOp:
+class ConvolutionOp(MaskedOp):
     """A convolution with zero padding, in one or two dimensions."""
 
     stride: Sequence[int]
@@ -79,33 +112,12 @@ class ConvolutionOp:
         args = (self.stride, self.padding, self.dilation, self.groups)
         return convolve(x, weight, bias, *args), ()
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
-        """See `SplitOp`."""
-        return self._backward(grad, x, weight, (True, False, False))[0]
-
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """See `SplitOp`."""
-        found = self._backward(grad, x, weight, (False, *wants))
-        return found[1], found[2]
-
-    def _backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        num_spatial = weight.dim() - 2
+    def backward(self, args: OpArgs, mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        """See `MaskedOp`."""
+        weight = args.weight
+        geometry = (self.stride, self.padding, self.dilation, False, [0] * (weight.dim() - 2))
         found: tuple[Tensor, Tensor, Tensor] = aten.convolution_backward(
-            grad,
-            x,
-            weight,
-            [weight.shape[0]],
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            [0] * num_spatial,
-            self.groups,
-            mask,
+            args.grad, args.x, weight, [weight.shape[0]], *geometry, self.groups, mask
         )
         return found
 
@@ -120,25 +132,22 @@ class EmbeddingOp:
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
         """See `SplitOp`."""
-        args = (self.padding_idx, self.scale_grad_by_freq)
-        return torch.embedding(weight, x, *args), ()
+        return torch.embedding(weight, x, self.padding_idx, self.scale_grad_by_freq), ()
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
+    def input_grad(self, args: OpArgs) -> Tensor:
         """Never called: indices have no gradient."""
         raise AssertionError("indices have no gradient")
 
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
         """See `SplitOp`."""
         found = aten.embedding_dense_backward(
-            grad, x, weight.shape[0], self.padding_idx, self.scale_grad_by_freq
+            args.grad, args.x, args.weight.shape[0], self.padding_idx, self.scale_grad_by_freq
         )
         return found, None
 
 
 @dataclass(frozen=True, slots=True)
-class LayerNormOp:
+class LayerNormOp(MaskedOp):
     """Layer normalisation with a weight, with or without a bias."""
 
     shape: Sequence[int]
@@ -150,23 +159,11 @@ class LayerNormOp:
         out, mean, rstd = torch.native_layer_norm(x, self.shape, weight, bias, self.eps)
         return out, (mean, rstd)
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
-        """See `SplitOp`."""
-        return self._backward(grad, x, weight, extras, (True, False, False))[0]
-
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """See `SplitOp`."""
-        found = self._backward(grad, x, weight, extras, (False, *wants))
-        return found[1], found[2]
-
-    def _backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, mask: Sequence[bool]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, args: OpArgs, mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        """See `MaskedOp`."""
         # The bias's values do not matter, only its shape; it is the weight's.
         found: tuple[Tensor, Tensor, Tensor] = aten.native_layer_norm_backward(
-            grad, x, self.shape, *extras, weight, weight, mask
+            args.grad, args.x, self.shape, *args.extras, args.weight, args.weight, mask
         )
         return found
 
@@ -181,15 +178,13 @@ class ScaleOp:
         """See `SplitOp`."""
         return x * weight, ()
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
+    def input_grad(self, args: OpArgs) -> Tensor:
         """See `SplitOp`."""
-        return grad * weight
+        return args.grad * args.weight
 
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
         """See `SplitOp`."""
-        return (grad * x).sum_to_size(weight.shape), None
+        return (args.grad * args.x).sum_to_size(args.weight.shape), None
 
 
 def op_of(module: nn.Module) -> SplitOp | None:

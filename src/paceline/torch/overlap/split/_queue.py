@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from paceline.timeline import Kind
 from paceline.torch.overlap._lanes import ASSIST, Lanes
 from paceline.torch.overlap._task import Handle, keep_on_stream, now_s
-from paceline.torch.overlap.split._site import Args, Site
+from paceline.torch.overlap.split._ops import OpArgs
+from paceline.torch.overlap.split._site import Pair, Site
 from paceline.torch.overlap.split._slots import Slot
 
 NUM_ROUND_TRIPS = 21
 
-Pair = tuple[Slot | None, Slot | None]
-Batch = list[tuple[Site, Pair, Args]]
+Batch = list[tuple[Site, Pair, OpArgs]]
 
 
 class GradientQueue:
@@ -42,7 +42,7 @@ class GradientQueue:
         """Return the slot, if the tensor has one."""
         return self._slots.get(id(tensor))
 
-    def defer(self, site: Site, slots: Pair, args: Args) -> None:
+    def defer(self, site: Site, slots: Pair, args: OpArgs) -> None:
         """Hand the weight gradients over, with those of other layers if one is not worth it."""
         for slot in slots:
             if slot is not None:
@@ -56,7 +56,7 @@ class GradientQueue:
         if self._batch:
             self._submit()
         self._lanes.help(ASSIST)
-        self._lanes.wait(ASSIST)
+        self._lanes.flush(ASSIST)
         self._pending.clear()
 
     def flush(self) -> None:
@@ -120,7 +120,7 @@ def overhead_s(lanes: Lanes) -> float:
 
 def _run(batch: Batch) -> None:
     for site, slots, args in batch:
-        parts = site.op.weight_grads(*args, (slots[0] is not None, slots[1] is not None))
+        parts = site.op.weight_grads(args, (slots[0] is not None, slots[1] is not None))
         for slot, part in zip(slots, parts, strict=True):
             if slot is not None and part is not None:
                 slot.come(part)

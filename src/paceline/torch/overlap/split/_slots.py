@@ -12,8 +12,8 @@ class Slot:
     """What a parameter's gradient is waiting for.
 
     A gradient is complete when autograd has done all uses of the parameter, which a hook on it
-    tells, and all deferred parts have come. Whoever sees that first, the hook or the lane,
-    adds it to `.grad` and runs the hooks that autograd would run.
+    tells, and all deferred parts have come. The hook or the lane, whichever
+    sees that first, adds it to `.grad` and runs the hooks that autograd would run.
 
     Each count is written by one thread only, so they need no lock.
 

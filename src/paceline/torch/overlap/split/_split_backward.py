@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -145,14 +144,9 @@ class SplitBackward:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._detach()
-        self._exit.__exit__(kind, error, traceback)
+        self._exit.__exit__(*error)
 
     # What layers call.
 
@@ -263,7 +257,7 @@ class SplitBackward:
     def _set_modes(self, now: PassPlan) -> None:
         self._queue.layers_per_task = now.layers_per_task
         self._queue.max_pending = now.max_pending
-        # Looking at hooks is no use of a parameter, whoever watches.
+        # Looking at hooks does not count as a use of the parameter.
         with torch._C.DisableTorchFunction():
             for site in self._sites:
                 is_chosen = now.deferred is None or site.name in now.deferred
@@ -274,7 +268,7 @@ class SplitBackward:
         """Finish what a backward pass has left that raised, before anybody sees `.grad`."""
         self._in_backward = self._record.is_open = False
         with suppress(TaskError):  # The pass has raised already.
-            self._lanes.wait(ASSIST)
+            self._lanes.flush(ASSIST)
         self._queue.forget()
         self._threads.restore()
 
