@@ -79,9 +79,7 @@ class PartialUpdate:
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # private to schedulers
 
     def _step(
-        self,
-        members: dict[int, list[torch.Tensor]],
-        alias_of: dict[torch.Tensor, torch.Tensor],
+        self, members: dict[int, list[torch.Tensor]], alias_of: dict[torch.Tensor, torch.Tensor]
     ) -> None:
         state = self._optimizer.state
         twin = object.__new__(type(self._optimizer))

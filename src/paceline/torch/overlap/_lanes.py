@@ -1,4 +1,4 @@
-"""Run tasks beside the main thread: threads on a CPU, streams on a CUDA device."""
+"""Run tasks in parallel to the main thread: by threads on a CPU, by streams on CUDA."""
 
 import sys
 import threading
@@ -24,7 +24,7 @@ ASSIST = "assist"
 
 
 class Lanes:
-    """Queues of work beside the main one.
+    """Queues of work that run in parallel to the main thread.
 
     `submit` returns at once. A task waits for the handles among its arguments and, by the order
     of submission, for tasks that write what it reads (read after write) or read or write what
@@ -194,9 +194,7 @@ class Lanes:
 
     def close(self) -> None:
         """Finish what is queued and end the threads; errors are raised as by `flush`."""
-        with self._submission:
-            self._is_closed = True
-        self._finalizer()
+        self._end()
         self._board.raise_error()
 
     def __enter__(self) -> Self:
@@ -205,9 +203,11 @@ class Lanes:
     def __exit__(self, *error: Any) -> None:
         if error[1] is None:
             self.close()
-            return
-        # The error that is under way is the one to be seen.
-        self.cancel()
+        else:  # Which is the one that the user is to see.
+            self.cancel()
+            self._end()
+
+    def _end(self) -> None:
         with self._submission:
             self._is_closed = True
         self._finalizer()

@@ -1,4 +1,4 @@
-"""Have the next batch ready: load it beside the step, and copy it to the device ahead of use."""
+"""Load the next batch during the step, and copy it to the device before it is used."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,20 +16,20 @@ _END = object()
 
 
 class Prefetch:
-    """Iterates over a loader, batches ahead.
+    """Iterates over a loader and prefetches its batches.
 
     On a CPU the loader runs on lane `copy`. For a CUDA device it runs on lane `host`, which pins
     its tensors, and the copies to the device on the stream of lane `copy`. How long the
     training loop waits for each batch is a span of kind DATA on lane `main`.
 
     The loader is `num_ahead` batches ahead of the loop, so do not wrap a loader whose state is
-    read meanwhile, such as `paceline.DataLoader`: its cursor would count batches that the loop has
-    not seen. What the loader raises, `next()` raises as a `TaskError`.
+    saved, such as `paceline.DataLoader`: it would count batches that the loop has not seen. What
+    the loader raises, `next()` raises as a `TaskError`.
 
     Args:
         loader: Any iterable of tensors, or of containers of them; each pass iterates it anew.
         lanes: With lane `copy`, and `host` for a CUDA device.
-        device: Where the batches are to be.
+        device: Where to put the batches.
         num_ahead: Batches that are loaded ahead, at least 1.
 
     Examples:

@@ -20,12 +20,7 @@ class StreamLane:
     """
 
     def __init__(
-        self,
-        lane: Lane,
-        board: Board,
-        rank: int,
-        max_spans: int,
-        device: torch.device,
+        self, lane: Lane, board: Board, rank: int, max_spans: int, device: torch.device
     ) -> None:
         self._board, self._rank = board, rank
         self._stream = torch.cuda.Stream(device, priority=lane.priority)

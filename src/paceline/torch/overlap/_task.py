@@ -15,6 +15,8 @@ from paceline.errors import TaskError
 from paceline.timeline import Kind, Span
 
 MAX_ERRORS = 16
+# The time of spans on the host.
+now_s = perf_counter
 
 
 class _CancelledError(TaskError):
@@ -202,11 +204,6 @@ def keep_on_stream(values: Any, stream: torch.cuda.Stream | None = None) -> None
             keep_on_stream(value._cell, stream)
         elif isinstance(value, torch.Tensor) and value.is_cuda:
             value.record_stream(stream or torch.cuda.current_stream(value.device))
-
-
-def now_s() -> float:
-    """Return the time of spans on the host."""
-    return perf_counter()
 
 
 def _value(argument: Any) -> Any:

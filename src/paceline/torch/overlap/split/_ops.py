@@ -52,17 +52,15 @@ class SplitOp(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LinearOp:
+class _Linear:
     """A matrix product, over the last dimension of any input."""
 
     casts: bool = True
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
-        """See `SplitOp`."""
         return functional.linear(x, weight, bias), ()
 
     def input_grad(self, args: OpArgs) -> Tensor:
-        """See `SplitOp`."""
         grad, x, weight, _ = args
         rows = _rows(grad)
         is_turned = _is_column_major(_rows(x))
@@ -70,13 +68,12 @@ class LinearOp:
         return by_input if x.dim() == 2 else by_input.view(x.shape)
 
     def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
-        """See `SplitOp`."""
         rows = _rows(args.grad)
         by_weight = rows.t().mm(_rows(args.x)) if wants[0] else None
         return by_weight, rows.sum(0) if wants[1] else None
 
 
-class MaskedOp(ABC):
+class _Masked(ABC):
     """A layer whose backward kernel computes the gradients that a mask asks for."""
 
     __slots__ = ()
@@ -86,16 +83,14 @@ class MaskedOp(ABC):
         """Return the gradients of input, weight and bias, those that are wanted."""
 
     def input_grad(self, args: OpArgs) -> Tensor:
-        """See `SplitOp`."""
         return self.backward(args, (True, False, False))[0]
 
     def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
-        """See `SplitOp`."""
         return self.backward(args, (False, *wants))[1:]
 
 
 @dataclass(frozen=True, slots=True)
-class ConvolutionOp(MaskedOp):
+class _Convolution(_Masked):
     """A convolution with zero padding, in one or two dimensions."""
 
     stride: Sequence[int]
@@ -105,7 +100,6 @@ class ConvolutionOp(MaskedOp):
     casts: bool = True
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
-        """See `SplitOp`."""
         convolve: Callable[..., Tensor] = (
             functional.conv1d if weight.dim() == 3 else functional.conv2d
         )
@@ -113,7 +107,6 @@ class ConvolutionOp(MaskedOp):
         return convolve(x, weight, bias, *args), ()
 
     def backward(self, args: OpArgs, mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
-        """See `MaskedOp`."""
         weight = args.weight
         geometry = (self.stride, self.padding, self.dilation, False, [0] * (weight.dim() - 2))
         found: tuple[Tensor, Tensor, Tensor] = aten.convolution_backward(
@@ -123,7 +116,7 @@ class ConvolutionOp(MaskedOp):
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingOp:
+class _Embedding:
     """Rows of a table; there is no input gradient."""
 
     padding_idx: int
@@ -131,15 +124,12 @@ class EmbeddingOp:
     casts: bool = False
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
-        """See `SplitOp`."""
         return torch.embedding(weight, x, self.padding_idx, self.scale_grad_by_freq), ()
 
     def input_grad(self, args: OpArgs) -> Tensor:
-        """Never called: indices have no gradient."""
         raise AssertionError("indices have no gradient")
 
     def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
-        """See `SplitOp`."""
         found = aten.embedding_dense_backward(
             args.grad, args.x, args.weight.shape[0], self.padding_idx, self.scale_grad_by_freq
         )
@@ -147,7 +137,7 @@ class EmbeddingOp:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerNormOp(MaskedOp):
+class _LayerNorm(_Masked):
     """Layer normalisation with a weight, with or without a bias."""
 
     shape: Sequence[int]
@@ -155,12 +145,10 @@ class LayerNormOp(MaskedOp):
     casts: bool = False
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
-        """See `SplitOp`."""
         out, mean, rstd = torch.native_layer_norm(x, self.shape, weight, bias, self.eps)
         return out, (mean, rstd)
 
     def backward(self, args: OpArgs, mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
-        """See `MaskedOp`."""
         # The bias's values do not matter, only its shape; it is the weight's.
         found: tuple[Tensor, Tensor, Tensor] = aten.native_layer_norm_backward(
             args.grad, args.x, self.shape, *args.extras, args.weight, args.weight, mask
@@ -191,13 +179,13 @@ def op_of(module: nn.Module) -> SplitOp | None:
     """Return how to split `module`, or None where it is not known how or has no weight."""
     forward = type(module).forward
     if isinstance(module, nn.Linear) and forward is nn.Linear.forward:
-        return LinearOp()
+        return _Linear()
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return _convolution(module)
     if isinstance(module, nn.Embedding) and forward is nn.Embedding.forward:
         return _embedding(module)
     if isinstance(module, nn.LayerNorm) and forward is nn.LayerNorm.forward:
-        return LayerNormOp(tuple(module.normalized_shape), module.eps)
+        return _LayerNorm(tuple(module.normalized_shape), module.eps)
     if isinstance(module, nn.RMSNorm) and forward is nn.RMSNorm.forward:
         return ScaleOp()
     return None
@@ -210,14 +198,14 @@ def _convolution(module: nn.Conv1d | nn.Conv2d) -> SplitOp | None:
     is_known = type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward)
     if not is_known or module.padding_mode != "zeros" or isinstance(padding, str):
         return None
-    return ConvolutionOp(module.stride, padding, module.dilation, module.groups)
+    return _Convolution(module.stride, padding, module.dilation, module.groups)
 
 
 def _embedding(module: nn.Embedding) -> SplitOp | None:
     if module.sparse or module.max_norm is not None:
         return None
     padding_idx = -1 if module.padding_idx is None else module.padding_idx
-    return EmbeddingOp(padding_idx, module.scale_grad_by_freq)
+    return _Embedding(padding_idx, module.scale_grad_by_freq)
 
 
 def _rows(x: Tensor) -> Tensor:

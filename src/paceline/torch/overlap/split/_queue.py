@@ -1,4 +1,4 @@
-"""The weight gradients that are under way: batched into tasks of the assist lane, and joined."""
+"""Deferred weight gradients: batched into tasks of the assist lane, and waited for."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ Batch = list[tuple[Site, Pair, OpArgs]]
 
 
 class GradientQueue:
-    """Takes what layers defer, and makes sure that all of it comes.
+    """Runs what layers defer on the assist lane, and waits for it.
 
     Attributes:
         layers_per_task: Layers whose weight gradients make one task.
@@ -43,7 +43,7 @@ class GradientQueue:
         return self._slots.get(id(tensor))
 
     def defer(self, site: Site, slots: Pair, args: OpArgs) -> None:
-        """Hand the weight gradients over, with those of other layers if one is not worth it."""
+        """Take the weight gradients of a layer; a task has those of `layers_per_task` layers."""
         for slot in slots:
             if slot is not None:
                 slot.num_expected += 1
@@ -52,7 +52,7 @@ class GradientQueue:
             self._submit()
 
     def join(self) -> None:
-        """Wait until all that is deferred has come; the calling thread takes tasks, too."""
+        """Wait for all that is deferred; the calling thread runs tasks, too."""
         if self._batch:
             self._submit()
         self._lanes.help(ASSIST)
@@ -70,7 +70,7 @@ class GradientQueue:
             keep_on_stream(slot.parameter.grad)
 
     def forget(self) -> None:
-        """Drop what a backward pass that raised has left."""
+        """Drop what is left of a backward pass that raised."""
         self._pending.clear()
         self._batch.clear()
         for slot in self._slots.values():
@@ -79,7 +79,7 @@ class GradientQueue:
                 slot.reset()
 
     def _submit(self) -> None:
-        """Make a task of the batch; at the bound, main does the oldest task itself."""
+        """Make a task of the batch; at the bound, main runs the oldest task itself."""
         pending = self._pending
         if self.max_pending is not None:
             while pending and pending[0].is_done:
@@ -123,4 +123,4 @@ def _run(batch: Batch) -> None:
         parts = site.op.weight_grads(args, (slots[0] is not None, slots[1] is not None))
         for slot, part in zip(slots, parts, strict=True):
             if slot is not None and part is not None:
-                slot.come(part)
+                slot.add(part)

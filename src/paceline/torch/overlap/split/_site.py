@@ -1,4 +1,4 @@
-"""One layer of a split model: its forward pass, and what becomes of its backward pass."""
+"""One layer of a split model: its forward pass, and how its backward pass is run."""
 
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paceline.torch.overlap.split._ops import EmbeddingOp, OpArgs, ScaleOp, SplitOp
+from paceline.torch.overlap.split._ops import OpArgs, ScaleOp, SplitOp
 from paceline.torch.overlap.split._slots import Slot
 
 # Hooks of these modules do not look at the gradient that they are called with.
@@ -100,14 +100,15 @@ class Site:
             # One example without a batch dimension takes other kernels.
             is_known = x.dim() >= weight.dim()
         else:
-            is_known = isinstance(op, EmbeddingOp) or not torch.is_autocast_enabled(x.device.type)
+            # Indices are looked up in any precision.
+            is_known = not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type))
         if not is_known or self.slots.find(weight) is None:
             return False
         return not torch._C._are_functorch_transforms_active()
 
 
 class _Split(torch.autograd.Function):
-    """The layer as one node of the graph, whose weight gradients may stay away."""
+    """The layer as one node of the graph, which may return no weight gradients."""
 
     @staticmethod
     def forward(

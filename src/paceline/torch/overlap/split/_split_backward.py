@@ -39,24 +39,22 @@ def split_backward(
 ) -> "SplitBackward":
     """Compute weight gradients on a lane of their own while the backward pass goes on.
 
-    The backward pass needs each layer's input gradient at once, its weight gradients not
-    before the end. Layers that are split: Linear, Conv1d, Conv2d, Embedding, LayerNorm, RMSNorm,
-    and so the projections of attention that is built of Linear layers; not those inside
-    `nn.MultiheadAttention`. Parameters, `state_dict` and module classes stay as they are. The
+    The backward pass needs each layer's input gradient at once, its weight gradients only at the
+    end. Linear, Conv1d, Conv2d, Embedding, LayerNorm and RMSNorm layers are split, but not those
+    inside `nn.MultiheadAttention`. Parameters, `state_dict` and module classes do not change. The
     gradients are those of PyTorch's kernels, added in PyTorch's order: on a CPU bitwise equal with
     equal thread counts, but for parameters that are used three or more times, some of them outside
     of split layers. Hooks that run after a gradient is accumulated run on the assist lane.
 
     Unless `plan` is given, the first passes (a forward and a backward pass each) are measured:
-    the parts of the backward pass, then the plain way and what is simulated to be best in turns.
-    The plain way is kept unless another is measured to be faster; `explain()` tells.
+    the parts of the backward pass, then the plain way and the best simulated plans in turns. The
+    plain way is kept unless a plan was measured to be faster; see `explain()`.
 
     `backward()` returns when all gradients are there. Works with autocast, checkpointing (both
     kinds), accumulation, `inputs=...`, `torch.autograd.grad` and `create_graph=True` (which
-    defers nothing), and inside `ScheduledDataParallel`, before or after wrapping. Inside
-    `DistributedDataParallel`, which must see autograd's own accumulation (`explain()` tells, and
-    `ScheduledDataParallel` uses it where no plan of ours wins), compiled modules and function
-    transforms, layers run the plain way.
+    defers nothing), and inside `ScheduledDataParallel`, before or after wrapping. Layers run the
+    plain way in compiled modules, function transforms and `DistributedDataParallel`, which must
+    see autograd's own accumulation (`ScheduledDataParallel` uses it where no plan of ours wins).
 
     Args:
         model: Its `forward` must be called through the module, as usual.
@@ -161,7 +159,7 @@ class SplitBackward:
         self._record.mark()
 
     def mark(self, site: Site) -> None:
-        """Note a time for the layer."""
+        """Note the time for the layer."""
         self._record.mark(site.name)
 
     # Hooks.
@@ -182,7 +180,7 @@ class SplitBackward:
                 self._watch(parameter)
 
     def _watch(self, parameter: nn.Parameter) -> None:
-        """Be the first hook, so that the end of this pass comes before that of others."""
+        """Add a hook before all others, so that this pass ends before theirs."""
         slot, join = self._queue.find(parameter), self._queue.join
 
         def hook(gradient: Tensor | None) -> Tensor | None:
@@ -206,7 +204,7 @@ class SplitBackward:
     def _before_forward(self, _module: nn.Module, _args: Any) -> None:
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
-        # It waits for autograd's own accumulation, so what is deferred would come too late.
+        # It waits for autograd's own accumulation, so a deferred gradient would be too late.
         is_foreign = DistributedDataParallel._active_ddp_module is not None
         self._record.num_foreign += is_foreign
         self._set_modes(PassPlan() if is_foreign else self._now)
@@ -265,7 +263,7 @@ class SplitBackward:
                 site.mode = now.mode if is_chosen and is_free else Mode.PLAIN
 
     def abort(self) -> None:
-        """Finish what a backward pass has left that raised, before anybody sees `.grad`."""
+        """Clean up after a backward pass that raised, before `.grad` is read."""
         self._in_backward = self._record.is_open = False
         with suppress(TaskError):  # The pass has raised already.
             self._lanes.flush(ASSIST)
@@ -274,7 +272,7 @@ class SplitBackward:
 
 
 class _AtEnd:
-    """Called by autograd at the end of a backward pass, and let go of if that raised."""
+    """Called by autograd at the end of a backward pass, and dropped if that raised."""
 
     def __init__(self, split: SplitBackward) -> None:
         self._split: SplitBackward | None = split
