@@ -5,16 +5,16 @@ from paceline.torch.model._param_use import ParamUse, is_compiled
 from paceline.torch.model._partial_update import PartialUpdate
 from paceline.torch.model._stream_order import StreamOrder
 from paceline.torch.model._tensors import call_model, mean_square, tensors_in
-from paceline.torch.model._trial import compared
+from paceline.torch.model._trial import Trial
 
 __all__ = [
     "Clock",
     "ParamUse",
     "PartialUpdate",
     "StreamOrder",
+    "Trial",
     "call_model",
     "clock_of",
-    "compared",
     "is_compiled",
     "mean_square",
     "tensors_in",

@@ -22,10 +22,10 @@ class GradientOrder:
     """Tells a sampler's order what the gradients of its examples look like.
 
     Call `observe` once per step, after the last `backward()` of the step. It takes the
-    sketches of this rank's examples, brings those of all ranks together, and hands them to the
-    order as they stand in the order, whoever computed them. All ranks plan the same, so
-    which examples the rows are of need not travel: per step, one all-gather of
-    `dim + 4` bytes for each example. In epochs that are not sketched nothing travels.
+    sketches of this rank's examples, gathers those of all ranks, and passes them to the order
+    sorted by their place in it, whichever rank computed them. All ranks make the same plan, so
+    no example numbers are sent: per step, one all-gather of `dim + 4` bytes for each example.
+    Epochs that are not sketched need no communication.
 
     The loss must be the mean over the batch times `paceline.DataLoader.loss_weight`.
 
@@ -63,7 +63,7 @@ class GradientOrder:
         group = sampler.process_group
         if group is None and sampler.num_replicas > 1:
             raise ValueError(
-                f"the sketches of {sampler.num_replicas} ranks need a process group to travel in; "
+                f"the sketches of {sampler.num_replicas} ranks are gathered in a process group; "
                 "call init_process_group first, and pass the sampler its process_group"
             )
         self._policy: OrderPolicy = policy
@@ -127,7 +127,7 @@ class GradientOrder:
         self._policy.observe(expected.examples[part][kept], values[kept], scales[kept])
 
     def _own_rows(self, step: int, num_expected: int, loss_scale: float) -> Tensor:
-        """Return this rank's rows as bytes, each with its scale behind."""
+        """Return this rank's rows as bytes, each followed by its scale."""
         rows = self._sketch.take()
         if len(rows) != num_expected:
             raise ValueError(

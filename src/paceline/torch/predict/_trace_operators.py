@@ -1,6 +1,6 @@
 """What one call of a PyTorch operator does: FLOPs, bytes and sizes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import (
 )
 
 from paceline.predict.work import OperatorWork, Phase
+from paceline.torch.model import tensors_in
 
 MATMULS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 CONVOLUTIONS = frozenset({"convolution", "convolution_backward"})
@@ -78,7 +79,7 @@ def describe(
             read_bytes=0.0,
             written_bytes=0.0,
         )
-    inputs, outputs = list(_tensors((args, tuple(kwargs.values())))), list(_tensors((out,)))
+    inputs, outputs = list(tensors_in((args, tuple(kwargs.values())))), list(tensors_in((out,)))
     if name in RECURRENT:
         # Leave out the kernel's workspace, which fake tensors do not have.
         inputs, outputs = (
@@ -193,14 +194,6 @@ def _attention(name: str, args: tuple[Any, ...]) -> tuple[str, float, tuple[int,
     else:
         flops = sdpa_flop_count(*shapes)
     return "attention", flops, (*shapes[0][:3], shapes[1][2], shapes[0][3])
-
-
-def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
 
 
 def _num_bytes(tensor: torch.Tensor) -> int:
