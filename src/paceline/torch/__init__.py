@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from paceline.torch.balance import BalancedBatchSampler, BalancedSampler, DataLoader, example_sizes
 from paceline.torch.comm import ScheduledDataParallel
-from paceline.torch.comm.ddp import BucketTimes, CommHookState, DDPAdvice, scheduled_comm_hook
+from paceline.torch.comm.ddp import BucketTimes, BucketWatch, DDPAdvice, watch_buckets
 from paceline.torch.measure import Watch, measure_job, measure_link, watch
 from paceline.torch.order import GradientOrder, GradientSketch
 from paceline.torch.overlap import Handle, LaneOptimizer, Lanes, Prefetch
@@ -24,7 +24,7 @@ __all__ = [
     "BalancedBatchSampler",
     "BalancedSampler",
     "BucketTimes",
-    "CommHookState",
+    "BucketWatch",
     "DDPAdvice",
     "DataLoader",
     "GradientOrder",
@@ -42,10 +42,10 @@ __all__ = [
     "gather_timeline",
     "measure_job",
     "measure_link",
-    "scheduled_comm_hook",
     "split_backward",
     "trace_workload",
     "watch",
+    "watch_buckets",
 ]
 
 
