@@ -27,7 +27,6 @@ from paceline.torch.ranks import (
     check_same_model,
     new_group_like,
     process_group_of,
-    replica_of,
 )
 
 
@@ -284,9 +283,7 @@ def _close(control: PlanControl, handles: list[RemovableHandle]) -> None:
 def _checked_group(process_group: Group | None) -> dist.ProcessGroup | None:
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError("there is no process group; call torch.distributed.init_process_group")
-    if process_group is None:
-        return None
-    return process_group_of(process_group, replica_of(None, None, process_group)[0])
+    return process_group_of(process_group)
 
 
 def _check_sharded(compression: Compression | None) -> None:
