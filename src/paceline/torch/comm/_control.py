@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 
 from paceline.torch.comm._candidates import Candidate, candidates, first_plan
-from paceline.torch.comm._drift import DriftMonitor
+from paceline.torch.comm._drift import StepTimes
 from paceline.torch.comm._executor import Executor
 from paceline.torch.comm._gradient_feed import GradientFeed
 from paceline.torch.comm._mode import Mode, ModeSwitch
@@ -18,7 +18,6 @@ from paceline.torch.comm._plain_parallel import PlainParallel
 from paceline.torch.comm._plan_trial import PlanTrial
 from paceline.torch.comm._settings import Settings
 from paceline.torch.comm._step_probe import StepCost, StepProbe
-from paceline.torch.comm._step_times import StepTimes
 from paceline.torch.comm.transfer import Trained
 from paceline.torch.comm.whole import link_per_gradient_byte
 from paceline.torch.measure import measure_link
@@ -82,7 +81,6 @@ class PlanControl:
         self._switch = ModeSwitch(trained, executor, self._feed, plain)
         self._waits = ModuleWaits(executor)
         self._trial: PlanTrial | None = None
-        self._monitor = DriftMonitor()
         self.times = StepTimes()
         self.reason, self._all_wait = "", False
         self._measure()
@@ -260,16 +258,16 @@ class PlanControl:
         self.choice.tried = list(zip(trial.candidates, medians_s, strict=True))
         self.choice.chosen = winner or trial.winner(medians_s, overlapping=not self._all_wait)
         self._enter(self.choice.chosen)
-        self._monitor.restart()
+        self.times.monitor.restart()
 
     def _note_kept(self, step_s: float) -> None:
         self.times.kept_s.append(step_s)
         if self._way_of(self.current) is not self.way:
             self._enter(self.current)  # Overlap was given up within a backward pass.
-        median_s = self._monitor.note(step_s)
+        median_s = self.times.monitor.note(step_s)
         if median_s is not None:
             median_s = float(from_rank_0(np.array([median_s]), self._group)[0])
-            if self._monitor.has_drifted(median_s):
+            if self.times.monitor.has_drifted(median_s):
                 self._measure()
 
     def _enter(self, one: Candidate, *, is_trial: bool = False, way: Mode | None = None) -> None:
