@@ -112,4 +112,6 @@ def test_an_interrupted_demo_ends_its_ranks_and_says_so_in_one_line(tmp_path: Pa
                 os.killpg(demo.pid, signal.SIGKILL)
     assert (demo.returncode, printed) == (130, "")
     assert complaints == "paceline: interrupted\n"
-    assert list(scratch.iterdir()) == []
+    # Importing torch._dynamo, as the first optimizer does, makes torch's own cache folder.
+    left = [path.name for path in scratch.iterdir() if not path.name.startswith("torchinductor_")]
+    assert left == []
