@@ -34,7 +34,7 @@ def longest_bytes(problem: WireProblem) -> float:
 
 
 def merged(plan: BlockPlan) -> list[tuple[int, float, float]]:
-    """List what travels as (tensor, first byte, end), stretches that follow each other as one."""
+    """List what is sent as (tensor, first byte, end), stretches that follow each other as one."""
     found: list[tuple[int, float, float]] = []
     for tensor, first, length in zip(plan.tensor, plan.first_byte, plan.num_bytes, strict=True):
         if found and found[-1][0] == tensor and found[-1][2] == pytest.approx(first, abs=1e-6):
@@ -49,7 +49,7 @@ def merged(plan: BlockPlan) -> list[tuple[int, float, float]]:
     blocks=st.lists(st.integers(0, 3), min_size=12, max_size=12),
     num_in_flight=st.integers(2, 6),
 )
-def test_the_same_bytes_travel_in_the_same_order_in_short_blocks(
+def test_the_same_bytes_are_sent_in_the_same_order_in_short_blocks(
     num_bytes: list[float], blocks: list[int], num_in_flight: int
 ) -> None:
     problem = problem_of(num_bytes, num_in_flight=num_in_flight)

@@ -299,7 +299,7 @@ def test_what_is_carried_over_fills_the_wire_before_the_first_gradient() -> None
     plan = plan_wait_free(carried)
     late = replace(plan, tensor=plan.tensor[::-1], num_bytes=plan.num_bytes[::-1], block=plan.block)
     free = replace(late, waits_for_all=False)
-    # The rows travel from 6 s to 10 s, which ends with the forward pass: a step of 10 s.
+    # The rows are sent from 6 s to 10 s, which ends with the forward pass: a step of 10 s.
     assert step_time_s(carried, free) == 10.0
     assert step_time_s(carried, late) == 14.0
 

@@ -105,7 +105,7 @@ def test_a_bound_that_costs_nothing_is_taken() -> None:
     assert plan_lanes(job(), free_share=0.6).max_pending is not None
 
 
-def test_the_wire_travels_behind_the_weight_gradients() -> None:
+def test_gradients_are_sent_after_the_weight_gradients() -> None:
     alone, wired = (
         plan_lanes(job(), free_share=1.0),
         plan_lanes(job(num_workers=2, wire_s=0.05), free_share=1.0),

@@ -1,4 +1,4 @@
-"""The field's own block planners, under their names."""
+"""Published block planners, under their names."""
 
 from collections.abc import Sequence
 
@@ -94,7 +94,7 @@ def plan_bytescheduler(problem: WireProblem, *, partition_bytes: float) -> Block
 def plan_prophet(problem: WireProblem) -> BlockPlan:
     """Plan Prophet: blocks that end before the next gradients of higher priority appear.
 
-    After the backward pass tensors travel one by one, strictly by priority. A block
+    After the backward pass tensors are sent one by one, strictly by priority. A block
     holds at least one tensor, even if that takes too long.
 
     References:
@@ -127,7 +127,7 @@ def plan_dear(problem: WireProblem, *, bucket_bytes: int = DDP_BUCKET_BYTES) -> 
     """Plan DeAR: reduce-scatter in the backward pass, all-gather in the forward pass.
 
     Each half moves half the bytes at half the latency of an all-reduce; the first halves
-    travel in buckets as they fill, the second ones in the order in which they are needed.
+    are sent in buckets as they fill, the second ones in the order in which they are needed.
 
     References:
         L. Zhang et al., "DeAR: accelerating distributed deep learning with fine-grained

@@ -172,7 +172,7 @@ def _candidates(cost: SplitCost) -> Iterator[tuple[bool, ...]]:
     if not cost.num_layers or not cost.weight_s.any():
         return
     layers = np.arange(cost.num_layers)
-    # Behind the last input gradients main has nothing else to do, so it keeps some.
+    # After the last input gradients main has nothing else to do, so it keeps some.
     ends = np.unique(np.linspace(1, cost.num_layers, min(cost.num_layers, NUM_ENDS)).astype(int))
     for least_s in np.unique(np.quantile(cost.weight_s, [0.0, 0.5])):
         long_enough = (cost.weight_s >= least_s) & (cost.weight_s > 0)

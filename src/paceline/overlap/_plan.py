@@ -23,7 +23,7 @@ def plan_lanes(
 
     Args:
         job: Its layers are in forward order; with several workers and a link, the gradients
-            also travel.
+            are also sent.
         free_share: Speed of the assist lane while main is busy, relative to main: 1 for a
             free core as fast as main's, 0 for a saturated device or no free core.
         weight_share: Part of a layer's backward pass that its weight gradients take.
