@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.comm import BlockPlan, WireProblem, cut_blocks, plan_dear, plan_prophet
+from paceline.comm._cut import _snapped
 from paceline.cost import Link
 
 
@@ -92,3 +93,20 @@ def test_a_plan_of_halves_is_left_as_it_is() -> None:
     problem = problem_of([1e6, 1e6], num_in_flight=2)
     plan = plan_dear(problem)
     assert cut_blocks(problem, plan) is plan
+
+
+@pytest.mark.parametrize(
+    ("cut", "snapped"),
+    [
+        ([1.9, 5.0], [1.9, 5.0]),
+        ([2.0, 5.0], [2.0, 5.0]),
+        ([2.5, 5.0], [3.0, 5.0]),
+        ([3.5, 5.0], [3.0, 5.0]),
+        ([4.0, 5.0], [4.0, 5.0]),
+        ([4.5, 5.0], [5.0]),
+    ],
+)
+def test_a_cut_less_than_a_byte_from_the_end_of_a_part_moves_there(
+    cut: list[float], snapped: list[float]
+) -> None:
+    assert _snapped(np.array(cut), np.array([3.0, 5.0])).tolist() == snapped
