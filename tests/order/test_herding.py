@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,8 @@ from tests.order.test_policies import rows_of, show
 
 from paceline import order
 from paceline.order import gaussian_unit_rows, herding_bound, simulate_herding
+from paceline.order._descent import leaf_rank
+from paceline.order._herded import _depth
 from paceline.order._rows import dot, pack
 from paceline.order._stored import halve, herd, stored_mean
 
@@ -104,6 +108,29 @@ def test_a_direction_that_all_have_in_common_is_not_overshot(batch_size: int) ->
         run = simulate_herding(policy, rows.astype(np.float32), batch_size=batch_size, num_rounds=4)
         bounds[policy.name] = [bound.per_step for bound in run.bounds]
     assert max(bounds["halve-and-herd"][1:]) < bounds["d-grab"][2]
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "depth"),
+    [(1, 0), (640, 0), (641, 1), (1280, 1), (1281, 2), (640 * 1024, 10), (10**9, 10)],
+)
+def test_halving_stops_at_parts_of_two_windows(num_examples: int, depth: int) -> None:
+    assert _depth(num_examples) == depth
+
+
+@pytest.mark.parametrize(
+    ("depth", "node", "rank"),
+    [
+        (1, [0, 1, 2, 3], [-1, 0, 0, 1]),
+        (2, [4, 5, 6, 7], [0, 1, 3, 2]),
+        (2, [0, 1, 2, 3], [-1, 0, 0, 3]),
+        (3, range(8, 16), [0, 1, 3, 2, 7, 6, 4, 5]),
+    ],
+)
+def test_each_minus_turns_the_leaves_below_it(
+    depth: int, node: Sequence[int], rank: list[int]
+) -> None:
+    assert leaf_rank(np.array(node), depth).tolist() == rank
 
 
 def test_who_is_unknown_keeps_the_place_that_the_shuffle_gave() -> None:

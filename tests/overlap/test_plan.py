@@ -1,5 +1,6 @@
 """Plans of what to defer: against brute force, and what they say."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -18,7 +19,7 @@ from paceline.overlap import (
     plan_lanes,
     step_graph,
 )
-from paceline.timeline import simulate
+from paceline.timeline import Kind, simulate
 
 seconds = st.floats(0.01, 1.0)
 parts = st.integers(1, 6).flatmap(
@@ -100,12 +101,61 @@ def test_a_split_is_kept_only_if_it_gains_as_much_as_it_must(
     assert chosen.plain_s == 5.0
 
 
+@pytest.mark.parametrize(
+    ("overhead_s", "reason"),
+    [
+        (0.0, "4000 ms instead of 5000 ms per step (simulated)"),
+        (
+            1.5,
+            "the best split takes 6000 ms, plain 5000 ms per step (simulated), and 2% must be won",
+        ),
+    ],
+)
+def test_the_reason_holds_both_times(overhead_s: float, reason: str) -> None:
+    cost = SplitCost.of(forward_s=1.0, input_s=[1.0, 1.0], weight_s=[1.0, 1.0])
+    way = Way(None, cost)
+    assert choose_way(way, [way], overhead_s=overhead_s).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("plain_s", "predicted_s", "gain"), [(3.0, 2.0, 1.5), (3.0, 0.0, 1.0), (0.0, 0.0, 1.0)]
+)
+def test_the_gain_is_plain_over_planned_seconds(
+    plain_s: float, predicted_s: float, gain: float
+) -> None:
+    assert replace(defer_all(), plain_s=plain_s, predicted_s=predicted_s).gain == gain
+
+
+def test_a_step_is_laid_out_as_by_hand() -> None:
+    cost = SplitCost.of(
+        forward_s=1.0,
+        input_s=[1.0, 2.0],
+        weight_s=[3.0, 4.0],
+        assist_s=[5.0, 6.0],
+        tail_s=0.5,
+        wire_s=[7.0, 8.0],
+    )
+    assert (cost.num_layers, cost.total_s) == (2, 11.5)
+    run = simulate(step_graph(cost, [True, False], overhead_s=0.25))
+    spans = {span.name: (span.lane, span.kind, span.start_s, span.duration_s) for span in run}
+    assert spans == {
+        "forward": ("main", Kind.FORWARD, 0.0, 1.0),
+        "input 0": ("main", Kind.BACKWARD, 1.0, 1.25),
+        "weight 0": ("assist", Kind.BACKWARD, 2.25, 5.25),
+        "all-reduce 0": ("comm", Kind.COLLECTIVE, 7.5, 7.0),
+        "input 1": ("main", Kind.BACKWARD, 2.25, 2.0),
+        "weight 1": ("main", Kind.BACKWARD, 4.25, 4.0),
+        "all-reduce 1": ("comm", Kind.COLLECTIVE, 14.5, 8.0),
+        "rest": ("main", Kind.BACKWARD, 8.25, 0.5),
+    }
+
+
 def test_a_bound_that_costs_nothing_is_taken() -> None:
     assert plan_lanes(job(), free_share=1.0).max_pending == 1
     assert plan_lanes(job(), free_share=0.6).max_pending is not None
 
 
-def test_the_wire_travels_behind_the_weight_gradients() -> None:
+def test_gradients_are_sent_after_the_weight_gradients() -> None:
     alone, wired = (
         plan_lanes(job(), free_share=1.0),
         plan_lanes(job(num_workers=2, wire_s=0.05), free_share=1.0),

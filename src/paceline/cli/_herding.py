@@ -1,4 +1,4 @@
-"""`paceline herding`: how far each order lets random rows stray, beside ours."""
+"""`paceline herding`: how well each order balances random rows."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Which gradient block travels when."""
+"""Which gradient block is sent when."""
 
 from paceline.comm._advice import BucketAdvice, advise_buckets
 from paceline.comm._baselines import (

@@ -14,7 +14,7 @@ from paceline.order._rows import pack
 from paceline.order._stored import CHOSEN_TOGETHER, halve, herd, stored_mean
 
 WINDOW = 320
-# Halving stops at parts of this many windows: what strays within one, the window mends.
+# Halving stops at parts of this many windows: the window balances what is left within one.
 PART_WINDOWS = 2
 MAX_DEPTH = 10
 
@@ -54,9 +54,9 @@ def halve_and_herd(num_examples: int, *, seed: int = 0) -> OrderPolicy:
     """Return an order that shuffles each epoch, halves it into alike parts, then herds.
 
     Any worker may process any example, so what counts is where the sum stands in the global
-    order. Herding takes, from a window of the next 320 examples, those that cancel how far the
-    sum has strayed. In a plain shuffle what is still to come may have strayed too far
-    for any window to mend; so its examples are first arranged in parts that add up to about
+    order. Herding takes, from a window of the next 320 examples, those that bring the
+    sum back to zero. In a plain shuffle the rest may be too unbalanced
+    for any window to do so; so its examples are first arranged in parts that add up to about
     the same. Each epoch begins with a shuffle of its own: the order is balanced and never
     frozen, and epochs that observe nothing get new orders from the rows that are known.
 
