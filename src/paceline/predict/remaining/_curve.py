@@ -175,7 +175,7 @@ class RemainingEpochs:
         )
 
     def _stops(self, horizon: int) -> NDArray[np.float64]:
-        paths = draw_paths(np.array(self._values), horizon, NUM_PATHS, self._seed).values
+        paths = draw_paths(np.array(self._values), horizon, NUM_PATHS, self._seed)
         best = np.full(NUM_PATHS, self._best)
         waited = np.full(NUM_PATHS, self._waited)
         left = np.full(NUM_PATHS, float(horizon))

@@ -1,12 +1,13 @@
 """From point predictions to intervals: residuals of inner folds, one set per kind of shift."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.predict._conformal import Estimate, conformal_offsets
+from paceline.predict.step._estimate import StepEstimate
 from paceline.predict.step._folds import folds, units
 from paceline.predict.step._rows import StepRows, concatenate
 from paceline.predict.step._time import WHOLE_STEP_SHIFTS, StepLogs, fit_step_models
@@ -142,47 +143,33 @@ def offsets_of(residuals: FloatArray, unit: NDArray[np.str_] | None) -> Offsets:
     return Offsets(float(np.clip(point, low, high)), low, high)
 
 
-def step_estimates(logs: StepLogs, family: NDArray[np.str_], table: Calibration) -> list[Estimate]:
-    """Estimates of whole steps.
+def step_estimates(
+    logs: StepLogs, family: NDArray[np.str_], table: Calibration, shift: str = ""
+) -> list[StepEstimate]:
+    """Estimate every row: compute, loader and the whole step.
 
-    Where the loader is unknown the interval is that of the compute time, and its
-    upper end also holds a dear dataset.
+    Where the loader is unknown, the interval of the step is that of the compute time, and the
+    upper ends of step and loader also cover an expensive dataset.
     """
-    return [_step_estimate(logs, row, str(name), table) for row, name in enumerate(family)]
+    return [_step_estimate(logs, row, str(name), table, shift) for row, name in enumerate(family)]
 
 
-def compute_estimates(
-    logs: StepLogs, family: NDArray[np.str_], table: Calibration
-) -> list[Estimate]:
-    """Estimates of compute times."""
-    offsets = table["compute"]
-    return [
-        _of_family(offsets, str(name)).estimate(log)
-        for log, name in zip(logs.compute, family, strict=True)
-    ]
-
-
-def feed_estimates(logs: StepLogs, family: NDArray[np.str_], table: Calibration) -> list[Estimate]:
-    """Estimates of the seconds that the host needs for a batch.
-
-    As wide as those of the step; where the loader is unknown, up to a dear dataset.
-    """
-    offsets = table["total"] or table["compute"]
-    result = []
-    for row, name in enumerate(family):
-        mine, log = _of_family(offsets, str(name)), float(logs.feed[row])
-        high = mine.high if logs.loader_known[row] else float(logs.slow_feed[row]) - log
-        result.append(Offsets(0.0, mine.low, max(high, 0.0)).estimate(log))
-    return result
-
-
-def _step_estimate(logs: StepLogs, row: int, family: str, table: Calibration) -> Estimate:
-    total = float(logs.total[row])
-    if logs.loader_known[row] and table["total"]:
-        return _of_family(table["total"], family).estimate(total)
-    offsets = _of_family(table["compute"], family).without_loader()
-    high = max(offsets.high, float(logs.slow_feed[row]) - total)
-    return Offsets(offsets.point, offsets.low, high).estimate(total)
+def _step_estimate(
+    logs: StepLogs, row: int, family: str, table: Calibration, shift: str
+) -> StepEstimate:
+    compute = _of_family(table["compute"], family)
+    total = _of_family(table["total"] or table["compute"], family)
+    log_feed, log_total = float(logs.feed[row]), float(logs.total[row])
+    slow, is_known = float(logs.slow_feed[row]), bool(logs.loader_known[row])
+    feed = Offsets(0.0, total.low, max(total.high if is_known else slow - log_feed, 0.0))
+    if not (is_known and table["total"]):
+        total = replace(compute.without_loader(), high=max(compute.high, slow - log_total))
+    return StepEstimate(
+        compute=compute.estimate(float(logs.compute[row])),
+        loader=feed.estimate(log_feed),
+        total=total.estimate(log_total),
+        shift=shift,
+    )
 
 
 def _of_family(offsets: Mapping[str, Offsets], family: str) -> Offsets:
