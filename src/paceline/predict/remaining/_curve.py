@@ -51,8 +51,9 @@ class RemainingEpochs:
 
     Curves are fitted to the metric, continued many times with noise, and each
     continuation is stopped by the rule itself; the estimate is the middle and the
-    range of where they stop. Until three epochs have ended, and weighed in after that,
-    the estimate made before the run speaks. About 10 ms per estimate.
+    range of where they stop. Until three epochs have ended
+    the estimate made before the run is used alone; afterwards it is a prior on where they stop.
+    About 10 ms per estimate.
 
     Args:
         rule: When training stops.

@@ -92,7 +92,7 @@ def _posterior(design: NDArray[np.float64], target: NDArray[np.float64]) -> _Pos
     squares = max(squares, NOISE_ROWS * NOISE_SHARE**2 * 1e-3)
     occam = float(np.linalg.slogdet(precision)[1] - np.linalg.slogdet(total)[1]) / 2
     evidence = occam - 0.5 * degrees * float(np.log(squares))
-    # Only coefficients that may be: without this, a negative rise would mend a wrong shape.
+    # Only coefficients of the right sign: a negative rise would make a wrong shape fit.
     deviation = np.sqrt(squares / degrees * np.diag(covariance))
     evidence += sum(_log_chance(m / d) for m, d in zip(mean[1:], deviation[1:], strict=True))
     return _Posterior(mean, np.linalg.cholesky(covariance), degrees, squares, evidence)

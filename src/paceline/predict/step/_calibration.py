@@ -71,8 +71,8 @@ class HeldOut:
 def held_out_predictions(rows: StepRows, shift: str, *, seed: int = 1) -> HeldOut:
     """Predict rows by models fitted without their unit.
 
-    Datasets, models and devices are dealt to at most five folds, all of which are
-    predicted; rows and configurations are plenty, so one fold in five is enough.
+    Datasets, models and devices are assigned to at most five folds, all of which are
+    predicted; rows and configurations are many, so one fold in five is enough.
     """
     fold = folds(rows, shift, seed=seed, num_folds=NUM_INNER_FOLDS)
     last = 1 if shift in WHOLE_STEP_SHIFTS else int(fold.max()) + 1
@@ -97,7 +97,7 @@ def chosen_trust(held_out: HeldOut, shift: str) -> float | None:
     """How much of the trees' correction carries over to a new unit of this kind.
 
     The share with the least absolute log error of compute on the inner folds, families counting
-    alike; None where rows are known well enough for the trees to predict whole steps.
+    equally; None where rows are known well enough for the trees to predict whole steps.
     """
     if shift in WHOLE_STEP_SHIFTS:
         return None
@@ -131,7 +131,7 @@ def calibrate(held_out: HeldOut, shift: str) -> Calibration:
 def offsets_of(residuals: FloatArray, unit: NDArray[np.str_] | None) -> Offsets:
     """Interval by `conformal_offsets`, and the guess of least relative error within it.
 
-    Relative errors `|guess / measured - 1|` punish a guess of twice the truth more than one of
+    A guess of twice the truth has a larger relative error `|guess / measured - 1|` than one of
     half of it, so the best guess under a wide spread lies below the median: at
     the median weighted by 1 / measured. Only this difference is taken from the
     residuals; their own median is the bias of a few units and says

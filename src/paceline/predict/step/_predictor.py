@@ -138,7 +138,7 @@ def fit_step_predictor(
         probe_counts: Numbers of probes of a new device that intervals are calibrated for; in
             between the next lower one holds. None of them leaves probes out.
         provenance: Where the rows come from; kept as it is.
-        seed: Of the deal of units to inner folds.
+        seed: Of the random assignment of units to inner folds, and of the rows that fit the probes.
 
     Raises:
         ValueError: If the rows carry no times or a shift has fewer than two units.

@@ -249,6 +249,6 @@ def _tensor_rates(names: NDArray[np.str_], otherwise: NDArray[np.float64]) -> ND
         try:
             rates[names == name] = Device.named(str(name)).tensor_flops
         except ValueError:
-            # A device that nobody has described counts as one without matrix units.
+            # A device that is in no table counts as one without matrix units.
             continue
     return rates
