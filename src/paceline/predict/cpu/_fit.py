@@ -54,7 +54,7 @@ def _fit(
 ) -> CpuRates:
     coefficients = _fit_kinds(_joined(operators))
     if not coefficients:
-        raise ValueError("no timed operators to fit; run more probes")
+        raise ValueError("no timed operators to fit; time more models")
     rates = CpuRates(coefficients=coefficients, machine=machine)
     return _fit_steps(rates, steps) if steps else rates
 
