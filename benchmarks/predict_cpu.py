@@ -1,4 +1,4 @@
-"""Claim: after ten seconds of calibration, CPU training steps are predicted within 15 % (median)."""
+"""Claim: after ten seconds of calibration, CPU steps are predicted within 15 % (median)."""
 
 import os
 import time
