@@ -1,4 +1,4 @@
-"""The flags that say what the model and its inputs are, read alike by two commands."""
+"""The flags that say what the model and its inputs are, for `estimate` and `collect`."""
 
 import argparse
 import importlib.util

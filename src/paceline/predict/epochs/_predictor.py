@@ -32,7 +32,7 @@ class ConvergencePredictor:
         shared: Members fitted on all families.
         own: Members per family.
         calibrations: Per family and kind of shift.
-        probes: Probe columns that earned their place, per family.
+        probes: Probe columns that lower the error, per family.
         num_runs: How many runs it was fitted on.
     """
 

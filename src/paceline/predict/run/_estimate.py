@@ -87,7 +87,7 @@ class RunEstimate:
 def estimate_run(
     workload: Workload, own: StepEstimate, setup: RunSetup, *, device: Device | None = None
 ) -> RunEstimate:
-    """Carry a step's time over to workers, epochs and money.
+    """Extrapolate one worker's step to workers, epochs and money.
 
     With several workers the compute time is divided over the traced layers, and the block
     planner's schedules are simulated for the ends and the middle of its interval. The
@@ -228,7 +228,7 @@ def _price(
     workload: Workload, compute_s: float, setup: RunSetup, device: Device | None
 ) -> tuple[float, float, str]:
     """Return simulated seconds per step of the best plan and of DDP, and the plan's name."""
-    # The rooms meet here and not at import: planning compiles loops.
+    # Imported here: the planners compile loops, which one worker does not need.
     from paceline.comm import WireProblem, plan_blocks, plan_ddp, step_time_s
 
     job = predicted_job(

@@ -123,17 +123,9 @@ def catalogue_workload(
 
 def _described(row: dict[str, str], precision: int) -> dict[str, Any]:
     whole = (
-        "depth",
-        "num_params",
-        "num_norm_layers",
-        "num_activation_layers",
-        "sum_conv_outputs",
-        "max_conv_outputs",
-        "width",
-        "num_tokens",
-        "num_heads",
-        "num_kernels",
-    )
+        "depth", "num_params", "num_norm_layers", "num_activation_layers", "sum_conv_outputs",
+        "max_conv_outputs", "width", "num_tokens", "num_heads", "num_kernels",
+    )  # fmt: skip
     shares = ("conv_1x1_fraction", "conv_3x3_fraction", "depthwise_fraction")
     return {
         "family": cast(Family, row["family"]),

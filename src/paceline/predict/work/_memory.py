@@ -88,8 +88,8 @@ def estimate_memory(
     """Return what a step of the workload holds, on each of `num_workers` workers.
 
     Gradients are taken to be freed before each forward pass (`zero_grad(set_to_none=True)`, as
-    is the default). A traced workload tells what is alive at each operator; a row of a table
-    only a proxy, which is multiplied by a typical ratio of its family and may be off by half.
+    is the default). A traced workload knows what is alive at each operator; a row of a table
+    has only a proxy, which is multiplied by a typical ratio of its family and may be off by half.
 
     Args:
         workload: One worker's step.

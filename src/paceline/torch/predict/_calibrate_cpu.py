@@ -10,7 +10,7 @@ import torch
 
 from paceline.predict.cpu import CpuRates, OperatorTiming, StepTiming, fit_cpu_rates
 from paceline.predict.work import Workload
-from paceline.torch.predict._calibration_models import Probe, standard_probes
+from paceline.torch.predict._calibration_models import TimedModel, standard_models
 from paceline.torch.predict._measured_step import threads, time_steps
 from paceline.torch.predict._trace import record_step
 from paceline.torch.predict._trace_setup import StepSetup, build, inputs_for
@@ -20,31 +20,31 @@ STEP_BUDGET_S = 0.03
 
 
 def calibrate_cpu(
-    models: Sequence[Probe] = (), *, num_threads: int = 1, probes: Sequence[Probe] | None = None
+    models: Sequence[TimedModel] = (), *, num_threads: int = 1, with_standard: bool = True
 ) -> CpuRates:
     """Time small training steps on this CPU and fit what operators and steps cost.
 
-    Every operator of every probe is timed where it runs, with the cache as its predecessors
+    Every operator of every model is timed where it runs, with the cache as its predecessors
     leave it; whole steps are timed apart, without any hook. Takes about ten seconds, plus a
     few steps for each of `models`. Other load makes it wrong.
 
     Args:
-        models: Further models to calibrate on, besides the probes.
+        models: Further models to calibrate on, besides the standard ones.
         num_threads: Intra-op threads; a prediction holds for the same number.
-        probes: In place of the standard ones.
+        with_standard: Whether to time the standard models too.
 
     Returns:
         Rates for `CpuRates.step_time`.
     """
-    chosen = [*(standard_probes() if probes is None else probes), *models]
+    chosen = [*(standard_models() if with_standard else ()), *models]
     with threads(num_threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         runs = [
-            _ProbeRun(str(number), probe, size)
-            for number, probe in enumerate(chosen)
-            for size in probe.batch_sizes
+            _ModelRun(str(number), model, size)
+            for number, model in enumerate(chosen)
+            for size in model.batch_sizes
         ]
-        # Passes over all probes, so that a disturbance does not hit one probe only.
+        # Passes over all models, so that a disturbance does not hit one model only.
         for _ in range(NUM_PASSES):
             for run in runs:
                 run.measure()
@@ -64,13 +64,13 @@ def this_machine(num_threads: int) -> dict[str, str]:
     }
 
 
-class _ProbeRun:
-    """One probe at one batch size, and what was measured of it."""
+class _ModelRun:
+    """One model at one batch size, and what was measured of it."""
 
-    def __init__(self, name: str, probe: Probe, batch_size: int) -> None:
+    def __init__(self, name: str, timed: TimedModel, batch_size: int) -> None:
         self._name = name
-        self._model, example_input = build(probe.build, probe.example_input)
-        self._setup = StepSetup(batch_size=batch_size, optimizer=probe.optimizer)
+        self._model, example_input = build(timed.build, timed.example_input)
+        self._setup = StepSetup(batch_size=batch_size, optimizer=timed.optimizer)
         self._inputs = inputs_for(example_input, None, batch_size)
         self._workload: Workload | None = None
         self._seconds: list[float] = []

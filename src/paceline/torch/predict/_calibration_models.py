@@ -11,13 +11,13 @@ from paceline.torch.predict._trace_setup import ExampleInput
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class TimedModel:
     """A small model and the batches to run it on.
 
     Attributes:
         build: Makes the model.
         example_input: As for `trace_workload`.
-        batch_sizes: Each is one probe.
+        batch_sizes: Each is timed.
         optimizer: Class name in `torch.optim`.
     """
 
@@ -27,12 +27,12 @@ class Probe:
     optimizer: str = "SGD"
 
 
-def standard_probes() -> list[Probe]:
+def standard_models() -> list[TimedModel]:
     """Return small models that run every class of operator at several sizes."""
     small, large = (4, 64), (16, 256)
     return [
         *(
-            Probe(_linears(width, hidden), torch.zeros(1, width), sizes, optimizer)
+            TimedModel(_linears(width, hidden), torch.zeros(1, width), sizes, optimizer)
             for width, hidden, sizes, optimizer in (
                 (32, 64, (8, 128), "SGD"),
                 (128, 512, large, "AdamW"),
@@ -41,7 +41,7 @@ def standard_probes() -> list[Probe]:
             )
         ),
         *(
-            Probe(_convolutions(channels, kernel), torch.zeros(1, 3, side, side), sizes, "SGD")
+            TimedModel(_convolutions(channels, kernel), torch.zeros(1, 3, side, side), sizes, "SGD")
             for channels, kernel, side, sizes in (
                 (8, 3, 16, small),
                 (16, 5, 32, (4, 32)),
@@ -51,7 +51,9 @@ def standard_probes() -> list[Probe]:
             )
         ),
         *(
-            Probe(_attention(width, heads, drop), torch.zeros(1, length, width), sizes, "AdamW")
+            TimedModel(
+                _attention(width, heads, drop), torch.zeros(1, length, width), sizes, "AdamW"
+            )
             for width, heads, length, drop, sizes in (
                 (32, 2, 16, 0.1, small),
                 (64, 4, 64, 0.1, (4, 32)),
@@ -63,7 +65,7 @@ def standard_probes() -> list[Probe]:
             )
         ),
         *(
-            Probe(_recurrence(kind, width), torch.zeros(1, length, width), sizes, "SGD")
+            TimedModel(_recurrence(kind, width), torch.zeros(1, length, width), sizes, "SGD")
             for kind, width, length, sizes in (
                 (nn.LSTM, 32, 16, small),
                 (nn.LSTM, 128, 32, (8, 64)),
@@ -72,10 +74,12 @@ def standard_probes() -> list[Probe]:
             )
         ),
         *(
-            Probe(_rows(num_rows, width), torch.zeros(1, 32, dtype=torch.int64), (8, 128), "SGD")
+            TimedModel(
+                _rows(num_rows, width), torch.zeros(1, 32, dtype=torch.int64), (8, 128), "SGD"
+            )
             for num_rows, width in ((1000, 32), (4000, 64), (8000, 128))
         ),
-        *(Probe(_messages(width), _graph(width), (256, 4096), "Adam") for width in (16, 64)),
+        *(TimedModel(_messages(width), _graph(width), (256, 4096), "Adam") for width in (16, 64)),
     ]
 
 

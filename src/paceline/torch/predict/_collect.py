@@ -25,7 +25,7 @@ class CollectConfig:
     """What to measure: every combination of the sequences.
 
     Attributes:
-        name: Of the model, as the table shall call it.
+        name: Of the model in the table.
         batch_sizes: Examples per step.
         precisions: 32, 16 or both.
         optimizers: Class names in `torch.optim`.

@@ -17,43 +17,20 @@ from paceline.torch.model import tensors_in
 
 MATMULS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 CONVOLUTIONS = frozenset({"convolution", "convolution_backward"})
-GATHERS = frozenset(
-    {
-        "embedding",
-        "embedding_dense_backward",
-        "index_select",
-        "index_add",
-        "index_add_",
-        "index",
-        "index_put",
-        "index_put_",
-        "_index_put_impl_",
-        "gather",
-        "scatter_add",
-        "scatter_add_",
-        "scatter_reduce",
-        "index_select_backward",
-    }
-)
+GATHERS = frozenset({
+    "embedding", "embedding_dense_backward", "index_select", "index_add", "index_add_", "index",
+    "index_put", "index_put_", "_index_put_impl_", "gather", "scatter_add", "scatter_add_",
+    "scatter_reduce", "index_select_backward",
+})  # fmt: skip
 # Read as many rows of their first input as they write.
 ROW_READERS = frozenset({"embedding", "index_select", "index", "gather"})
 RECURRENT = frozenset({"mkldnn_rnn_layer", "mkldnn_rnn_layer_backward"})
 LSTM_MODE = 2
 # Beside true views: allocations and aliases, which move no bytes.
-LIKE_VIEWS = frozenset(
-    {
-        "_unsafe_view",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-        "new_empty_strided",
-        "_local_scalar_dense",
-        "transpose_",
-        "detach_",
-        "set_",
-    }
-)
+LIKE_VIEWS = frozenset({
+    "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided",
+    "_local_scalar_dense", "transpose_", "detach_", "set_",
+})  # fmt: skip
 IGNORED_NAMESPACES = frozenset({"prim", "profiler"})
 
 
@@ -79,7 +56,7 @@ def describe(
             read_bytes=0.0,
             written_bytes=0.0,
         )
-    inputs, outputs = list(tensors_in((args, tuple(kwargs.values())))), list(tensors_in((out,)))
+    inputs, outputs = list(tensors_in((args, kwargs))), list(tensors_in(out))
     if name in RECURRENT:
         # Leave out the kernel's workspace, which fake tensors do not have.
         inputs, outputs = (

@@ -115,7 +115,7 @@ class Recorder(TorchDispatchMode):
         return tensor
 
     def operators(self) -> tuple[OperatorWork, ...]:
-        """Return what ran, alike calls as one."""
+        """Return what ran, equal calls as one."""
         return tuple(
             replace(work, num_calls=num_calls) for work, num_calls in Counter(self.calls).items()
         )
