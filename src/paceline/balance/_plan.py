@@ -181,6 +181,11 @@ def _matching(
         if limit < np.inf:
             raise ValueError(f"a limit on {name} of {limit:g} needs {name}, got none")
         return np.zeros(num_examples)
+    return column_like_costs(name, values, num_examples)
+
+
+def column_like_costs(name: str, values: ArrayLike, num_examples: int) -> NDArray[np.float64]:
+    """Return a checked column; raise a `ValueError` if it is not as long as the costs."""
     column = checked_column(name, values)
     if len(column) != num_examples:
         raise ValueError(f"{name} must have {num_examples} entries like costs, got {len(column)}")
