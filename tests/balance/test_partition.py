@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paceline.balance import Counts, Partition, partition
-from paceline.balance.split._partition import pace_of
+from paceline.balance.split._pace import pace_of
 from paceline.balance.split._sorting import descending_order
 from paceline.balance.split._starts import Rules
 from paceline.balance.split._steps import lower_bound

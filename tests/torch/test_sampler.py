@@ -171,7 +171,7 @@ def test_a_config_and_keywords_are_not_mixed(
         ({"sizes": [1.0, float("nan")]}, r"sizes\[1\] is nan"),
         ({"sizes": [1e200], "cost": QuadraticCost(1.0, 1.0)}, "costs must be finite"),
         ({"sizes": [[1.0, 2.0]]}, "sizes must be one-dimensional"),
-        ({"example_bytes": [1.0]}, "example_bytes must have shape"),
+        ({"example_bytes": [1.0]}, "example_bytes must have 30 entries like costs, got 1"),
     ],
 )
 def test_bad_values_are_refused_at_once(options: Any, message: str) -> None:

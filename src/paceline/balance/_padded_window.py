@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from paceline._compile import compiled
 from paceline.balance._compose import uncorrelated_order
 from paceline.balance._config import BalanceConfig
-from paceline.balance.split import earliest_end, fastest_first
+from paceline.balance.split import Pace, earliest_end, fastest_first
 
 # Beyond this many steps the search costs more than the padding that it saves.
 MAX_WINDOW = 16
@@ -27,7 +27,6 @@ MIN_STRIDE = 128
 PRECISION = 1e-3
 
 Number = TypeVar("Number", np.int64, np.float64)
-Pace = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def compose_padded_steps(
@@ -53,8 +52,7 @@ def compose_padded_steps(
         seed: Derives the order of the steps within each window.
     """
     rng = np.random.default_rng(seed)
-    fastest = fastest_first(*pace)
-    pace = pace[0][fastest], pace[1][fastest]
+    _, pace = fastest_first(pace)
     steps = shuffled.reshape(-1, config.batch_size).copy()
     window = min(config.window, MAX_WINDOW)
     for first in range(0, len(steps), window):
@@ -98,7 +96,7 @@ def _best_step(descending: NDArray[np.float64], batch_size: int, pace: Pace) -> 
         price = _price(descending[first : first + batch_size], pace)
         after[step] = after[step + 1] + price
     best, num_longest, run = after[0], batch_size, 0
-    grid = GRID if len(pace[0]) <= 16 else GRID // 2
+    grid = GRID if len(pace.rate) <= 16 else GRID // 2
     for share in range(1, grid):
         longest = share * batch_size // grid
         before, num_before = 0.0, 0
@@ -205,4 +203,4 @@ def _price_pair(
 @compiled
 def _price(descending: NDArray[np.float64], pace: Pace) -> float:
     """Return when the latest worker of a step ends."""
-    return earliest_end(descending, pace[0], pace[1], PRECISION)
+    return earliest_end(descending, pace, PRECISION)

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline.balance._compose import lag_1_autocorrelation
 from paceline.balance._config import BalanceConfig
-from paceline.balance._epoch_plan import EpochPlan
+from paceline.balance._epoch_plan import EpochPlan, speeds_and_overheads
 from paceline.cost import checked_column
 
 
@@ -75,10 +75,9 @@ def measure_quality(
     """
     slot_cost, step_cost = slot_and_step_costs(plan, costs)
     total = float(step_cost.sum())
-    makespan = float(plan.finish_times().max(axis=1).sum())
     mean, excess = mean_and_excess(plan, slot_cost, step_cost, config)
     return PlanQuality(
-        imbalance=over_mean_cost(makespan, total, plan.num_workers),
+        imbalance=over_mean_cost(plan.makespan(), total, plan.num_workers),
         lower_bound=over_mean_cost(mean + float(excess.sum()), total, plan.num_workers),
         reunion=None if next_plan is None else reunion(plan, next_plan),
         cost_autocorrelation=lag_1_autocorrelation(step_cost),
@@ -132,8 +131,7 @@ def mean_and_excess(
         The mean time of all workers, summed over steps; and by how much the most expensive
         example exceeds it, shape `(num_steps,)` for a window of 1, else `(1,)`.
     """
-    speed = np.array([worker.speed for worker in plan.workers])
-    overhead = np.array([worker.overhead_s for worker in plan.workers])
+    speed, overhead = speeds_and_overheads(plan.workers)
     all_speed, all_overhead = speed.sum(), overhead @ speed
     if config.window == 1:
         forced, carried = _forced_by_step(plan, slot_cost, config), step_cost

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.balance._config import BalanceConfig, Limits
-from paceline.balance._epoch_plan import EpochPlan
+from paceline.balance._epoch_plan import speeds_and_overheads
 from paceline.balance._plan import plan_epoch
 from paceline.balance._quality import mean_and_excess, over_mean_cost, slot_and_step_costs
 from paceline.cost import Worker, checked_column
@@ -111,12 +111,12 @@ def regime_of(
     total = float(step_cost.sum())
     over_mean = partial(over_mean_cost, total=total, num_workers=plan.num_workers)
     mean, excess = mean_and_excess(plan, slot_cost, step_cost, replace(config, window=1))
-    remedy, remedied = _remedy(cost, config, workers, sample, _makespan(plan))
+    remedy, remedied = _remedy(cost, config, workers, sample, plan.makespan())
     steps = np.resize(sample, (plan.num_steps, config.batch_size))
     found = Regime(
         kind="balancing helps",
         plain=over_mean(_plain_makespan(cost[steps], config, plan.workers)),
-        planned=over_mean(_makespan(plan)),
+        planned=over_mean(plan.makespan()),
         bound=over_mean(mean + float(excess.sum())),
         expensive_share=float((excess > 0).mean()),
         remedy=remedy,
@@ -153,10 +153,6 @@ def _sample(num_examples: int, config: BalanceConfig) -> NDArray[np.int64]:
     return examples.ravel()
 
 
-def _makespan(plan: EpochPlan) -> float:
-    return float(plan.finish_times().max(axis=1).sum())
-
-
 def _plain_makespan(
     step_costs: NDArray[np.float64], config: BalanceConfig, workers: tuple[Worker, ...]
 ) -> float:
@@ -169,8 +165,7 @@ def _plain_makespan(
     else:
         part = np.add.reduceat(step_costs, bounds[:-1], axis=1)
     load = part.reshape(num_steps, config.num_workers, -1).sum(axis=2)
-    speed = np.array([worker.speed for worker in workers])
-    overhead = np.array([worker.overhead_s for worker in workers])
+    speed, overhead = speeds_and_overheads(workers)
     return float((overhead + load / speed).max(axis=1).sum())
 
 
@@ -195,7 +190,7 @@ def _remedy(
         ),
     ]
     tried = [
-        (name, _makespan(plan_epoch(cost, changed, workers=workers, remaining=sample)))
+        (name, plan_epoch(cost, changed, workers=workers, remaining=sample).makespan())
         for name, is_open, changed in candidates
         if is_open
     ]

@@ -19,7 +19,7 @@ from paceline.balance._example_order import (
     load_plain_order,
     plain_order,
 )
-from paceline.balance._plan import plan_epoch
+from paceline.balance._plan import column_like_costs, plan_epoch
 from paceline.balance._shards import Shards
 from paceline.balance.cursor._cursor import Cursor
 from paceline.balance.cursor._rest import (
@@ -81,8 +81,8 @@ class EpochPlanner:
     ) -> None:
         self.config = config
         self.costs = checked_column("costs", costs)
-        self._sizes = _like(self.costs, "sizes", sizes)
-        self._example_bytes = _like(self.costs, "example_bytes", example_bytes)
+        self._sizes = self._column("sizes", sizes)
+        self._example_bytes = self._column("example_bytes", example_bytes)
         self._shards = shards
         if order is not None:
             check_keeps_order(config, shards)
@@ -94,6 +94,9 @@ class EpochPlanner:
         self.order = order
         self._plans: dict[Cursor, KeptPlan] = {}
         self._ahead: tuple[Cursor, Future[EpochPlan]] | None = None
+
+    def _column(self, name: str, values: ArrayLike | None) -> NDArray[np.float64] | None:
+        return None if values is None else column_like_costs(name, values, len(self.costs))
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -278,14 +281,3 @@ class EpochPlanner:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ahead": None}
-
-
-def _like(
-    costs: NDArray[np.float64], name: str, values: ArrayLike | None
-) -> NDArray[np.float64] | None:
-    if values is None:
-        return None
-    column = checked_column(name, values)
-    if column.shape != costs.shape:
-        raise ValueError(f"{name} must have shape {costs.shape} like the costs, got {column.shape}")
-    return column

@@ -1,5 +1,6 @@
 """Split the examples of a step over workers: one batch, padded or not, and what sorts them."""
 
+from paceline.balance.split._pace import Pace, pace_of
 from paceline.balance.split._padded import (
     earliest_end,
     fastest_first,
@@ -10,7 +11,6 @@ from paceline.balance.split._partition import (
     Partition,
     check_worker_counts,
     checked_costs,
-    pace_of,
     partition,
 )
 from paceline.balance.split._sorting import descending_order, group_rows
@@ -20,6 +20,7 @@ __all__ = [
     "TOLERANCE",
     "WINDOW_TOLERANCE",
     "Counts",
+    "Pace",
     "Partition",
     "check_worker_counts",
     "checked_costs",

@@ -129,45 +129,36 @@ def _best_exchange(shares: Shares, late: int, early: int) -> tuple[float, int, i
 
 @compiled
 def _apply(shares: Shares, late: int, early: int, give: int, take: int) -> None:
-    cost, rate, _, members, count, time, owner = shares
-    given = members[late, give]
-    _remove(members, count, late, give)
-    change = cost[given]
+    given = shares.members[late, give]
+    _remove(shares, late, give)
+    change = shares.cost[given]
     if take >= 0:
-        taken = members[early, take]
-        _remove(members, count, early, take)
-        _insert(cost, members, count, late, taken)
-        owner[taken] = late
-        change -= cost[taken]
-    _insert(cost, members, count, early, given)
-    owner[given] = early
-    time[late] -= change * rate[late]
-    time[early] += change * rate[early]
+        taken = shares.members[early, take]
+        _remove(shares, early, take)
+        _insert(shares, late, taken)
+        change -= shares.cost[taken]
+    _insert(shares, early, given)
+    shares.time[late] -= change * shares.rate[late]
+    shares.time[early] += change * shares.rate[early]
 
 
 @compiled
-def _remove(
-    members: NDArray[np.int64], count: NDArray[np.int64], worker: int, position: int
-) -> None:
-    count[worker] -= 1
-    for at in range(position, count[worker]):
-        members[worker, at] = members[worker, at + 1]
+def _remove(shares: Shares, worker: int, position: int) -> None:
+    shares.num_held[worker] -= 1
+    row = shares.members[worker]
+    for at in range(position, shares.num_held[worker]):
+        row[at] = row[at + 1]
 
 
 @compiled
-def _insert(
-    cost: NDArray[np.float64],
-    members: NDArray[np.int64],
-    count: NDArray[np.int64],
-    worker: int,
-    example: int,
-) -> None:
-    at = count[worker]
-    while at > 0 and cost[members[worker, at - 1]] < cost[example]:
-        members[worker, at] = members[worker, at - 1]
+def _insert(shares: Shares, worker: int, example: int) -> None:
+    row, at = shares.members[worker], shares.num_held[worker]
+    while at > 0 and shares.cost[row[at - 1]] < shares.cost[example]:
+        row[at] = row[at - 1]
         at -= 1
-    members[worker, at] = example
-    count[worker] += 1
+    row[at] = example
+    shares.num_held[worker] += 1
+    shares.owner[example] = worker
 
 
 @compiled

@@ -6,6 +6,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from paceline.balance.split._pace import pace_of
 from paceline.balance.split._steps import Counts, partition_steps
 from paceline.cost import Worker, checked_column
 
@@ -75,7 +76,7 @@ def partition(
     """
     cost = checked_costs(costs)
     check_worker_counts(len(cost), num_workers, counts, workers)
-    owner = partition_steps(cost[None], counts, *pace_of(workers, num_workers))[0]
+    owner = partition_steps(cost[None], counts, pace_of(workers, num_workers))[0]
     load = np.bincount(owner, cost, minlength=num_workers).astype(np.float64)
     return Partition(owner=owner, load=load)
 
@@ -106,13 +107,3 @@ def check_worker_counts(
         )
     if workers is not None and len(workers) != num_workers:
         raise ValueError(f"workers must hold {num_workers} entries, got {len(workers)}")
-
-
-def pace_of(
-    workers: tuple[Worker, ...] | None, num_workers: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return each worker's time per unit of cost, and its time that no example causes."""
-    if workers is None:
-        return np.ones(num_workers), np.zeros(num_workers)
-    rate = np.array([1.0 / worker.speed for worker in workers])
-    return rate, np.array([worker.overhead_s for worker in workers])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from paceline._compile import compiled
 from paceline.balance.split._exchange import exchange
+from paceline.balance.split._pace import Pace
 from paceline.balance.split._sorting import descending_order
 from paceline.balance.split._starts import Rules, karmarkar_karp, longest_first
 
@@ -28,8 +29,7 @@ KARMARKAR_KARP_MAX_PER_WORKER = 8
 def partition_steps(
     costs: NDArray[np.float64],
     counts: Counts,
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
+    pace: Pace,
     tolerance: float = TOLERANCE,
 ) -> NDArray[np.int64]:
     """Return the worker of each example of many global batches.
@@ -37,21 +37,20 @@ def partition_steps(
     Args:
         costs: Checked costs, shape `(num_steps, batch_size)`.
         counts: As in `partition`.
-        rate: Time per unit of cost of each worker, shape `(num_workers,)`.
-        start: Time of each worker that no example causes, same shape.
+        pace: Of each worker.
         tolerance: A step this close to its lower bound is not improved further.
 
     Returns:
         Shape `(num_steps, batch_size)`.
     """
     num_steps, batch_size = costs.shape
-    num_workers = len(rate)
+    num_workers = len(pace.rate)
     owner = np.zeros((num_steps, batch_size), dtype=np.int64)
     if num_workers == 1 or not batch_size:
         return owner
     descending = descending_order(costs)
     capacity = batch_size // num_workers if counts == "equal" else batch_size
-    rules = Rules(capacity, counts == "free", rate, start, tolerance)
+    rules = Rules(capacity, counts == "free", pace.rate, pace.start, tolerance)
     _partition_steps(costs, descending, rules, owner)
     return owner
 

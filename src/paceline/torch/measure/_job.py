@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,12 +105,12 @@ class _Probe:
         handles = []
         seen: set[torch.nn.Parameter] = set()
         for layer, module in enumerate(self._modules):
-            handles.append(module.register_forward_pre_hook(self._on_call(layer)))
-            handles.append(module.register_forward_hook(self._on_output(layer)))
+            handles.append(module.register_forward_pre_hook(partial(self._on_call, layer)))
+            handles.append(module.register_forward_hook(partial(self._on_output, layer)))
             for parameter in module.parameters(recurse=False):
                 if parameter.requires_grad and parameter not in seen:
                     seen.add(parameter)
-                    hook = self._on_gradient(layer)
+                    hook = partial(self._on_gradient, layer)
                     handles.append(parameter.register_post_accumulate_grad_hook(hook))
         try:
             yield
@@ -162,24 +163,15 @@ class _Probe:
             seconds[layers[-1]] += times_s[-1] - times_s[-2]
         return seconds
 
-    def _on_call(self, layer: int) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            self._first_call.setdefault(layer, len(self._first_call))
+    def _on_call(self, layer: int, *_: object) -> None:
+        self._first_call.setdefault(layer, len(self._first_call))
 
-        return hook
+    def _on_output(self, layer: int, *_: object) -> None:
+        self._marks.append((layer, self._clock.mark()))
 
-    def _on_output(self, layer: int) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            self._marks.append((layer, self._clock.mark()))
-
-        return hook
-
-    def _on_gradient(self, layer: int) -> Callable[[torch.Tensor], None]:
-        def hook(parameter: torch.Tensor) -> None:
-            self._marks.append((layer, self._clock.mark()))
-            self._bytes[layer] += parameter.numel() * parameter.element_size()
-
-        return hook
+    def _on_gradient(self, layer: int, parameter: torch.Tensor) -> None:
+        self._marks.append((layer, self._clock.mark()))
+        self._bytes[layer] += parameter.numel() * parameter.element_size()
 
 
 @contextmanager

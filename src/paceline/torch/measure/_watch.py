@@ -13,25 +13,16 @@ from paceline.timeline import Kind, Summary, Timeline
 from paceline.torch.model import Clock, clock_of, tensors_in
 from paceline.torch.ranks import Group, gather_timeline, process_group_of
 
-NAMES = (
-    "between steps",
-    "forward",
-    "loss",
-    "backward",
-    "all-reduce",
-    "after backward",
-    "optimizer",
+SPANS = (
+    ("between steps", Kind.DATA),
+    ("forward", Kind.FORWARD),
+    ("loss", Kind.FORWARD),
+    ("backward", Kind.BACKWARD),
+    ("all-reduce", Kind.COLLECTIVE),
+    ("after backward", Kind.COMPUTE),
+    ("optimizer", Kind.OPTIMIZER),
 )
-BETWEEN, FORWARD, LOSS, BACKWARD, ALL_REDUCE, AFTER, OPTIMIZER = range(len(NAMES))
-KIND_OF = (
-    Kind.DATA,
-    Kind.FORWARD,
-    Kind.FORWARD,
-    Kind.BACKWARD,
-    Kind.COLLECTIVE,
-    Kind.COMPUTE,
-    Kind.OPTIMIZER,
-)
+BETWEEN, FORWARD, LOSS, BACKWARD, ALL_REDUCE, AFTER, OPTIMIZER = range(len(SPANS))
 MARKS_HELD = 1024
 
 
@@ -129,11 +120,11 @@ class Watch:
             rank=self._rank,
             start_s=self._times_s[:-1],
             duration_s=[b - a for a, b in zip(self._times_s, self._times_s[1:], strict=False)],
-            kind=[KIND_OF[code] for code in name],
+            kind=[SPANS[code][1] for code in name],
             name=name,
             step=step,
             collective=collective,
-            names=NAMES,
+            names=tuple(name for name, _ in SPANS),
         )
 
     def gather(self) -> Timeline:
