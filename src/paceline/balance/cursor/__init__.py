@@ -3,5 +3,3 @@
 from paceline.balance.cursor._cursor import Cursor
 from paceline.balance.cursor._planner import EpochPlanner
 from paceline.balance.cursor._state import Segment
-
-__all__ = ["Cursor", "EpochPlanner", "Segment"]

@@ -15,22 +15,3 @@ from paceline.balance.split._partition import (
 )
 from paceline.balance.split._sorting import descending_order, group_rows
 from paceline.balance.split._steps import TOLERANCE, WINDOW_TOLERANCE, Counts, partition_steps
-
-__all__ = [
-    "TOLERANCE",
-    "WINDOW_TOLERANCE",
-    "Counts",
-    "Pace",
-    "Partition",
-    "check_worker_counts",
-    "checked_costs",
-    "descending_order",
-    "earliest_end",
-    "fastest_first",
-    "group_rows",
-    "pace_of",
-    "partition",
-    "partition_steps",
-    "split_padded",
-    "split_padded_steps",
-]

@@ -5,17 +5,3 @@ from paceline.predict.epochs._members import MEMBERS
 from paceline.predict.epochs._pool import pooled_epochs
 from paceline.predict.epochs._predictor import ConvergencePredictor, fit_convergence
 from paceline.predict.epochs._rows import PROBES, Fold, Runs, Shift, folds
-
-__all__ = [
-    "MEMBERS",
-    "PROBES",
-    "ConvergencePredictor",
-    "Fold",
-    "Runs",
-    "Shift",
-    "chosen_probes",
-    "fit_convergence",
-    "folds",
-    "forest_errors",
-    "pooled_epochs",
-]

@@ -3,14 +3,3 @@
 from paceline.predict.run._estimate import RunEstimate, RunSetup, estimate_run, ring_link
 from paceline.predict.run._fitted import estimate_step, fit_predictor
 from paceline.predict.run._training_time import EstimatedFloat, TrainingTimePredictor
-
-__all__ = [
-    "EstimatedFloat",
-    "RunEstimate",
-    "RunSetup",
-    "TrainingTimePredictor",
-    "estimate_run",
-    "estimate_step",
-    "fit_predictor",
-    "ring_link",
-]

@@ -13,19 +13,3 @@ from paceline.predict.step._rows import StepRows
 from paceline.predict.step._tables import read_step_tables
 from paceline.predict.step._time import SHIFTS
 from paceline.predict.step._workload_row import step_row
-
-__all__ = [
-    "NUM_PROBES",
-    "SHIFTS",
-    "StepEstimate",
-    "StepPredictor",
-    "StepRows",
-    "digest_of",
-    "fit_step_predictor",
-    "folds",
-    "load_step_predictor",
-    "read_step_tables",
-    "save_step_predictor",
-    "step_row",
-    "units",
-]

@@ -19,22 +19,3 @@ from paceline.predict.work._workload import (
     Phase,
     Workload,
 )
-
-__all__ = [
-    "Bound",
-    "DatasetFacts",
-    "Datasets",
-    "Device",
-    "Devices",
-    "Family",
-    "LayerWork",
-    "MemoryEstimate",
-    "MemoryMoment",
-    "Models",
-    "OperatorWork",
-    "Optimizers",
-    "Phase",
-    "Workload",
-    "catalogue_workload",
-    "estimate_memory",
-]

@@ -5,5 +5,3 @@ from paceline.torch.balance._batch_sampler import BalancedBatchSampler
 from paceline.torch.balance._distributed_sampler import BalancedSampler
 from paceline.torch.balance._example_sizes import example_sizes
 from paceline.torch.balance._loader import DataLoader
-
-__all__ = ["BalancedBatchSampler", "BalancedSampler", "BatchPass", "DataLoader", "example_sizes"]

@@ -6,16 +6,3 @@ from paceline.torch.model._partial_update import PartialUpdate
 from paceline.torch.model._stream_order import StreamOrder
 from paceline.torch.model._tensors import call_model, mean_square, tensors_in
 from paceline.torch.model._trial import Trial
-
-__all__ = [
-    "Clock",
-    "ParamUse",
-    "PartialUpdate",
-    "StreamOrder",
-    "Trial",
-    "call_model",
-    "clock_of",
-    "is_compiled",
-    "mean_square",
-    "tensors_in",
-]

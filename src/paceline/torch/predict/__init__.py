@@ -6,20 +6,3 @@ from paceline.torch.predict._collect import CollectConfig, collect_steps
 from paceline.torch.predict._measured_step import measure_step, threads, time_steps
 from paceline.torch.predict._trace import record_step, trace_workload
 from paceline.torch.predict._trace_setup import ExampleInput, Inputs, StepSetup, build, inputs_for
-
-__all__ = [
-    "CollectConfig",
-    "ExampleInput",
-    "Inputs",
-    "StepSetup",
-    "TimedModel",
-    "build",
-    "calibrate_cpu",
-    "collect_steps",
-    "inputs_for",
-    "measure_step",
-    "record_step",
-    "threads",
-    "time_steps",
-    "trace_workload",
-]

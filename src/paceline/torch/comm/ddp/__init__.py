@@ -2,5 +2,3 @@
 
 from paceline.torch.comm.ddp._bucket_times import BucketTimes, DDPAdvice
 from paceline.torch.comm.ddp._watch_buckets import BucketWatch, watch_buckets
-
-__all__ = ["BucketTimes", "BucketWatch", "DDPAdvice", "watch_buckets"]

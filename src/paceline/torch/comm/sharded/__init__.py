@@ -3,5 +3,3 @@
 from paceline.torch.comm.sharded._executor import ShardedExecutor
 from paceline.torch.comm.sharded._layout import ShardLayout
 from paceline.torch.comm.sharded._update import ShardedUpdate
-
-__all__ = ["ShardLayout", "ShardedExecutor", "ShardedUpdate"]

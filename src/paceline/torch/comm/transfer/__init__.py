@@ -5,14 +5,3 @@ from paceline.torch.comm.transfer._route import Route
 from paceline.torch.comm.transfer._trained import Trained
 from paceline.torch.comm.transfer._waits import PendingUpdates, WaitRequest
 from paceline.torch.comm.transfer._worker import Worker
-
-__all__ = [
-    "Payload",
-    "PendingUpdates",
-    "Piece",
-    "Route",
-    "Trained",
-    "WaitRequest",
-    "Worker",
-    "payloads_of",
-]

@@ -7,11 +7,3 @@ from paceline.torch.comm.whole._compression import (
     wire_dtype,
 )
 from paceline.torch.comm.whole._executor import BlockExecutor
-
-__all__ = [
-    "BlockExecutor",
-    "Compression",
-    "compress_hook",
-    "link_per_gradient_byte",
-    "wire_dtype",
-]

@@ -2,5 +2,3 @@
 
 from paceline.torch.overlap.split._ops import Extras, OpArgs
 from paceline.torch.overlap.split._split_backward import SplitBackward, split_backward
-
-__all__ = ["Extras", "OpArgs", "SplitBackward", "split_backward"]
