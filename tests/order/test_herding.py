@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tests.order.test_policies import rows_of, show
 
 from paceline import order
-from paceline.order import gaussian_unit_rows, herding_bound, simulate_herding
+from paceline.order import Herding, gaussian_unit_rows, herding_bound, simulate_herding
 from paceline.order._descent import leaf_rank
 from paceline.order._herded import _depth
 from paceline.order._rows import dot, pack
@@ -25,6 +25,12 @@ def test_the_bound_is_the_largest_prefix(num: int, dim: int, batch_size: int) ->
     assert found.per_example == pytest.approx(prefix.max(), abs=1e-9)
     steps = prefix[batch_size - 1 :: batch_size]
     assert found.per_step == pytest.approx(steps.max() if steps.size else 0.0, abs=1e-9)
+
+
+def test_a_step_is_one_example_unless_told() -> None:
+    rows = np.array([[1.0], [-1.0]], np.float32)
+    assert herding_bound(rows, [0, 1]) == Herding(per_step=1.0, per_example=1.0)
+    assert herding_bound(rows, [0, 1], batch_size=2) == Herding(per_step=0.0, per_example=1.0)
 
 
 def test_the_bound_needs_rows_and_steps_that_fit() -> None:
