@@ -392,7 +392,7 @@ def test_batches_that_are_loaded_ahead_change_no_order() -> None:
     [
         ({}, "the order 'shuffle' learns nothing from gradients"),
         ({"order": "stratified", "labels": LABELS}, "'stratified' learns nothing"),
-        ({"order": "pair-balance", "num_replicas": 2}, "2 ranks need a process group"),
+        ({"order": "pair-balance", "num_replicas": 2}, "2 ranks are gathered in a process group"),
     ],
 )
 def test_sketches_for_nothing_or_without_a_way_are_refused(options: Any, message: str) -> None:

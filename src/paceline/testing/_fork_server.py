@@ -62,7 +62,7 @@ def _same_imports() -> Iterator[None]:
 
 def end_with_caller() -> None:
     """End this process with the one that asked for it, whose child it is not if it was forked."""
-    threading.Thread(target=_wait_for_caller, name="paceline-caller", daemon=True).start()
+    threading.Thread(target=_wait_for_caller, name="watch-caller", daemon=True).start()
 
 
 def take_environment(environment: dict[str, str]) -> None:
