@@ -54,9 +54,8 @@ class LinearCost:
 class QuadraticCost:
     """Cost `linear * n + quadratic * n**2 + fixed` of an example of size `n`.
 
-    Right for transformers: for hidden size `d` the attention scores take as much
-    as everything else at about `n = 6 * d`, so `QuadraticCost(6 * d, 1.0)` is in
-    proportion to the FLOPs [1].
+    Right for transformers: for hidden size `d` the attention scores take as much as everything else
+    at about `n = 6 * d`, so `QuadraticCost(6 * d, 1.0)` is in proportion to the FLOPs [1].
 
     Examples:
         >>> QuadraticCost(6144.0, 1.0)(np.array([0.0, 1024.0])).tolist()

@@ -104,8 +104,7 @@ class Worker:
     """One data-parallel rank.
 
     Attributes:
-        speed: Relative to the worker that the costs were measured on: 0.5 takes
-            twice as long.
+        speed: Relative to the worker that the costs were measured on: 0.5 takes twice as long.
         overhead_s: Seconds per step that do not depend on the examples: optimizer,
             kernel launches, Python.
         memory_bytes: What it can hold, if known.

@@ -112,10 +112,7 @@ class DemoResult:
 
 
 def result_of(
-    plain: Sequence[Turn],
-    paced: Sequence[Turn],
-    predicted_s: dict[str, float],
-    config: DemoConfig,
+    plain: Sequence[Turn], paced: Sequence[Turn], predicted_s: dict[str, float], config: DemoConfig
 ) -> DemoResult:
     """Sum both ways up; the first turn of each only warms up, but its losses count."""
     ratios = [b.tokens_per_s / a.tokens_per_s for a, b in zip(plain[1:], paced[1:], strict=True)]

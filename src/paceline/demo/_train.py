@@ -67,11 +67,7 @@ class Way:
 
 
 def train_both_ways(
-    rank: int,
-    config: DemoConfig,
-    corpus: Path,
-    end_s: float,
-    progress: "Synchronized[float]",
+    rank: int, config: DemoConfig, corpus: Path, end_s: float, progress: "Synchronized[float]"
 ) -> None:
     """Train until the monotonic clock reads about `end_s`; rank 0 writes the result."""
     torch.manual_seed(config.seed)

@@ -65,9 +65,8 @@ def coordinated_pair_balance(num_examples: int, num_workers: int, *, seed: int =
         True
 
     References:
-        A. F. Cooper, W. Guo, K. Pham, T. Yuan, C. Ruan, Y. Lu, C. De Sa, "Coordinating
-        distributed example orders for provably accelerated training", NeurIPS 2023,
-        algorithm 2.
+        A. F. Cooper, W. Guo, K. Pham, T. Yuan, C. Ruan, Y. Lu, C. De Sa, "Coordinating distributed
+        example orders for provably accelerated training", NeurIPS 2023, algorithm 2.
     """
     return _by_pairs("d-grab", num_examples, Lanes(num_workers), seed)
 

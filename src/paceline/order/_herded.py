@@ -28,9 +28,8 @@ Arrange = Callable[
 def windowed_greedy(num_examples: int, *, window: int = 64, seed: int = 0) -> OrderPolicy:
     """Return an order whose next example is the one of a window that most shortens the sum.
 
-    Starts from the order before. Takes O(n dim window) time per epoch, and stores all rows.
-    Where we differ from the paper: it chooses from a window that moves along, not from all
-    that are left.
+    Starts from the order before. Takes O(n dim window) time per epoch, and stores all rows. Where
+    we differ from the paper: it chooses from a window that moves along, not from all that are left.
 
     Args:
         num_examples: Number of examples of the dataset.

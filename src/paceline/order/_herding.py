@@ -58,10 +58,7 @@ def herding_bound(rows: NDArray[np.float32], order: ArrayLike, *, batch_size: in
 
 @compiled
 def _largest_prefix(
-    rows: NDArray[np.float32],
-    order: NDArray[np.int64],
-    mean: NDArray[np.float64],
-    batch_size: int,
+    rows: NDArray[np.float32], order: NDArray[np.int64], mean: NDArray[np.float64], batch_size: int
 ) -> tuple[float, float]:
     total = np.zeros(len(mean))
     per_step, per_example = 0.0, 0.0

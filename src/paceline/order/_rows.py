@@ -14,10 +14,7 @@ STRIPS = 8
 
 
 def checked_rows(
-    num_examples: int,
-    example_ids: ArrayLike,
-    rows: ArrayLike,
-    scales: ArrayLike | None,
+    num_examples: int, example_ids: ArrayLike, rows: ArrayLike, scales: ArrayLike | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return checked example ids, and their rows as floats.
 

@@ -32,10 +32,9 @@ def gaussian_unit_rows(
 ) -> NDArray[np.float32]:
     """Return Gaussian directions, less the mean over each worker's examples.
 
-    Row `t * num_workers + w` is the t-th example of worker w. The numbers are those of
-    trial `seed` of the D-GraB reference, rounded to 32 bits, so they come from NumPy's legacy
-    generator. Made in place: memory is that of the result,
-    `4 * dim * num_examples * num_workers` bytes.
+    Row `t * num_workers + w` is the t-th example of worker w. The numbers are those of trial `seed`
+    of the D-GraB reference, rounded to 32 bits, so they come from NumPy's legacy generator. Made in
+    place: memory is that of the result, `4 * dim * num_examples * num_workers` bytes.
 
     Args:
         dim: Columns.

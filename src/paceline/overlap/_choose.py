@@ -88,11 +88,7 @@ def defer_all(*, threads: Threads | None = None, max_pending: int | None = None)
 
 
 def choose_way(
-    plain: Way,
-    ways: Sequence[Way],
-    *,
-    overhead_s: float = OVERHEAD_S,
-    min_gain: float = MIN_GAIN,
+    plain: Way, ways: Sequence[Way], *, overhead_s: float = OVERHEAD_S, min_gain: float = MIN_GAIN
 ) -> LanePlan:
     """Return the way of the least simulated step time, and what to defer in it.
 

@@ -44,12 +44,11 @@ def lane_graph(
 ) -> TaskGraph:
     """Turn tasks into a graph that `simulate` can run.
 
-    A program is what one thread submits, in that order, so the order settles what depends
-    on what: a task waits for the last writer of what it reads (read after write), and
-    before it writes, for all who read or wrote that tensor since (write after read, write
-    after write). Programs run side by side: a tensor that only one of them writes is
-    read by the others after its last writer; writers in different programs must be ordered
-    by `after` or by other tensors.
+    A program is what one thread submits, in that order, so the order settles what depends on what:
+    a task waits for the last writer of what it reads (read after write), and before it writes, for
+    all who read or wrote that tensor since (write after read, write after write). Programs run side
+    by side: a tensor that only one of them writes is read by the others after its last writer;
+    writers in different programs must be ordered by `after` or by other tensors.
 
     Takes O(tasks + dependencies), and O(tasks²/64) where several programs write a tensor.
 

@@ -13,11 +13,7 @@ from paceline.timeline._columns import Columns, Kind, Source
 
 
 def write_chrome_trace(
-    source: Source,
-    spans: Columns,
-    lanes: Sequence[str],
-    names: Sequence[str],
-    path: str | Path,
+    source: Source, spans: Columns, lanes: Sequence[str], names: Sequence[str], path: str | Path
 ) -> Path:
     """Write spans to `path`; the first begins at zero.
 

@@ -16,10 +16,9 @@ from paceline.timeline._timeline import Timeline
 class TaskGraph:
     """What is to be run: tasks in columns, in plan order.
 
-    Each `(rank, lane)` runs its tasks one at a time, in the order of their indices.
-    A task starts when the one before it on its lane and all its dependencies have
-    ended; a collective when that holds for all its parts on all ranks. It then takes
-    as long as its longest part, on every rank.
+    Each `(rank, lane)` runs its tasks one at a time, in the order of their indices. A task starts
+    when the one before it on its lane and all its dependencies have ended; a collective when that
+    holds for all its parts on all ranks. It then takes as long as its longest part, on every rank.
 
     Attributes:
         duration_s: Seconds of each task, finite and not negative. Shape
@@ -72,8 +71,7 @@ class TaskGraph:
 
         Args:
             duration_s: Seconds of each task, shape `(num_tasks,)`.
-            edges: Dependencies as pairs `(before, after)` of task indices, shape
-                `(num_edges, 2)`.
+            edges: Dependencies as pairs `(before, after)` of task indices, shape `(num_edges, 2)`.
             rank: See the class, like the rest.
             lane: Index into `lanes`.
             kind: A `Kind` per task.

@@ -183,11 +183,10 @@ class Timeline:
     def aligned(self) -> "Timeline":
         """Shift each rank's clock so that collectives end at the same time everywhere.
 
-        Ranks on different machines have different clocks. Nobody can leave an
-        all-reduce before the last one has joined it, and all leave it within the
-        time of one message, so its end is the best common mark. Each rank is moved
-        by the median difference to the lowest rank, over the collectives that both
-        took part in; a rank without any stays where it is.
+        Ranks on different machines have different clocks. Nobody can leave an all-reduce before the
+        last one has joined it, and all leave it within the time of one message, so its end is the
+        best common mark. Each rank is moved by the median difference to the lowest rank, over the
+        collectives that both took part in; a rank without any stays where it is.
         """
         offsets = clock_offsets(self.rank, self.collective, self.end_s)
         return self if not offsets.any() else replace(self, start_s=self.start_s + offsets)

@@ -31,12 +31,11 @@ def measure_job(
 ) -> Job:
     """Measure what a step of `model` on `batch` costs, layer by layer, and the link.
 
-    Runs `num_steps` forward and backward passes, of which the first three only warm
-    up, and takes medians. A layer is a module that owns parameters. The time since
-    the layer before it ended counts as its own, so the layers add up to the step;
-    activations count to the layer that follows them. A layer that is called twice
-    gets the sum. Shared parameters count once, with the first layer that owns them.
-    Layers without use keep their place with zeros.
+    Runs `num_steps` forward and backward passes, of which the first three only warm up, and takes
+    medians. A layer is a module that owns parameters. The time since the layer before it ended
+    counts as its own, so the layers add up to the step; activations count to the layer that follows
+    them. A layer that is called twice gets the sum. Shared parameters count once, with the first
+    layer that owns them. Layers without use keep their place with zeros.
 
     The model is left as it was: gradients, buffers and random state are put back. In a
     process group the link is measured too, and all ranks get rank 0's numbers.

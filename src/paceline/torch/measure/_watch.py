@@ -28,30 +28,24 @@ MARKS_HELD = 1024
 
 @contextmanager
 def watch(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    process_group: Group | None = None,
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, process_group: Group | None = None
 ) -> Iterator["Watch"]:
     """Record the steps of the training loop inside the `with` block.
 
-    Each mark closes the span that began with the mark before it, so the spans of a
-    rank follow each other without gaps: between steps (waiting for data, and
-    whatever else the loop does there), forward, loss, backward, all-reduce,
-    optimizer. A rank arrives at the all-reduce when its own backward pass has
-    ended; all-reducing makes all ranks *leave* together, so the arrival is what
+    Each mark closes the span that began with the mark before it, so the spans of a rank follow each
+    other without gaps: between steps (waiting for data, and whatever else the loop does there),
+    forward, loss, backward, all-reduce, optimizer. A rank arrives at the all-reduce when its own
+    backward pass has ended; all-reducing makes all ranks *leave* together, so the arrival is what
     tells a slow rank from a fast one.
 
-    For DistributedDataParallel the all-reduce is the wait at the end of
-    `backward()`; for any other model in a process group, the time between
-    `backward()` and `optimizer.step()`.
+    For DistributedDataParallel the all-reduce is the wait at the end of `backward()`; for any other
+    model in a process group, the time between `backward()` and `optimizer.step()`.
 
     Costs a few microseconds per step on a CPU and an event per mark on CUDA, where
     nothing waits for the device until the timeline is read or 1,024 marks are held.
 
     Args:
-        model: The module that the loop calls; in data-parallel training the
-            wrapper.
+        model: The module that the loop calls; in data-parallel training the wrapper.
         optimizer: Its `step()` ends a step.
         process_group: Ranks that train together, or one axis of a device mesh; unset for the
             default group, if there is one.

@@ -23,10 +23,9 @@ class GradientSketch:
     most `relative_variance * |g|² |h|²`: each factor of k rows keeps them within `2 / k`
     [2]. Where `dim` has room for all parameters, rows hold the gradients exactly.
 
-    Linear, Embedding, Conv1d, Conv2d, LayerNorm, RMSNorm, BatchNorm, GroupNorm, LSTM and
-    GRU layers are sketched (recurrent layers by running them a second time). Other
-    parameters are named in `left_out`. Gradients, outputs and random states stay as they
-    are, bit for bit.
+    Linear, Embedding, Conv1d, Conv2d, LayerNorm, RMSNorm, BatchNorm, GroupNorm, LSTM and GRU layers
+    are sketched (recurrent layers by running them a second time). Other parameters are named in
+    `left_out`. Gradients, outputs and random states stay as they are, bit for bit.
 
     Args:
         model: The module that the loop calls, or what it wraps.
