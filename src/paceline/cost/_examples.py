@@ -96,8 +96,7 @@ def example_costs(cost: ExampleCost, sizes: ArrayLike) -> NDArray[np.float64]:
         sizes: Shape `(num_examples,)`, finite and not negative.
 
     Raises:
-        ValueError: If a size is bad, or if `cost` returns another shape or a cost
-            that is negative or not finite.
+        ValueError: If a size or a returned cost is bad, or `cost` returns another shape.
 
     Examples:
         >>> example_costs(lambda n: 3 * n, [1, 2]).tolist()

@@ -14,7 +14,7 @@ from paceline.demo._data import Batch, TextDataset, paced_split
 from paceline.demo._model import CONTEXT_BYTES, NUM_BYTES, ByteTransformer, example_losses
 from paceline.plan import data_parallel_graph
 from paceline.timeline import simulate
-from paceline.torch import Watch, measure_job, watch
+from paceline.torch import measure_job, watch
 
 # Micro-batches (examples, bytes each) that span what both ways will see.
 SHAPES = ((2, 256), (8, 64), (32, 64), (24, 192), (8, 512), (16, 384), (4, 1024), (12, 1024))
@@ -71,11 +71,7 @@ def _step_seconds(model: ByteTransformer, shape: tuple[int, int]) -> float:
         for _ in range(1 + NUM_REPEATS):
             dist.barrier()
             train_step(trained, optimizer, batch, loss)
-    return _own_seconds(run)
-
-
-def _own_seconds(run: Watch) -> float:
-    """Median seconds of a step in which this rank itself worked."""
+    # Only what this rank itself did counts, in the median over steps.
     own = run.timeline()
     busy = own.select(np.isin(own.kind, [1, 2, 3]))
     return float(np.median(np.bincount(busy.step, busy.duration_s)[1:]))

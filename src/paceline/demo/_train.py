@@ -81,7 +81,10 @@ def train_both_ways(
         "plain": plain_loader(dataset, **where),
         "paced": paced_loader(dataset, batches, rank=rank, cost=job.cost),
     }
-    ways = [_new_way(name, model, feed) for name, feed in feeds.items()]
+    ways = []
+    for name, feed in feeds.items():
+        replica = DistributedDataParallel(deepcopy(model))
+        ways.append(Way(name, replica, new_optimizer(replica), feed, []))
     num_rounds, last_s = 0, 0.0
     while _go_on(num_rounds, end_s - last_s, len(batches)):
         round_begin_s = time.monotonic()
@@ -95,11 +98,6 @@ def train_both_ways(
         plain, paced = ways
         result = result_of(plain.turns, paced.turns, predicted_step_s(job, dataset, done), config)
         _write(result, [*plain.turns, *paced.turns], config.output)
-
-
-def _new_way(name: str, model: ByteTransformer, feed: Iterator[Batch]) -> Way:
-    replica = DistributedDataParallel(deepcopy(model))
-    return Way(name, replica, new_optimizer(replica), feed, [])
 
 
 def _go_on(num_rounds: int, end_s: float, num_batches: int) -> bool:

@@ -90,12 +90,11 @@ def recursive_pair_balance(num_examples: int, *, depth: int = 5, seed: int = 0) 
 def self_balancing_walk(num_examples: int, *, seed: int = 0) -> OrderPolicy:
     """Return pair balance with a random sign, the likelier the more it shortens the sum.
 
-    Where we differ from the paper: the walk is over differences of pairs; lengths are
-    relative to the longest so far; and its constant, there 30 log(n dim), is 1, with signs
-    that are certain where the rule would leave [0, 1] and the walk there fails.
+    Where we differ from the paper: the walk is over differences of pairs; lengths are relative to
+    the longest so far; its constant, there 30 log(n dim), is 1; and where the rule would leave
+    [0, 1], at which the walk there fails, signs are certain.
 
     References:
-        R. Alweiss, Y. Liu, M. Sawhney, "Discrepancy minimization via a self-balancing walk",
-        STOC 2021.
+        R. Alweiss et al., "Discrepancy minimization via a self-balancing walk", STOC 2021.
     """
     return LearnedOrder("self-balancing-walk", num_examples, PairSigns(seed, is_random=True))

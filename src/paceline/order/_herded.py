@@ -42,8 +42,8 @@ def windowed_greedy(num_examples: int, *, window: int = 64, seed: int = 0) -> Or
         seed: Of the first shuffle.
 
     References:
-        Greedy herding, Y. Lu, S. Y. Meng, C. De Sa, "A general analysis of
-        example-selection for stochastic gradient descent", ICLR 2022.
+        Greedy herding, Y. Lu, S. Y. Meng, C. De Sa, "A general analysis of example-selection for
+        stochastic gradient descent", ICLR 2022.
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
@@ -53,12 +53,11 @@ def windowed_greedy(num_examples: int, *, window: int = 64, seed: int = 0) -> Or
 def halve_and_herd(num_examples: int, *, seed: int = 0) -> OrderPolicy:
     """Return an order that shuffles each epoch, halves it into alike parts, then herds.
 
-    Any worker may process any example, so what counts is where the sum stands in the global
-    order. Herding takes, from a window of the next 320 examples, those that bring the
-    sum back to zero. In a plain shuffle the rest may be too unbalanced
-    for any window to do so; so its examples are first arranged in parts that add up to about
-    the same. Each epoch begins with a shuffle of its own: the order is balanced and never
-    frozen, and epochs that observe nothing get new orders from the rows that are known.
+    Any worker may process any example, so what counts is where the sum stands in the global order.
+    Herding takes, from a window of the next 320 examples, those that bring the sum back to zero.
+    What is left of a plain shuffle may be too unbalanced for any window, so its examples are first
+    arranged in parts that add up to about the same. Each epoch begins with a new shuffle, so the
+    order is never frozen, and epochs that observe nothing get new ones from the rows known so far.
 
     Halving takes O(n dim log n) time, herding O(80 n dim); storage is n (dim + 4) bytes.
 
@@ -158,8 +157,8 @@ def halve(
     That is recursive mean balance, with the exact mean. Takes O(n dim depth) time.
 
     Args:
-        stored: Rows as bytes, shape `(num_examples, dim)`.
-        scales: Factor of each row.
+        stored: Rows as bytes, shape `(num_examples, dim)`, whose factors are `scales`.
+        scales: Shape `(num_examples,)`.
         mean: Of the rows to arrange, shape `(dim,)`.
         order: Examples to arrange, shape `(num,)`; returned part after part.
         depth: Levels, at least 1.

@@ -137,8 +137,7 @@ def simulate_herding(
 ) -> HerdingRun:
     """Show a policy the same rows in each epoch and measure its orders.
 
-    The policy's first order takes the rows in turn, so that position w of each step holds
-    an example of worker w.
+    Its first order takes the rows in turn: position w of each step has an example of worker w.
 
     Args:
         policy: A new one; it is changed.

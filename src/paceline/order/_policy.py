@@ -51,8 +51,7 @@ class OrderPolicy(ABC):
         """Return the examples of `epoch` in order, each once, shape `(num_examples,)`.
 
         Raises:
-            ValueError: If the order of that epoch is not known now; a policy that learns
-                knows that of `self.epoch` only.
+            ValueError: If it is not known now; one that learns knows that of `self.epoch` only.
         """
 
     @abstractmethod

@@ -72,8 +72,7 @@ def flip_flop(num_examples: int, *, seed: int = 0) -> OrderPolicy:
     """Return a new shuffle in even epochs, and the same backwards in odd ones.
 
     References:
-        S. Rajput, K. Lee, D. Papailiopoulos, "Permutation-based SGD: is random optimal?",
-        ICLR 2022.
+        S. Rajput et al., "Permutation-based SGD: is random optimal?", ICLR 2022.
     """
 
     def order_of(epoch: int) -> NDArray[np.int64]:

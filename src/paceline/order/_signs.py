@@ -1,9 +1,8 @@
 """Learning by signs: rows go down trees of running sums, and the leaves make the next order.
 
-Examples that got a plus come first in the next epoch, in the order in which they came, and
-those with a minus last, backwards; both halves then add up to about the same. What is
-random in the first epoch evens out over the following ones. One pass, O(dim) time per
-example and level, and no row is stored but those that wait for the other of their pair.
+Examples that got a plus come first in the next epoch, in the order in which they came, and those
+with a minus last, backwards; both halves then add up to about the same. What is random in the first
+epoch evens out. One pass, O(dim) time per example and level; only rows that wait are stored.
 """
 
 from abc import abstractmethod
@@ -23,10 +22,9 @@ from paceline.order._policy import saved_count
 class SignRule(Rule):
     """The `Rule` of orders that are made of signs.
 
-    Position p of an order belongs to lane p % num_lanes, the examples of one worker of the
-    method's paper; an example keeps its lane. Examples that were not observed come first in their
-    lane, as they would have come now, so that an epoch that always ends early does not leave the
-    same ones out.
+    Position p of an order belongs to lane p % num_lanes, the examples of one worker of the paper;
+    an example keeps its lane. Examples that were not observed come first in their lane, in their
+    order of now, so that epochs that always end early do not leave the same ones out.
 
     Attributes:
         seed: Of the first shuffle and of random signs.
@@ -123,10 +121,7 @@ class MeanSigns(SignRule):
 
 @dataclass(frozen=True, eq=False)
 class PairSigns(SignRule):
-    """Signs from the differences of pairs, which need no mean.
-
-    `is_random` signs are random, the likelier the more they shorten the sum.
-    """
+    """Signs from differences of pairs; if random, likelier the more they shorten the sum."""
 
     is_random: bool = False
 

@@ -43,9 +43,9 @@ class LanePlan:
     """
 
     deferred: tuple[str, ...] | None
-    num_layers: int
-    plain_s: float
-    predicted_s: float
+    num_layers: int = 0
+    plain_s: float = 0.0
+    predicted_s: float = 0.0
     reason: str
     threads: Threads | None = None
     max_pending: int | None = None
@@ -76,15 +76,7 @@ def defer_all(*, threads: Threads | None = None, max_pending: int | None = None)
         >>> print(defer_all())
         weight gradients of all layers are deferred: as told
     """
-    return LanePlan(
-        deferred=None,
-        num_layers=0,
-        threads=threads,
-        max_pending=max_pending,
-        plain_s=0.0,
-        predicted_s=0.0,
-        reason="as told",
-    )
+    return LanePlan(deferred=None, threads=threads, max_pending=max_pending, reason="as told")
 
 
 def choose_way(
@@ -181,15 +173,12 @@ def _candidates(cost: SplitCost) -> Iterator[tuple[bool, ...]]:
 
 
 def _bound(best: _Simulated, overhead_s: float) -> tuple[int | None, float]:
+    cost, deferred, count = best.way.cost, best.deferred, best.layers_per_task
     for bound in BOUNDS:
-        if bound * best.layers_per_task >= sum(best.deferred):
+        if bound * count >= sum(deferred):
             break
         graph = step_graph(
-            best.way.cost,
-            best.deferred,
-            overhead_s=overhead_s,
-            max_pending=bound,
-            layers_per_task=best.layers_per_task,
+            cost, deferred, overhead_s=overhead_s, max_pending=bound, layers_per_task=count
         )
         seconds = simulate(graph).makespan_s
         if seconds <= best.seconds * BOUND_SLACK:

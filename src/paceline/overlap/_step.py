@@ -15,13 +15,7 @@ LANES = ("main", "assist", "comm")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threads:
-    """Intra-op threads per phase.
-
-    Attributes:
-        forward: Of the main lane in the forward pass.
-        backward: Of the main lane in the backward pass.
-        assist: Of the assist lane.
-    """
+    """Intra-op threads of the main lane in each pass, and of the assist lane."""
 
     forward: int = 1
     backward: int = 1

@@ -28,8 +28,7 @@ class TaskGraph:
         kind: A `Kind`.
         name: Index into `names`.
         step: Optimizer update.
-        collective: Tasks that share a number of 0 or more start together; -1 for
-            none. At most one part per lane.
+        collective: Tasks that share a number of 0 or more start together, one per lane; else -1.
         before: First task of each dependency. Shape `(num_edges,)`.
         after: Second task of each dependency: it starts when `before` has ended.
         lanes: Lane names.
@@ -67,19 +66,9 @@ class TaskGraph:
         lanes: Sequence[str] = ("main",),
         names: Sequence[str] = ("",),
     ) -> "TaskGraph":
-        """Build a graph from arrays; a scalar stands for every task.
+        """Build a graph from the columns of the class; a scalar stands for every task.
 
-        Args:
-            duration_s: Seconds of each task, shape `(num_tasks,)`.
-            edges: Dependencies as pairs `(before, after)` of task indices, shape `(num_edges, 2)`.
-            rank: See the class, like the rest.
-            lane: Index into `lanes`.
-            kind: A `Kind` per task.
-            name: Index into `names`.
-            step: Optimizer update.
-            collective: Which collective, or -1.
-            lanes: Lane names.
-            names: Task names.
+        `edges` are pairs `(before, after)` of task indices, shape `(num_edges, 2)`.
 
         Examples:
             >>> graph = TaskGraph.from_columns([1.0, 2.0, 0.5], rank=[0, 1, 1], edges=[(0, 2)])
@@ -97,8 +86,9 @@ class TaskGraph:
             collective=collective,
         )
         check_columns(columns, lanes, names)
-        pairs = _checked_pairs(edges)
-        _check_graph(columns.rank, pairs)
+        pairs = _checked_pairs(edges, len(columns.rank))
+        if columns.rank.min(initial=0) < 0:
+            raise ValueError(f"rank must not be negative, got {columns.rank.min()}")
         given = columns._asdict()
         del given["start_s"]
         before, after = pairs[:, 0], pairs[:, 1]
@@ -137,19 +127,9 @@ def simulate(graph: TaskGraph) -> Timeline:
     )
     if num_done < len(graph):
         raise GraphError(_deadlock_message(graph, end_s))
-    return Timeline(
-        source="simulated",
-        rank=graph.rank,
-        lane=graph.lane,
-        kind=graph.kind,
-        name=graph.name,
-        start_s=arrival_s,
-        duration_s=end_s - arrival_s,
-        step=graph.step,
-        collective=graph.collective,
-        lanes=graph.lanes,
-        names=graph.names,
-    )
+    kept = ("rank", "lane", "kind", "name", "step", "collective", "lanes", "names")
+    columns = {name: getattr(graph, name) for name in kept}
+    return Timeline(source="simulated", start_s=arrival_s, duration_s=end_s - arrival_s, **columns)
 
 
 def _groups(collective: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
@@ -211,7 +191,7 @@ def _run(
     return arrival_s, end_s, num_done
 
 
-def _checked_pairs(edges: ArrayLike) -> NDArray[np.int64]:
+def _checked_pairs(edges: ArrayLike, num_tasks: int) -> NDArray[np.int64]:
     pairs = np.asarray(edges)
     if pairs.size == 0:
         return np.zeros((0, 2), dtype=np.int64)
@@ -220,18 +200,13 @@ def _checked_pairs(edges: ArrayLike) -> NDArray[np.int64]:
             "edges must be pairs of task indices, integers of shape (num_edges, 2), "
             f"got {pairs.dtype} of shape {pairs.shape}"
         )
-    return pairs.astype(np.int64)
-
-
-def _check_graph(rank: NDArray[np.int32], pairs: NDArray[np.int64]) -> None:
-    bad = np.flatnonzero(((pairs < 0) | (pairs >= len(rank))).any(axis=1))
+    bad = np.flatnonzero(((pairs < 0) | (pairs >= num_tasks)).any(axis=1))
     if bad.size:
         raise ValueError(
-            f"edges must join tasks in [0, {len(rank)}), but edges[{bad[0]}] is "
+            f"edges must join tasks in [0, {num_tasks}), but edges[{bad[0]}] is "
             f"{tuple(pairs[bad[0]].tolist())}"
         )
-    if rank.min(initial=0) < 0:
-        raise ValueError(f"rank must not be negative, got {rank.min()}")
+    return pairs.astype(np.int64)
 
 
 def _deadlock_message(graph: TaskGraph, end_s: NDArray[np.float64]) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.timeline._collectives import last_to_arrive
 from paceline.timeline._columns import BUSY_KINDS, Columns, Kind, Source
 from paceline.timeline._critical_path import critical_path
 
@@ -106,18 +105,12 @@ class Summary:
             f"imbalance {self.imbalance:.3f}",
             "rank      busy   waiting   exposed      data     other  (s)",
         ]
-        for index, rank in enumerate(self.ranks):
-            parts = (
-                self.busy_s,
-                self.waiting_s,
-                self.exposed_comm_s,
-                self.data_s,
-                self.other_idle_s,
-            )
-            rows.append(f"{rank:4d}" + "".join(f"{part[index]:10.4g}" for part in parts))
+        parts = (self.busy_s, self.waiting_s, self.exposed_comm_s, self.data_s, self.other_idle_s)
+        for rank, *seconds in zip(self.ranks, *parts, strict=True):
+            rows.append(f"{rank:4d}" + "".join(f"{value:10.4g}" for value in seconds))
         if self.slowest_rank is not None:
-            seconds = self.waited_for_s.sum(axis=0).max()
-            rows.append(f"the others waited {seconds:.4g} s for rank {self.slowest_rank}")
+            most_s = self.waited_for_s.sum(axis=0).max()
+            rows.append(f"the others waited {most_s:.4g} s for rank {self.slowest_rank}")
         return "\n".join(rows)
 
 
@@ -127,7 +120,7 @@ def summarize(source: Source, run: Columns) -> Summary:
     Takes O(n log n) time for n spans and O(num_ranks²) memory for `waited_for_s`.
     """
     ranks, row = np.unique(run.rank, return_inverse=True)
-    last = last_to_arrive(run.rank, run.collective, run.start_s)
+    last = _last_to_arrive(run.rank, run.collective, run.start_s)
     last_arrival_s = run.start_s[last]
     shares = _exclusive_seconds(run, row, len(ranks), last_arrival_s)
     path = critical_path(run, last)
@@ -145,6 +138,25 @@ def summarize(source: Source, run: Columns) -> Summary:
         critical_path=path,
         critical_s=_critical_seconds(run, path),
     )
+
+
+def _last_to_arrive(
+    rank: NDArray[np.int32], collective: NDArray[np.int64], start_s: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return, per span, the index of the part of its collective that began last.
+
+    A span of one rank alone gets its own index. Ties go to the lower rank.
+    """
+    last = np.arange(len(rank))
+    joint = np.flatnonzero(collective >= 0)
+    if joint.size:
+        _, group = np.unique(collective[joint], return_inverse=True)
+        # Ascending by start, descending by rank among equals: the last write wins.
+        order = np.lexsort((-rank[joint], start_s[joint]))
+        latest = np.empty(group.max() + 1, dtype=np.int64)
+        latest[group[order]] = joint[order]
+        last[joint] = latest[group]
+    return last
 
 
 def _exclusive_seconds(

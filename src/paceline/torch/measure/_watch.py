@@ -168,12 +168,14 @@ class Watch:
     def _after_own_backward(self) -> None:
         """Run by autograd when this rank's gradients exist: it arrives at the all-reduce.
 
-        DistributedDataParallel queued its own wait meanwhile, so a callback that is
-        queued now runs after that wait.
+        DDP queued its own wait meanwhile, so a callback that is queued now runs after that.
         """
         self._close(BACKWARD)
         self._in_backward = False
-        if self._is_parallel and self._syncs_in_backward():
+        model = self._model
+        # False inside DDP's no_sync(), where gradients only accumulate.
+        syncs = isinstance(model, DistributedDataParallel) and model.require_backward_grad_sync
+        if self._is_parallel and syncs:
             Variable._execution_engine.queue_callback(self._after_all_reduce)
 
     def _after_all_reduce(self) -> None:
@@ -189,8 +191,3 @@ class Watch:
     def _after_update(self, _optimizer: object, _args: Any, _kwargs: Any) -> None:
         self._close(OPTIMIZER)
         self._step += 1
-
-    def _syncs_in_backward(self) -> bool:
-        model = self._model
-        # False inside DDP's no_sync(), where gradients only accumulate.
-        return isinstance(model, DistributedDataParallel) and model.require_backward_grad_sync

@@ -36,8 +36,7 @@ class ParamUse:
     compiled code, are taken to be by the module that owns the parameter, if it is called.
 
     Attributes:
-        order: Parameters in the order of their first use in the first recorded pass, followed by
-            those that were seen only later.
+        order: Parameters in the order of their first use.
         users: Every module that used the parameter, the first one first.
     """
 

@@ -42,11 +42,7 @@ class PartialUpdate:
             for group in groups
         ]
         if len(self._group_of) != sum(len(group["params"]) for group in groups):
-            self._group_of = {
-                parameter: number
-                for number, group in enumerate(groups)
-                for parameter in group["params"]
-            }
+            self._group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
 
     def apply(
         self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]
@@ -63,10 +59,8 @@ class PartialUpdate:
             self._step(members, alias_of)
 
     def rest(self, managed: Collection[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yield the optimizer's parameters that are not in `managed` and have a gradient."""
-        for parameter in self._group_of:
-            if parameter not in managed and parameter.grad is not None:
-                yield parameter
+        """Return the optimizer's parameters that are not in `managed` and have a gradient."""
+        return (p for p in self._group_of if p not in managed and p.grad is not None)
 
     def run_hooks(self, *, before: bool) -> None:
         """Run the optimizer's step hooks, as `step()` would before or after its work."""

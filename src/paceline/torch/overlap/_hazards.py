@@ -1,6 +1,7 @@
 """Which unfinished task read or wrote which tensor, so that the next one waits for it."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from paceline.errors import GraphError
@@ -9,13 +10,11 @@ from paceline.torch.overlap._task import Handle, LaneTask
 MIN_SWEEP = 1024
 
 
+@dataclass(slots=True)
 class _Access:
-    __slots__ = ("limit", "readers", "writer")
-
-    def __init__(self) -> None:
-        self.writer: LaneTask | None = None
-        self.readers: list[LaneTask] = []
-        self.limit = 16
+    writer: LaneTask | None = None
+    readers: list[LaneTask] = field(default_factory=list)
+    limit: int = 16
 
     @property
     def is_over(self) -> bool:

@@ -158,10 +158,6 @@ class SplitBackward:
             torch.set_num_threads(self._now.threads.backward)
         self._record.mark()
 
-    def mark(self, site: Site) -> None:
-        """Note the time for the layer."""
-        self._record.mark(site.name)
-
     # Hooks.
 
     def _attach(self, ops: Mapping[type[nn.Module], OpOf]) -> None:
@@ -170,9 +166,10 @@ class SplitBackward:
             if op is not None and isinstance(module._parameters.get("weight"), nn.Parameter):
                 if isinstance(getattr(module.forward, "__self__", None), Site):
                     raise ValueError(f"layer {name!r} is split already; close that first")
-                self._sites.append(Site(name, module, op, self, self._queue))
-        for site in self._sites:
-            self._queue.add(site.parameters)
+                mark = self._record.mark
+                site = Site(name, module, op, self._queue, begin=self.begin, mark=mark)
+                self._sites.append(site)
+                self._queue.add(site.parameters)
         self._handles.append(self._model.register_forward_pre_hook(self._before_forward))
         self._handles.append(self._model.register_forward_hook(self._after_forward))
         for parameter in self._model.parameters():
