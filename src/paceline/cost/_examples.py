@@ -46,8 +46,8 @@ class LinearCost:
     def fit(cls, sizes: ArrayLike, costs: ArrayLike) -> Self:
         """Fit to measured pairs by non-negative least squares; see `fit_nonnegative`."""
         size = checked_column("sizes", sizes)
-        linear, fixed = fit_nonnegative(np.stack([size, np.ones_like(size)], axis=1), costs)
-        return cls(float(linear), float(fixed))
+        features = np.stack([size, np.ones_like(size)], axis=1)
+        return cls(*fit_nonnegative(features, costs).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ class QuadraticCost:
         [0.0, 7340032.0]
 
     References:
-        [1] D. Narayanan et al., "Efficient large-scale language model training on
-        GPU clusters using Megatron-LM", SC 2021, appendix.
+        [1] D. Narayanan et al., "Efficient large-scale language model training on GPU clusters
+        using Megatron-LM", SC 2021, appendix.
     """
 
     linear: float
@@ -84,8 +84,7 @@ class QuadraticCost:
         """Fit to measured pairs by non-negative least squares; see `fit_nonnegative`."""
         size = checked_column("sizes", sizes)
         features = np.stack([size, size**2, np.ones_like(size)], axis=1)
-        linear, quadratic, fixed = fit_nonnegative(features, costs)
-        return cls(float(linear), float(quadratic), float(fixed))
+        return cls(*fit_nonnegative(features, costs).tolist())
 
 
 def example_costs(cost: ExampleCost, sizes: ArrayLike) -> NDArray[np.float64]:

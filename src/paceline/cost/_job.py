@@ -39,8 +39,7 @@ class LayerCost:
 class Link:
     """The link between workers: a collective of `n` bytes takes `alpha_s + n / bytes_per_s`.
 
-    Fitted to whole collectives of one group, so the number of ranks and the
-    algorithm are inside the two numbers.
+    Fitted to whole collectives of one group, so ranks and algorithm are inside the two numbers.
 
     Attributes:
         alpha_s: Seconds that even an empty collective takes.

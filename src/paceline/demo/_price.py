@@ -24,8 +24,7 @@ NUM_REPEATS = 3
 def measured_job(model: ByteTransformer, num_ranks: int) -> Job:
     """Return a job whose cost model prices a micro-batch in seconds on this machine.
 
-    All ranks measure at once, as they will train at once. The mean of the ranks'
-    medians counts, and every rank returns the same job.
+    All ranks measure at once, as they train, and return the mean of the ranks' medians.
     """
     batch = _random_batch(4, CONTEXT_BYTES // 4)
     job = measure_job(model, batch.text, loss=_loss_of(batch))
@@ -38,11 +37,8 @@ def measured_job(model: ByteTransformer, num_ranks: int) -> Job:
     # Relative errors count, or the largest micro-batch alone would decide.
     fitted = fit_nonnegative(features / seconds[:, None], np.ones_like(seconds))
     overhead_s, linear, quadratic = fitted.tolist()
-    return replace(
-        job,
-        cost=QuadraticCost(linear, quadratic),
-        workers=(Worker(overhead_s=overhead_s),) * num_ranks,
-    )
+    workers = (Worker(overhead_s=overhead_s),) * num_ranks
+    return replace(job, cost=QuadraticCost(linear, quadratic), workers=workers)
 
 
 def predicted_step_s(

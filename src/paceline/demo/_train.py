@@ -46,14 +46,9 @@ class Way:
         mean_losses = torch.stack(losses)
         dist.all_reduce(mean_losses)
         dist.all_reduce(counts)
-        self.turns.append(
-            Turn(
-                timeline=replace(recorder.gather(), lanes=(self.name,)),
-                losses=tuple((mean_losses / dist.get_world_size()).tolist()),
-                num_tokens=int(counts[0]),
-                num_padded=int(counts[1]),
-            )
-        )
+        timeline = replace(recorder.gather(), lanes=(self.name,))
+        mean = tuple((mean_losses / dist.get_world_size()).tolist())
+        self.turns.append(Turn(timeline, mean, int(counts[0]), int(counts[1])))
 
     def _step(self, batch: Batch) -> torch.Tensor:
         # DDP averages over ranks; the weight makes that the mean over all examples.

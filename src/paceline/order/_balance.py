@@ -80,9 +80,8 @@ def recursive_mean_balance(num_examples: int, *, depth: int = 5, seed: int = 0) 
 def recursive_pair_balance(num_examples: int, *, depth: int = 5, seed: int = 0) -> OrderPolicy:
     """Return pair balance that balances both halves again, and again, within one pass.
 
-    A level has half as many pairs per node as the one above. Takes up to `depth` times the
-    time of pair balance, `2**depth` running sums and as many rows that wait.
-    Source: as `recursive_mean_balance`.
+    A level has half as many pairs per node as the one above. Takes up to `depth` times the time of
+    pair balance, `2**depth` running sums and waiting rows. Source: as `recursive_mean_balance`.
     """
     return LearnedOrder("recursive-pair-balance", num_examples, PairSigns(seed, depth=depth))
 

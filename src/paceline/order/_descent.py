@@ -81,8 +81,7 @@ class PairTrees(NamedTuple):
         waiting: Row that waits per lane and node, shape `(num_lanes, num_leaves, dim)`.
         waiting_id: Its example, -1 for none; shape `(num_lanes, num_leaves)`.
         node: As in `MeanTrees`, like `arrival`.
-        walk: How many rows came, and the largest squared length of a difference; a negative one
-            asks for no walk.
+        walk: How many rows came, and the largest squared length of a difference, or -1: no walk.
     """
 
     lane: NDArray[np.int64]

@@ -83,8 +83,7 @@ def halve_and_herd(num_examples: int, *, seed: int = 0) -> OrderPolicy:
 class HerdRule(Rule):
     """The `Rule` that stores the last row of each example.
 
-    Examples whose row is not known yet keep the places that the shuffle, or the order before, gave
-    them; all others are arranged in the places between.
+    Examples whose row is not known yet keep their places; the others are arranged between them.
 
     Attributes:
         seed: Of the shuffles.

@@ -85,8 +85,7 @@ class HerdingRun:
 
     Attributes:
         bounds: Herding bound of the order of each epoch; the first is that of the shuffle.
-        pass_cpu_s: Measured CPU seconds in which the policy observed each epoch and made the next
-            order; fetching the rows is not counted.
+        pass_cpu_s: Measured CPU seconds to observe each epoch and make the next order.
     """
 
     bounds: tuple[Herding, ...]

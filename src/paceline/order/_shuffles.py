@@ -85,9 +85,8 @@ def flip_flop(num_examples: int, *, seed: int = 0) -> OrderPolicy:
 def stratified(labels: ArrayLike, *, seed: int = 0) -> OrderPolicy:
     """Return a new shuffle each epoch in which every class is spread evenly over the epoch.
 
-    Of a class of k examples each k-th part of the epoch gets one, at a random place within
-    that part. It costs nothing, needs labels, and is the baseline that an order which
-    learns has to beat. Takes O(n log n) time.
+    Of a class of k examples each k-th part of the epoch gets one, at a random place within it. The
+    baseline that an order which learns has to beat. Takes O(n log n) time.
 
     Args:
         labels: Class of each example, shape `(num_examples,)`, whole numbers or text.

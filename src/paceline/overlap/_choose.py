@@ -38,8 +38,7 @@ class LanePlan:
         reason: Why it was planned so, for a person.
         threads: Intra-op threads per phase; None to leave them as they are.
         max_pending: Tasks that the assist lane may hold; None for no bound.
-        layers_per_task: Layers whose weight gradients make one task: waking a thread costs
-            more than the weight gradients of a small layer.
+        layers_per_task: Layers per task: a small one costs less than waking a thread.
     """
 
     deferred: tuple[str, ...] | None
@@ -84,10 +83,10 @@ def choose_way(
 ) -> LanePlan:
     """Return the way of the least simulated step time, and what to defer in it.
 
-    In each way, layers whose weight gradients take longer than a threshold are deferred, up to
-    some layer, some layers to a task; a coarse grid of all three is simulated. The tightest bound
-    on pending tasks that costs less than 0.5 % is taken. Deterministic; ties go to the earlier
-    way and to fewer layers per task. Takes some 40 simulations per way.
+    In each way, layers whose weight gradients take longer than a threshold are deferred, up to some
+    layer, some layers to a task; a coarse grid of all three is simulated, and the tightest bound on
+    pending tasks that costs less than 0.5 % is taken. Deterministic; ties go to the earlier way and
+    to fewer layers per task. Takes some 40 simulations per way.
 
     Args:
         plain: The step as it is; nothing is deferred in it.

@@ -21,8 +21,7 @@ class TaskGraph:
     holds for all its parts on all ranks. It then takes as long as its longest part, on every rank.
 
     Attributes:
-        duration_s: Seconds of each task, finite and not negative. Shape
-            `(num_tasks,)`, like the columns below.
+        duration_s: Seconds of each task, not negative. Shape `(num_tasks,)`, like all columns.
         rank: Process that runs it, not negative.
         lane: Index into `lanes`.
         kind: A `Kind`.
@@ -35,8 +34,7 @@ class TaskGraph:
         names: Task names.
 
     Raises:
-        ValueError: If a column has another shape, a duration is negative or not
-            finite, or an index points nowhere.
+        ValueError: If a column has another shape, a duration is bad, or an index points nowhere.
     """
 
     duration_s: NDArray[np.float64]
@@ -101,9 +99,8 @@ class TaskGraph:
 def simulate(graph: TaskGraph) -> Timeline:
     """Run `graph` on a clock of its own and return what happens when.
 
-    Span `i` of the result is task `i`. A part of a collective spans from the moment
-    its rank arrives to the common end, as a measured one does. Deterministic; takes
-    O(n log n) time for n tasks and their dependencies.
+    Span `i` of the result is task `i`. A part of a collective spans from the arrival of its rank to
+    the common end, as measured ones do. Deterministic; O(n log n) for n tasks and dependencies.
 
     Raises:
         GraphError: If some tasks can never start because they wait for each other.

@@ -20,22 +20,19 @@ class Summary:
     Attributes:
         source: Whether the times were measured, emulated, simulated or predicted.
         ranks: Rank numbers, ascending. Shape `(num_ranks,)`.
-        step_times_s: Seconds of each step: from the end of the step before (for the first: from the
-            first begin) to its own end, over all ranks. Shape `(num_steps,)`.
+        step_times_s: Seconds from the end of the step before (at first: from the first begin) to
+            the end of each step, over all ranks. Shape `(num_steps,)`.
         busy_s: Per rank, seconds in which at least one lane computes.
-        exposed_comm_s: Per rank, seconds in which it only waits for the wire: the
-            last rank has arrived at the collective, and nothing is computed.
+        exposed_comm_s: Per rank, seconds in which it only waits for the wire: all ranks arrived.
         waiting_s: Per rank, seconds in which it only waits for a later rank.
         data_s: Per rank, seconds in which it only waits for data.
         other_idle_s: Per rank, the remaining idle seconds.
         waited_for_s: `waited_for_s[i, j]`: seconds that rank `ranks[i]` stood at collectives until
             `ranks[j]`, the last, arrived. Shape `(num_ranks, num_ranks)`. Ties go to the lower
             rank. Waits under a compute span or in two collectives at once count in full.
-        imbalance: Busy seconds per step of the slowest rank over their mean,
-            weighted by the mean: 1.0 is perfect.
+        imbalance: Busy seconds per step, slowest rank over mean, weighted by it: 1.0 is perfect.
         critical_path: Indices of the spans that set the makespan, first to last.
-        critical_s: Seconds of the critical path per `(rank, kind)`, most expensive first.
-            Time that no recorded span explains is missing from it.
+        critical_s: Its seconds per `(rank, kind)`, most expensive first, without unexplained time.
     """
 
     source: Source

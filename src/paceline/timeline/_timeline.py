@@ -46,8 +46,7 @@ class Timeline:
         names: Span names.
 
     Raises:
-        ValueError: If the columns differ in length, if a time is not finite or a
-            duration negative, or if a code points past its table.
+        ValueError: If lengths differ, a time is bad, or a code points past its table.
     """
 
     source: Source
@@ -187,8 +186,7 @@ class Timeline:
         """Join timelines, for example one per rank, into one.
 
         Raises:
-            ValueError: If `parts` is empty or mixes sources: what was measured and
-                what was simulated never stand in one timeline.
+            ValueError: If `parts` is empty or mixes sources, such as measured and simulated.
         """
         sources = sorted({part.source for part in parts})
         if len(sources) != 1:

@@ -45,8 +45,7 @@ def measure_job(
         loss: Turns the model's output into a scalar; unset for the mean square of all floating
             outputs, which takes about as long as any.
         num_steps: Passes in all, at least 4.
-        process_group: Ranks that train together, or one axis of a device mesh; unset for the
-            default group, if there is one.
+        process_group: Ranks that train together, or an axis of a mesh; unset for the default group.
 
     Returns:
         A measured job with one worker per rank.

@@ -18,8 +18,8 @@ def measure_link(process_group: Group | None = None) -> Link:
     Links with a token bucket, as in clouds, let the first bytes after a pause through at once. So
     one large all-reduce goes first to empty the bucket, and the four that are timed follow without
     a pause. The latency is the lower quartile of nine small ones, each after a barrier: whatever
-    disturbs them only makes them longer. All ranks return rank 0's numbers. `process_group` may be
-    one axis of a device mesh; unset for the default group.
+    disturbs them only makes them longer. All ranks return rank 0's numbers. `process_group` may
+    be one axis of a device mesh.
     """
     group = process_group_of(process_group)
     device = device_of(group)

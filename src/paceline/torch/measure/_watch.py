@@ -47,8 +47,7 @@ def watch(
     Args:
         model: The module that the loop calls; in data-parallel training the wrapper.
         optimizer: Its `step()` ends a step.
-        process_group: Ranks that train together, or one axis of a device mesh; unset for the
-            default group, if there is one.
+        process_group: Ranks that train together, or an axis of a mesh; unset for the default group.
 
     Yields:
         The recorder. It can be read inside and after the block.

@@ -15,10 +15,9 @@ class PartialUpdate:
     Results are bit for bit those of a single `step()`, for every optimizer whose state is
     kept per parameter; in `torch.optim` that is all of them except LBFGS.
 
-    A twin of the optimizer does the work: it shares the state, but holds aliases of the
-    parameters with gradients of their own. So the user may clear `.grad` meanwhile, and
-    the settings of the groups, such as the learning rate, are those of the moment when
-    `begin` was called, whatever a scheduler does afterwards.
+    A twin of the optimizer does the work: it shares the state, but holds aliases of the parameters
+    with gradients of their own. So the user may clear `.grad` meanwhile, and settings such as the
+    learning rate are those that `begin` found, whatever a scheduler does afterwards.
 
     Raises:
         ValueError: If the optimizer is LBFGS, which needs all gradients at once.

@@ -80,8 +80,7 @@ class Trial:
         """End a round; a candidate that is slow is out.
 
         Args:
-            shared_s: Rank 0's `medians_s`, where ranks must agree. A round is then won by the
-                candidate that was ahead when it ended.
+            shared_s: Rank 0's `medians_s`, where ranks must agree; they also say who won the round.
         """
         if self._round >= self._num_warm_rounds:
             self._rounds_s.append(self._last_turns_s() if shared_s is None else shared_s)

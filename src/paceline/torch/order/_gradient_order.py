@@ -77,8 +77,7 @@ class GradientOrder:
         Rows that are not finite are left out, and so are repeats that count nothing.
 
         Args:
-            loss_scale: What the loss was multiplied by beside `loss_weight`: a gradient
-                scaler's `get_scale()`, asked before its `update()`.
+            loss_scale: Factor of the loss beside `loss_weight`: `get_scale()` before `update()`.
 
         Raises:
             RuntimeError: If no step is under way.

@@ -31,15 +31,13 @@ class GradientSketch:
         dim: Most columns that a row may have; at least the number of layers.
         every: Sketch epochs 0, `every`, 2 `every`, ...; there are no hooks in others.
         per: Consecutive examples of a batch whose mean gradient makes one row.
-        reduction: How the loss combines the examples of a batch. After "mean", rows are
-            multiplied by the size of the batch.
+        reduction: Of the loss over a batch. After "mean", rows are multiplied by its size.
         batch_dim: Axis of the examples if several come before the features: 1 for sequence-first.
         seed: Fixes the projections; the same on every rank and after a restart.
 
     Attributes:
         dim: Columns of a row.
-        left_out: Trained parameters that rows know nothing, or not all, of, with the
-            reason. A layer may be added when it first runs.
+        left_out: Trained parameters that rows lack, or lack a part of, and why; may still grow.
         relative_variance: The worst layer's bound, over seeds; see above.
 
     Raises:

@@ -18,9 +18,9 @@ _END = object()
 class Prefetch:
     """Iterates over a loader and prefetches its batches.
 
-    On a CPU the loader runs on lane `copy`. For a CUDA device it runs on lane `host`, which pins
-    its tensors, and the copies to the device on the stream of lane `copy`. How long the
-    training loop waits for each batch is a span of kind DATA on lane `main`.
+    On a CPU the loader runs on lane `copy`. For CUDA devices it runs on lane `host`, which pins its
+    tensors, and the copies to the device on the stream of lane `copy`. How long the loop waits for
+    each batch is a span of kind DATA on lane `main`.
 
     The loader is `num_ahead` batches ahead of the loop, so do not wrap a loader whose state is
     saved, such as `paceline.DataLoader`: it would count batches that the loop has not seen. What

@@ -1,7 +1,6 @@
 """Layers whose backward pass comes apart: input gradient now, weight gradients later.
 
-Each part calls the kernel that PyTorch's own backward pass calls, with the same operands, so
-on a CPU the results are bitwise those of the whole.
+Each part calls the kernel of PyTorch's own backward pass: on a CPU results are bitwise the same.
 """
 
 from abc import ABC, abstractmethod

@@ -18,11 +18,9 @@ Hook = Callable[[Tensor], None]
 class Slot:
     """What a parameter's gradient is waiting for.
 
-    A gradient is complete when autograd is done with all uses of the parameter, which a hook on
-    it notes, and all deferred parts are computed. The hook or the lane, whichever is last, adds
-    it to `.grad` and runs the hooks that autograd would run.
-
-    Each count is written by one thread only, so they need no lock.
+    A gradient is complete when autograd is done with all uses of the parameter, which a hook notes,
+    and all deferred parts are computed. The hook or the lane, whichever is last, adds it to `.grad`
+    and runs autograd's hooks. Each count is written by one thread only, so they need no lock.
 
     Attributes:
         value: Sum of the parts so far.

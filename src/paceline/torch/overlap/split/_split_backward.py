@@ -41,14 +41,13 @@ def split_backward(
 
     The backward pass needs each layer's input gradient at once, its weight gradients only at the
     end. Linear, Conv1d, Conv2d, Embedding, LayerNorm and RMSNorm layers are split, but not those
-    inside `nn.MultiheadAttention`. Parameters, `state_dict` and module classes do not change. The
-    gradients are those of PyTorch's kernels, added in PyTorch's order: on a CPU bitwise equal with
-    equal thread counts, but for parameters that are used three or more times, some of them outside
-    of split layers. Hooks that run after a gradient is accumulated run on the assist lane.
+    inside `nn.MultiheadAttention`. Parameters, `state_dict` and classes stay. Gradients are
+    those of PyTorch's kernels, added in its order: on a CPU bitwise equal with equal thread counts,
+    unless a parameter is used three or more times, some of them outside of split layers. Hooks that
+    run after a gradient is accumulated run on the assist lane.
 
-    Unless `plan` is given, the first passes (a forward and a backward pass each) are measured:
-    the parts of the backward pass, then the plain way and the best simulated plans in turns. The
-    plain way is kept unless a plan was measured to be faster; see `explain()`.
+    Unless `plan` is given, the first passes are measured: the parts of the backward pass, then the
+    best simulated plans in turns with the plain way. It stays unless one is faster: `explain()`.
 
     `backward()` returns when all gradients are there. Works with autocast, checkpointing (both
     kinds), accumulation, `inputs=...`, `torch.autograd.grad` and `create_graph=True` (which
@@ -58,8 +57,7 @@ def split_backward(
 
     Args:
         model: Its `forward` must be called through the module, as usual.
-        plan: What to defer, by layer name: `paceline.overlap.plan_lanes(job)`, or
-            `paceline.overlap.defer_all()`; unset to find out.
+        plan: What to defer: `paceline.overlap.plan_lanes(job)` or `defer_all()`; unset to find out.
         lanes: To run on, with a lane `assist`; unset for lanes of its own.
         ops: How to split layers of your own, by class: from the layer to a `SplitOp`.
 
