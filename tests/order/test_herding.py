@@ -10,9 +10,8 @@ from tests.order.test_policies import rows_of, show
 from paceline import order
 from paceline.order import Herding, gaussian_unit_rows, herding_bound, simulate_herding
 from paceline.order._descent import leaf_rank
-from paceline.order._herded import _depth
+from paceline.order._herded import _depth, halve, herd, stored_mean
 from paceline.order._rows import dot, pack
-from paceline.order._stored import halve, herd, stored_mean
 
 
 @given(num=st.integers(1, 20), dim=st.integers(1, 5), batch_size=st.integers(1, 6))

@@ -10,8 +10,7 @@ def checked_column(name: str, values: ArrayLike) -> NDArray[np.float64]:
     """Return `values` as one-dimensional floats.
 
     Raises:
-        ValueError: If they have another shape, or one is negative or not finite; the
-            message calls them `name`.
+        ValueError: For another shape, or a value that is negative or not finite, by `name`.
     """
     column = np.asarray(values, dtype=np.float64)
     if column.ndim != 1:

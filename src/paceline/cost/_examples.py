@@ -46,25 +46,24 @@ class LinearCost:
     def fit(cls, sizes: ArrayLike, costs: ArrayLike) -> Self:
         """Fit to measured pairs by non-negative least squares; see `fit_nonnegative`."""
         size = checked_column("sizes", sizes)
-        linear, fixed = fit_nonnegative(np.stack([size, np.ones_like(size)], axis=1), costs)
-        return cls(float(linear), float(fixed))
+        features = np.stack([size, np.ones_like(size)], axis=1)
+        return cls(*fit_nonnegative(features, costs).tolist())
 
 
 @dataclass(frozen=True, slots=True)
 class QuadraticCost:
     """Cost `linear * n + quadratic * n**2 + fixed` of an example of size `n`.
 
-    Right for transformers: for hidden size `d` the attention scores take as much
-    as everything else at about `n = 6 * d`, so `QuadraticCost(6 * d, 1.0)` is in
-    proportion to the FLOPs [1].
+    Right for transformers: for hidden size `d` the attention scores take as much as everything else
+    at about `n = 6 * d`, so `QuadraticCost(6 * d, 1.0)` is in proportion to the FLOPs [1].
 
     Examples:
         >>> QuadraticCost(6144.0, 1.0)(np.array([0.0, 1024.0])).tolist()
         [0.0, 7340032.0]
 
     References:
-        [1] D. Narayanan et al., "Efficient large-scale language model training on
-        GPU clusters using Megatron-LM", SC 2021, appendix.
+        [1] D. Narayanan et al., "Efficient large-scale language model training on GPU clusters
+        using Megatron-LM", SC 2021, appendix.
     """
 
     linear: float
@@ -85,8 +84,7 @@ class QuadraticCost:
         """Fit to measured pairs by non-negative least squares; see `fit_nonnegative`."""
         size = checked_column("sizes", sizes)
         features = np.stack([size, size**2, np.ones_like(size)], axis=1)
-        linear, quadratic, fixed = fit_nonnegative(features, costs)
-        return cls(float(linear), float(quadratic), float(fixed))
+        return cls(*fit_nonnegative(features, costs).tolist())
 
 
 def example_costs(cost: ExampleCost, sizes: ArrayLike) -> NDArray[np.float64]:
@@ -97,8 +95,7 @@ def example_costs(cost: ExampleCost, sizes: ArrayLike) -> NDArray[np.float64]:
         sizes: Shape `(num_examples,)`, finite and not negative.
 
     Raises:
-        ValueError: If a size is bad, or if `cost` returns another shape or a cost
-            that is negative or not finite.
+        ValueError: If a size or a returned cost is bad, or `cost` returns another shape.
 
     Examples:
         >>> example_costs(lambda n: 3 * n, [1, 2]).tolist()

@@ -31,22 +31,19 @@ class LayerCost:
     gradient_bytes: int
 
     def __post_init__(self) -> None:
-        check_number(f"forward_s of layer {self.name!r}", self.forward_s)
-        check_number(f"backward_s of layer {self.name!r}", self.backward_s)
-        check_number(f"gradient_bytes of layer {self.name!r}", self.gradient_bytes)
+        for field_name in ("forward_s", "backward_s", "gradient_bytes"):
+            check_number(f"{field_name} of layer {self.name!r}", getattr(self, field_name))
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
     """The link between workers: a collective of `n` bytes takes `alpha_s + n / bytes_per_s`.
 
-    Fitted to whole collectives of one group, so the number of ranks and the
-    algorithm are inside the two numbers.
+    Fitted to whole collectives of one group, so ranks and algorithm are inside the two numbers.
 
     Attributes:
         alpha_s: Seconds that even an empty collective takes.
-        bytes_per_s: Payload bytes per second on top; `inf` where the size does not
-            show in the time.
+        bytes_per_s: Payload bytes per second on top; `inf` if the size does not show in the time.
 
     Examples:
         >>> round(Link(alpha_s=1e-3, bytes_per_s=1e9).transfer_s(25_000_000), 6)
@@ -75,8 +72,7 @@ class Link:
             seconds: Its time, positive, same shape.
 
         Raises:
-            ValueError: If shapes disagree, a time is not positive, or there are
-                fewer than two different sizes.
+            ValueError: If shapes disagree, a time is not positive, or all sizes are equal.
 
         Examples:
             >>> link = Link.fit([0, 1_000_000], [0.001, 0.002])
@@ -104,10 +100,8 @@ class Worker:
     """One data-parallel rank.
 
     Attributes:
-        speed: Relative to the worker that the costs were measured on: 0.5 takes
-            twice as long.
-        overhead_s: Seconds per step that do not depend on the examples: optimizer,
-            kernel launches, Python.
+        speed: Relative to the worker that the costs were measured on: 0.5 takes twice as long.
+        overhead_s: Seconds per step whatever the examples: optimizer, kernel launches, Python.
         memory_bytes: What it can hold, if known.
     """
 

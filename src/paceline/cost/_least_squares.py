@@ -19,8 +19,7 @@ def fit_nonnegative(features: ArrayLike, targets: ArrayLike) -> NDArray[np.float
         targets: Shape `(num_rows,)`, finite.
 
     Raises:
-        ValueError: If shapes disagree, a value is not finite, or there are fewer
-            distinct rows than features.
+        ValueError: If shapes disagree, a value is not finite, or features outnumber distinct rows.
 
     Examples:
         >>> fit_nonnegative([[1, 1], [2, 1], [3, 1]], [2.0, 4.0, 6.0]).round(6).tolist()

@@ -51,9 +51,8 @@ class Corpus:
 def standard_library_functions(*, budget_s: float, seed: int = 0) -> Corpus:
     """Collect functions of 30 bytes to 20 kB from as many modules as `budget_s` allows.
 
-    Modules come in a fixed random order, so that a smaller budget still sees all
-    parts of the library. Files that this Python cannot parse, such as the broken
-    ones of its own tests, are skipped.
+    Modules come in a fixed random order, so that a smaller budget still sees all parts of the
+    library. Files that this Python cannot parse, such as broken ones of its tests, are skipped.
 
     Raises:
         ValueError: If no function was found, as on a machine without sources.

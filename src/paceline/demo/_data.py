@@ -51,7 +51,6 @@ def padded_batch(examples: Sequence[torch.Tensor]) -> Batch:
 def plain_sampler(
     dataset: TextDataset, *, rank: int, num_ranks: int, seed: int
 ) -> DistributedSampler[torch.Tensor]:
-    """Return torch's own sampler."""
     return DistributedSampler(dataset, num_ranks, rank, seed=seed, drop_last=True)
 
 
@@ -65,9 +64,7 @@ def global_batches(dataset: TextDataset, *, num_ranks: int, seed: int) -> NDArra
         for rank in range(num_ranks)
     ]
     num_steps = len(per_rank[0]) // EXAMPLES_PER_RANK
-    order: NDArray[np.int64] = np.array(per_rank, dtype=np.int64)[
-        :, : num_steps * EXAMPLES_PER_RANK
-    ]
+    order = np.array(per_rank, dtype=np.int64)[:, : num_steps * EXAMPLES_PER_RANK]
     return order.reshape(num_ranks, num_steps, EXAMPLES_PER_RANK).swapaxes(0, 1)
 
 

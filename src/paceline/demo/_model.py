@@ -21,7 +21,6 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `(batch, time, dim)` to the same shape."""
         batch, time, dim = x.shape
         qkv = self.qkv(self.norm_attention(x))
         heads = qkv.view(batch, time, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)

@@ -14,7 +14,7 @@ from paceline.demo._data import Batch, TextDataset, paced_split
 from paceline.demo._model import CONTEXT_BYTES, NUM_BYTES, ByteTransformer, example_losses
 from paceline.plan import data_parallel_graph
 from paceline.timeline import simulate
-from paceline.torch import Watch, measure_job, watch
+from paceline.torch import measure_job, watch
 
 # Micro-batches (examples, bytes each) that span what both ways will see.
 SHAPES = ((2, 256), (8, 64), (32, 64), (24, 192), (8, 512), (16, 384), (4, 1024), (12, 1024))
@@ -24,8 +24,7 @@ NUM_REPEATS = 3
 def measured_job(model: ByteTransformer, num_ranks: int) -> Job:
     """Return a job whose cost model prices a micro-batch in seconds on this machine.
 
-    All ranks measure at once, as they will train at once. The mean of the ranks'
-    medians counts, and every rank returns the same job.
+    All ranks measure at once, as they train, and return the mean of the ranks' medians.
     """
     batch = _random_batch(4, CONTEXT_BYTES // 4)
     job = measure_job(model, batch.text, loss=_loss_of(batch))
@@ -38,11 +37,8 @@ def measured_job(model: ByteTransformer, num_ranks: int) -> Job:
     # Relative errors count, or the largest micro-batch alone would decide.
     fitted = fit_nonnegative(features / seconds[:, None], np.ones_like(seconds))
     overhead_s, linear, quadratic = fitted.tolist()
-    return replace(
-        job,
-        cost=QuadraticCost(linear, quadratic),
-        workers=(Worker(overhead_s=overhead_s),) * num_ranks,
-    )
+    workers = (Worker(overhead_s=overhead_s),) * num_ranks
+    return replace(job, cost=QuadraticCost(linear, quadratic), workers=workers)
 
 
 def predicted_step_s(
@@ -71,11 +67,7 @@ def _step_seconds(model: ByteTransformer, shape: tuple[int, int]) -> float:
         for _ in range(1 + NUM_REPEATS):
             dist.barrier()
             train_step(trained, optimizer, batch, loss)
-    return _own_seconds(run)
-
-
-def _own_seconds(run: Watch) -> float:
-    """Median seconds of a step in which this rank itself worked."""
+    # Only what this rank itself did counts, in the median over steps.
     own = run.timeline()
     busy = own.select(np.isin(own.kind, [1, 2, 3]))
     return float(np.median(np.bincount(busy.step, busy.duration_s)[1:]))

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paceline.demo._config import EXAMPLES_PER_RANK, DemoConfig
 from paceline.timeline import Timeline
@@ -27,7 +27,6 @@ class Turn:
 
     @property
     def tokens_per_s(self) -> float:
-        """Real bytes of text per second."""
         return self.num_tokens / self.timeline.makespan_s
 
 
@@ -112,26 +111,24 @@ class DemoResult:
 
 
 def result_of(
-    plain: Sequence[Turn],
-    paced: Sequence[Turn],
-    predicted_s: dict[str, float],
-    config: DemoConfig,
+    plain: Sequence[Turn], paced: Sequence[Turn], predicted_s: dict[str, float], config: DemoConfig
 ) -> DemoResult:
     """Sum both ways up; the first turn of each only warms up, but its losses count."""
     ratios = [b.tokens_per_s / a.tokens_per_s for a, b in zip(plain[1:], paced[1:], strict=True)]
     paced_result = _way_result(paced[1:], predicted_s["paced"])
-    losses_plain, losses_paced = _losses(plain), _losses(paced)
+    losses = [np.concatenate([turn.losses for turn in turns]) for turns in (plain, paced)]
+    difference = np.abs(losses[0] - losses[1])
     return DemoResult(
         plain=_way_result(plain[1:], predicted_s["plain"]),
         paced=paced_result,
         speedup=float(np.median(ratios)),
         speedup_range=(min(ratios), max(ratios)),
-        max_loss_difference=_largest_difference(losses_plain, losses_paced),
+        max_loss_difference=float(difference.max()) if np.isfinite(difference).all() else inf,
         predicted_step_s=paced_result.predicted_step_s,
         measured_step_s=paced_result.measured_step_s,
         num_ranks=config.num_ranks,
         num_rounds=len(ratios),
-        num_examples=len(losses_plain) * config.num_ranks * EXAMPLES_PER_RANK,
+        num_examples=len(difference) * config.num_ranks * EXAMPLES_PER_RANK,
         trace=str(config.output / "trace.json"),
         summary=str(config.output / "summary.json"),
     )
@@ -155,12 +152,3 @@ def _way_result(turns: Sequence[Turn], predicted_s: float) -> WayResult:
         predicted_step_s=predicted_s,
         final_loss=turns[-1].losses[-1],
     )
-
-
-def _losses(turns: Sequence[Turn]) -> NDArray[np.float64]:
-    return np.concatenate([turn.losses for turn in turns])
-
-
-def _largest_difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    difference = np.abs(a - b)
-    return float(difference.max()) if np.isfinite(difference).all() else float("inf")

@@ -51,8 +51,9 @@ def show(result: DemoResult, console: Console) -> None:
     table.add_column("measured, median [least, largest round]")
     table.add_column("plain DDP", justify="right")
     table.add_column("paceline", justify="right")
-    for label, plain, paced in zip(ROWS, _cells(result.plain), _cells(result.paced), strict=True):
-        table.add_row(label, plain, paced)
+    paced = _cells(result.paced)
+    for label, plain in _cells(result.plain).items():
+        table.add_row(label, plain, paced[label])
     console.print(table)
     low, high = result.speedup_range
     verdict = "equal" if result.losses_agree else "DIFFERENT"
@@ -66,37 +67,20 @@ def show(result: DemoResult, console: Console) -> None:
     )
 
 
-ROWS = (
-    "tokens/s",
-    "step time p50 / p90 (s)",
-    "idle share per rank",
-    "padding share",
-    "mean step (s): measured",
-    "mean step (s): simulated",
-    "loss of the last batch",
-)
-
-
-def _cells(way: WayResult) -> tuple[str, ...]:
+def _cells(way: WayResult) -> dict[str, str]:
     low, high = way.tokens_per_s_range
-    return (
-        f"{way.tokens_per_s:,.0f} [{low:,.0f}, {high:,.0f}]",
-        f"{way.p50_s:.3f} / {way.p90_s:.3f}",
-        " ".join(f"{share:.0%}" for share in way.idle),
-        f"{way.padding:.0%}",
-        f"{way.measured_step_s:.3f}",
-        f"{way.predicted_step_s:.3f}",
-        f"{way.final_loss:.4f}",
-    )
+    return {
+        "tokens/s": f"{way.tokens_per_s:,.0f} [{low:,.0f}, {high:,.0f}]",
+        "step time p50 / p90 (s)": f"{way.p50_s:.3f} / {way.p90_s:.3f}",
+        "idle share per rank": " ".join(f"{share:.0%}" for share in way.idle),
+        "padding share": f"{way.padding:.0%}",
+        "mean step (s): measured": f"{way.measured_step_s:.3f}",
+        "mean step (s): simulated": f"{way.predicted_step_s:.3f}",
+        "loss of the last batch": f"{way.final_loss:.4f}",
+    }
 
 
 def _bar() -> Progress:
     console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -46,14 +46,9 @@ class Way:
         mean_losses = torch.stack(losses)
         dist.all_reduce(mean_losses)
         dist.all_reduce(counts)
-        self.turns.append(
-            Turn(
-                timeline=replace(recorder.gather(), lanes=(self.name,)),
-                losses=tuple((mean_losses / dist.get_world_size()).tolist()),
-                num_tokens=int(counts[0]),
-                num_padded=int(counts[1]),
-            )
-        )
+        timeline = replace(recorder.gather(), lanes=(self.name,))
+        mean = tuple((mean_losses / dist.get_world_size()).tolist())
+        self.turns.append(Turn(timeline, mean, int(counts[0]), int(counts[1])))
 
     def _step(self, batch: Batch) -> torch.Tensor:
         # DDP averages over ranks; the weight makes that the mean over all examples.
@@ -67,11 +62,7 @@ class Way:
 
 
 def train_both_ways(
-    rank: int,
-    config: DemoConfig,
-    corpus: Path,
-    end_s: float,
-    progress: "Synchronized[float]",
+    rank: int, config: DemoConfig, corpus: Path, end_s: float, progress: "Synchronized[float]"
 ) -> None:
     """Train until the monotonic clock reads about `end_s`; rank 0 writes the result."""
     torch.manual_seed(config.seed)
@@ -85,7 +76,10 @@ def train_both_ways(
         "plain": plain_loader(dataset, **where),
         "paced": paced_loader(dataset, batches, rank=rank, cost=job.cost),
     }
-    ways = [_new_way(name, model, feed) for name, feed in feeds.items()]
+    ways = []
+    for name, feed in feeds.items():
+        replica = DistributedDataParallel(deepcopy(model))
+        ways.append(Way(name, replica, new_optimizer(replica), feed, []))
     num_rounds, last_s = 0, 0.0
     while _go_on(num_rounds, end_s - last_s, len(batches)):
         round_begin_s = time.monotonic()
@@ -99,11 +93,6 @@ def train_both_ways(
         plain, paced = ways
         result = result_of(plain.turns, paced.turns, predicted_step_s(job, dataset, done), config)
         _write(result, [*plain.turns, *paced.turns], config.output)
-
-
-def _new_way(name: str, model: ByteTransformer, feed: Iterator[Batch]) -> Way:
-    replica = DistributedDataParallel(deepcopy(model))
-    return Way(name, replica, new_optimizer(replica), feed, [])
 
 
 def _go_on(num_rounds: int, end_s: float, num_batches: int) -> bool:

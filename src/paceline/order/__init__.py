@@ -12,10 +12,15 @@ from paceline.order._balance import (
 )
 from paceline.order._compare import measure_herding, order_policies
 from paceline.order._herded import halve_and_herd, windowed_greedy
-from paceline.order._herding import Herding, herding_bound
+from paceline.order._herding import (
+    Herding,
+    HerdingRun,
+    gaussian_unit_rows,
+    herding_bound,
+    simulate_herding,
+)
 from paceline.order._policy import EpochOrder, OrderPolicy
 from paceline.order._shuffles import flip_flop, random_reshuffling, shuffle_once, stratified
-from paceline.order._simulate import HerdingRun, gaussian_unit_rows, simulate_herding
 
 __all__ = [
     "EpochOrder",

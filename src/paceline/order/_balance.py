@@ -2,7 +2,7 @@
 
 from paceline.order._learned import LearnedOrder
 from paceline.order._policy import OrderPolicy
-from paceline.order._signs import Lanes, MeanSigns, PairSigns, SignRule
+from paceline.order._signs import MeanSigns, PairSigns
 
 
 def mean_balance(num_examples: int, *, seed: int = 0) -> OrderPolicy:
@@ -12,7 +12,7 @@ def mean_balance(num_examples: int, *, seed: int = 0) -> OrderPolicy:
         Y. Lu, W. Guo, C. De Sa, "GraB: finding provably better data permutations than
         random reshuffling", NeurIPS 2022, algorithm 4, with the greedy sign of algorithm 5.
     """
-    return _by_means("grab", num_examples, Lanes(), seed)
+    return LearnedOrder("grab", num_examples, MeanSigns(seed))
 
 
 def pair_balance(num_examples: int, *, seed: int = 0) -> OrderPolicy:
@@ -20,29 +20,23 @@ def pair_balance(num_examples: int, *, seed: int = 0) -> OrderPolicy:
 
     It is `coordinated_pair_balance` on one worker.
     """
-    return _by_pairs("pair-balance", num_examples, Lanes(), seed)
+    return LearnedOrder("pair-balance", num_examples, PairSigns(seed))
 
 
 def independent_mean_balance(num_examples: int, num_workers: int, *, seed: int = 0) -> OrderPolicy:
     """Return the order `"i-b"`: GraB on each worker's examples by themselves.
 
-    Args:
-        num_examples: Number of examples of the dataset.
-        num_workers: Workers that the order is made for; a loaded state brings its own.
-        seed: Of the first shuffle.
+    Args as for `coordinated_pair_balance`.
     """
-    return _by_means("i-b", num_examples, Lanes(num_workers, is_independent=True), seed)
+    return LearnedOrder("i-b", num_examples, MeanSigns(seed, num_workers, is_independent=True))
 
 
 def independent_pair_balance(num_examples: int, num_workers: int, *, seed: int = 0) -> OrderPolicy:
     """Return the order `"i-pb"`: pair balance on each worker's examples by themselves.
 
-    Args:
-        num_examples: Number of examples of the dataset.
-        num_workers: Workers that the order is made for; a loaded state brings its own.
-        seed: Of the first shuffle.
+    Args as for `coordinated_pair_balance`.
     """
-    return _by_pairs("i-pb", num_examples, Lanes(num_workers, is_independent=True), seed)
+    return LearnedOrder("i-pb", num_examples, PairSigns(seed, num_workers, is_independent=True))
 
 
 def coordinated_pair_balance(num_examples: int, num_workers: int, *, seed: int = 0) -> OrderPolicy:
@@ -65,11 +59,10 @@ def coordinated_pair_balance(num_examples: int, num_workers: int, *, seed: int =
         True
 
     References:
-        A. F. Cooper, W. Guo, K. Pham, T. Yuan, C. Ruan, Y. Lu, C. De Sa, "Coordinating
-        distributed example orders for provably accelerated training", NeurIPS 2023,
-        algorithm 2.
+        A. F. Cooper, W. Guo, K. Pham, T. Yuan, C. Ruan, Y. Lu, C. De Sa, "Coordinating distributed
+        example orders for provably accelerated training", NeurIPS 2023, algorithm 2.
     """
-    return _by_pairs("d-grab", num_examples, Lanes(num_workers), seed)
+    return LearnedOrder("d-grab", num_examples, PairSigns(seed, num_workers))
 
 
 def recursive_mean_balance(num_examples: int, *, depth: int = 5, seed: int = 0) -> OrderPolicy:
@@ -81,37 +74,26 @@ def recursive_mean_balance(num_examples: int, *, depth: int = 5, seed: int = 0) 
     References:
         R. Dwivedi, L. Mackey, "Kernel thinning", COLT 2021.
     """
-    return _by_means("recursive-mean-balance", num_examples, Lanes(depth=depth), seed)
+    return LearnedOrder("recursive-mean-balance", num_examples, MeanSigns(seed, depth=depth))
 
 
 def recursive_pair_balance(num_examples: int, *, depth: int = 5, seed: int = 0) -> OrderPolicy:
     """Return pair balance that balances both halves again, and again, within one pass.
 
-    A level has half as many pairs per node as the one above. Takes up to `depth` times the
-    time of pair balance, `2**depth` running sums and as many rows that wait.
-    Source: as `recursive_mean_balance`.
+    A level has half as many pairs per node as the one above. Takes up to `depth` times the time of
+    pair balance, `2**depth` running sums and waiting rows. Source: as `recursive_mean_balance`.
     """
-    return _by_pairs("recursive-pair-balance", num_examples, Lanes(depth=depth), seed)
+    return LearnedOrder("recursive-pair-balance", num_examples, PairSigns(seed, depth=depth))
 
 
 def self_balancing_walk(num_examples: int, *, seed: int = 0) -> OrderPolicy:
     """Return pair balance with a random sign, the likelier the more it shortens the sum.
 
-    Where we differ from the paper: the walk is over differences of pairs; lengths are
-    relative to the longest so far; and its constant, there 30 log(n dim), is 1, with signs
-    that are certain where the rule would leave [0, 1] and the walk there fails.
+    Where we differ from the paper: the walk is over differences of pairs; lengths are relative to
+    the longest so far; its constant, there 30 log(n dim), is 1; and where the rule would leave
+    [0, 1], at which the walk there fails, signs are certain.
 
     References:
-        R. Alweiss, Y. Liu, M. Sawhney, "Discrepancy minimization via a self-balancing walk",
-        STOC 2021.
+        R. Alweiss et al., "Discrepancy minimization via a self-balancing walk", STOC 2021.
     """
-    rule = SignRule(PairSigns(seed, is_random=True), Lanes())
-    return LearnedOrder("self-balancing-walk", num_examples, rule, seed=seed)
-
-
-def _by_means(name: str, num_examples: int, lanes: Lanes, seed: int) -> OrderPolicy:
-    return LearnedOrder(name, num_examples, SignRule(MeanSigns(), lanes), seed=seed)
-
-
-def _by_pairs(name: str, num_examples: int, lanes: Lanes, seed: int) -> OrderPolicy:
-    return LearnedOrder(name, num_examples, SignRule(PairSigns(seed), lanes), seed=seed)
+    return LearnedOrder("self-balancing-walk", num_examples, PairSigns(seed, is_random=True))

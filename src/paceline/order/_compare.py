@@ -15,9 +15,9 @@ from paceline.order._balance import (
     self_balancing_walk,
 )
 from paceline.order._herded import halve_and_herd, windowed_greedy
+from paceline.order._herding import HerdingRun, gaussian_unit_rows, simulate_herding
 from paceline.order._policy import OrderPolicy
 from paceline.order._shuffles import flip_flop, random_reshuffling, shuffle_once
-from paceline.order._simulate import HerdingRun, gaussian_unit_rows, simulate_herding
 
 MakePolicy = Callable[[int, int, int], OrderPolicy]
 

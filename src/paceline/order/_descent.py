@@ -1,10 +1,9 @@
 """Signs that keep running sums small, one row at a time.
 
-A row enters a tree of running sums at its root and leaves each *node* for one of two
-children, so that both keep about the same sum. With one level that is the balancing of
-GraB; with more it is recursive balancing, done online: a row goes down as far as it can
-at once, so nothing but the sums and the rows that wait for their partner is stored.
-Nodes are numbered like those of a heap: the root is 1, the children of k are 2k and 2k + 1.
+A row enters a tree of running sums at its root and leaves each *node* for one of two children, so
+that both keep about the same sum. With one level that is the balancing of GraB; with more it is
+recursive balancing, done online: a row goes down as far as it can at once, so only the sums and the
+rows that wait for their partner are stored. The root is 1, the children of k are 2k and 2k + 1.
 """
 
 from typing import NamedTuple
@@ -81,10 +80,8 @@ class PairTrees(NamedTuple):
         sums: Running sums, shape `(1 or num_lanes, num_leaves, dim)`; one is shared.
         waiting: Row that waits per lane and node, shape `(num_lanes, num_leaves, dim)`.
         waiting_id: Its example, -1 for none; shape `(num_lanes, num_leaves)`.
-        node: Where each example arrived; 0 for nowhere. Shape `(num_examples,)`.
-        arrival: How many came before it; same shape.
-        walk: How many rows came, and the largest squared length of a difference; what
-            is negative there asks for no walk.
+        node: As in `MeanTrees`, like `arrival`.
+        walk: How many rows came, and the largest squared length of a difference, or -1: no walk.
     """
 
     lane: NDArray[np.int64]
@@ -98,12 +95,9 @@ class PairTrees(NamedTuple):
 
 @compiled
 def mean_balance(rows: NDArray[np.float32], ids: NDArray[np.int64], trees: MeanTrees) -> None:
-    """Send rows, less the mean of the epoch before, down their trees; in place.
+    """Send rows, shape `(num, dim)`, less the mean of the epoch before, down their trees.
 
-    Args:
-        rows: Shape `(num, dim)`.
-        ids: Example of each row, shape `(num,)`; one that has a node already is left out.
-        trees: Changed in place.
+    `ids` are their examples; one that has a node already is left out. `trees` change in place.
     """
     tree, centre, sums, node, arrival, row_sum, num_rows = trees
     num_leaves = sums.shape[1]
@@ -130,15 +124,9 @@ def mean_balance(rows: NDArray[np.float32], ids: NDArray[np.int64], trees: MeanT
 def pair_balance(
     rows: NDArray[np.float32], ids: NDArray[np.int64], trees: PairTrees, seed: int
 ) -> None:
-    """Send rows down their trees by the differences of pairs; in place.
+    """Send rows down their trees by the differences of pairs; arguments as in `mean_balance`.
 
     The first row of a pair waits at its node for the second; then they part.
-
-    Args:
-        rows: Shape `(num, dim)`.
-        ids: Example of each row, shape `(num,)`; one that has a node already is left out.
-        trees: Changed in place.
-        seed: Of the walk.
     """
     lane, sums, waiting, waiting_id, node, arrival, walk = trees
     num_leaves, dim = sums.shape[1], rows.shape[1]
@@ -186,13 +174,9 @@ def pair_balance(
 def leaf_rank(node: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
     """Return the place of each leaf in the next order, -1 for an example without a node.
 
-    Each minus turns the direction of all below it, so that neighbouring parts meet with
-    the ends that they have in common: within a leaf of odd rank, who came first goes last.
-    Who still waits for a partner goes on with pluses.
-
-    Args:
-        node: Where each example arrived, shape `(num_examples,)`.
-        depth: Levels of the tree.
+    Each minus turns the direction of all below it, so that neighbouring parts meet with the ends
+    that they have in common: within a leaf of odd rank, who came first goes last. Who still waits
+    for a partner goes on with pluses.
     """
     level = np.frexp(np.maximum(node, 1).astype(np.float64))[1] - 1
     leaf = np.where(node > 0, node << (depth - level), 0)

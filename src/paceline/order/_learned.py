@@ -1,7 +1,8 @@
 """Orders that a rule makes from what the epochs before showed."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol, Self, final
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from paceline.errors import StateMismatchError
 from paceline.order._policy import (
     OrderPolicy,
+    check_range,
     identity_of,
     saved_array,
     saved_count,
@@ -22,29 +24,38 @@ from paceline.order._rows import checked_rows
 Arrays = dict[str, NDArray[Any]]
 
 
-class Rule(Protocol):
-    """How an order learns; a value that never changes."""
+class Rule(ABC):
+    """How an order learns; a value that never changes. `seed` is that of its shuffles."""
+
+    seed: int
 
     def options(self) -> dict[str, Any]:
         """Return what a state must agree on."""
-
-    def placed(self, order: NDArray[np.int64], state: Mapping[str, Any]) -> Self:
-        """Return this rule for an order, with what `saved` gave; a state may say it otherwise."""
+        return {}
 
     def saved(self) -> dict[str, Any]:
         """Return what `placed` takes from a state."""
+        return {}
 
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """Return, for arrays of `begin` that hold codes, the range [begin, end) of their values."""
+        return {}
+
+    @abstractmethod
+    def placed(self, order: NDArray[np.int64], state: Mapping[str, Any]) -> Self:
+        """Return this rule for an order, with what `saved` gave; a state may say it otherwise."""
+
+    @abstractmethod
     def begin(self, dim: int) -> Arrays:
         """Return empty arrays for what is learnt from rows of `dim` columns."""
 
-    def check(self, learnt: Arrays) -> None:
-        """Raise `StateMismatchError` if loaded arrays hold what cannot be."""
-
+    @abstractmethod
     def learn(
         self, learnt: Arrays, ids: NDArray[np.int64], rows: NDArray[np.float32], epoch: int
     ) -> None:
         """Take checked rows into `learnt`."""
 
+    @abstractmethod
     def next_order(self, learnt: Arrays, order: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         """Return the order of `epoch` after `order`, and be ready to learn anew."""
 
@@ -55,16 +66,15 @@ class LearnedOrder(OrderPolicy):
 
     needs_rows = True
 
-    def __init__(self, name: str, num_examples: int, rule: Rule, *, seed: int) -> None:
+    def __init__(self, name: str, num_examples: int, rule: Rule) -> None:
         self.name, self.num_examples, self.epoch = name, num_examples, 0
-        self._identity = identity_of(name, num_examples, seed, **rule.options())
-        self._order = shuffled(num_examples, seed, 0)
+        self._identity = identity_of(name, num_examples, rule.seed, **rule.options())
+        self._order = shuffled(num_examples, rule.seed, 0)
         self._rule = rule.placed(self._order, rule.saved())
         self._dim: int | None = None
         self._learnt: Arrays = {}
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the order of the epoch under way; the next is unknown until it ends."""
         if epoch != self.epoch:
             raise ValueError(
                 f"this order learns, and knows epoch {self.epoch} only, not {epoch}; call "
@@ -75,7 +85,6 @@ class LearnedOrder(OrderPolicy):
     def observe(
         self, example_ids: ArrayLike, rows: ArrayLike, scales: ArrayLike | None = None
     ) -> None:
-        """Learn from examples that were processed; see `OrderPolicy.observe`."""
         ids, floats = checked_rows(self.num_examples, example_ids, rows, scales)
         dim = floats.shape[1]
         if self._dim is None:
@@ -86,13 +95,11 @@ class LearnedOrder(OrderPolicy):
         self._rule.learn(self._learnt, ids, floats, self.epoch)
 
     def end_epoch(self) -> None:
-        """Make the order of the next epoch."""
         self.epoch += 1
         if self._dim is not None:
             self._order = self._rule.next_order(self._learnt, self._order, self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values and NumPy arrays, copied, equal on all ranks."""
         return {
             **self._identity,
             "epoch": self.epoch,
@@ -103,7 +110,6 @@ class LearnedOrder(OrderPolicy):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another run stood; see `OrderPolicy.load_state_dict`."""
         epoch = saved_epoch(state, self._identity)
         order = saved_order(state, "order", self.num_examples)
         rule = self._rule.placed(order, state)
@@ -118,5 +124,6 @@ def _saved_arrays(state: Mapping[str, Any], rule: Rule, dim: int) -> Arrays:
     if not isinstance(saved, Mapping):
         raise StateMismatchError(f"the state is damaged: 'learnt' is {saved!r}")
     learnt = {key: saved_array(saved, key, like) for key, like in rule.begin(dim).items()}
-    rule.check(learnt)
+    for key, (begin, end) in rule.ranges().items():
+        check_range(key, learnt[key], begin, end)
     return learnt

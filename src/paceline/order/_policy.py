@@ -29,10 +29,9 @@ class EpochOrder(Protocol):
 class OrderPolicy(ABC):
     """An `EpochOrder` that may learn from the rows of the examples that were processed.
 
-    A *row* is an example's gradient or a sketch of it. While an epoch runs, `observe` takes
-    the rows in the order of processing, in chunks of any length; `end_epoch` makes the
-    next order. An epoch may end early, an example may be observed again (its first row in
-    an epoch counts), and nothing at all may be observed.
+    A *row* is an example's gradient or a sketch of it. While an epoch runs, `observe` takes rows in
+    the order of processing, in chunks of any length; `end_epoch` makes the next order. An epoch may
+    end early, examples may be observed again (the first row in an epoch counts), or not at all.
 
     Attributes:
         name: What states call the policy.
@@ -51,8 +50,7 @@ class OrderPolicy(ABC):
         """Return the examples of `epoch` in order, each once, shape `(num_examples,)`.
 
         Raises:
-            ValueError: If the order of that epoch is not known now; a policy that learns
-                knows that of `self.epoch` only.
+            ValueError: If it is not known now; one that learns knows that of `self.epoch` only.
         """
 
     @abstractmethod
@@ -83,8 +81,8 @@ class OrderPolicy(ABC):
         """Go on where another run stood, on any number of ranks; `state` is left unchanged.
 
         Raises:
-            StateMismatchError: If the state is of another policy, dataset, seed or version,
-                or damaged; then nothing is loaded.
+            StateMismatchError: If it is of another policy, dataset, seed or version, or damaged;
+                then nothing is loaded.
         """
 
 

@@ -14,16 +14,9 @@ STRIPS = 8
 
 
 def checked_rows(
-    num_examples: int,
-    example_ids: ArrayLike,
-    rows: ArrayLike,
-    scales: ArrayLike | None,
+    num_examples: int, example_ids: ArrayLike, rows: ArrayLike, scales: ArrayLike | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return checked example ids, and their rows as floats.
-
-    Raises:
-        ValueError: If shapes disagree, an id is no example, or a row is not finite.
-    """
+    """Return checked example ids and their rows as floats; see `OrderPolicy.observe`."""
     ids = np.asarray(example_ids)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise ValueError(
@@ -68,13 +61,7 @@ def _floats(
 def dot(
     one: NDArray[np.float32], other: NDArray[np.float32], room: NDArray[np.float32]
 ) -> np.float32:
-    """Return the inner product of two rows, added strip upon strip.
-
-    Args:
-        one: Shape `(dim,)`.
-        other: Same shape.
-        room: Overwritten; at least `dim // STRIPS` entries.
-    """
+    """Return the inner product of two rows; overwrites `dim // STRIPS` entries of `room`."""
     width = len(one) // STRIPS
     for i in range(width):
         a = one[i] * other[i] + one[i + width] * other[i + width]
@@ -102,14 +89,7 @@ def pack(
     stored: NDArray[np.int8],
     scales: NDArray[np.float32],
 ) -> None:
-    """Store rows as bytes and one scale each, in place of what was stored for them.
-
-    Args:
-        rows: Shape `(num_rows, dim)`.
-        ids: Where each goes, shape `(num_rows,)`.
-        stored: Shape `(num_examples, dim)`.
-        scales: Shape `(num_examples,)`.
-    """
+    """Write rows as bytes to `stored[ids]`, and the scale of each to `scales[ids]`."""
     for r in range(len(rows)):
         row, kept = rows[r], stored[ids[r]]
         largest = np.float32(0.0)

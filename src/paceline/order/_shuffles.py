@@ -1,6 +1,7 @@
 """Orders that learn nothing: pure functions of seed and epoch."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -30,7 +31,6 @@ class FixedOrder(OrderPolicy):
         self._order_of = order_of
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the order of `epoch`, 0 or more."""
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
         return self._order_of(epoch)
@@ -42,15 +42,12 @@ class FixedOrder(OrderPolicy):
         checked_rows(self.num_examples, example_ids, rows, scales)
 
     def end_epoch(self) -> None:
-        """Go to the next epoch."""
         self.epoch += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values, equal on all ranks."""
         return {**self._identity, "epoch": self.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another run stood; see `OrderPolicy.load_state_dict`."""
         self.epoch = saved_epoch(state, self._identity)
 
 
@@ -61,27 +58,21 @@ def random_reshuffling(num_examples: int, *, seed: int = 0) -> OrderPolicy:
         >>> random_reshuffling(4, seed=0).order(epoch=0).tolist()
         [2, 0, 1, 3]
     """
-    return FixedOrder(
-        "random-reshuffling",
-        num_examples,
-        lambda epoch: shuffled(num_examples, seed, epoch),
-        seed=seed,
-    )
+    order_of = partial(shuffled, num_examples, seed)
+    return FixedOrder("random-reshuffling", num_examples, order_of, seed=seed)
 
 
 def shuffle_once(num_examples: int, *, seed: int = 0) -> OrderPolicy:
     """Return one shuffle for all epochs."""
-    return FixedOrder(
-        "shuffle-once", num_examples, lambda _: shuffled(num_examples, seed, 0), seed=seed
-    )
+    order_of = partial(shuffled, num_examples, seed, 0)
+    return FixedOrder("shuffle-once", num_examples, lambda _: order_of(), seed=seed)
 
 
 def flip_flop(num_examples: int, *, seed: int = 0) -> OrderPolicy:
     """Return a new shuffle in even epochs, and the same backwards in odd ones.
 
     References:
-        S. Rajput, K. Lee, D. Papailiopoulos, "Permutation-based SGD: is random optimal?",
-        ICLR 2022.
+        S. Rajput et al., "Permutation-based SGD: is random optimal?", ICLR 2022.
     """
 
     def order_of(epoch: int) -> NDArray[np.int64]:
@@ -94,9 +85,8 @@ def flip_flop(num_examples: int, *, seed: int = 0) -> OrderPolicy:
 def stratified(labels: ArrayLike, *, seed: int = 0) -> OrderPolicy:
     """Return a new shuffle each epoch in which every class is spread evenly over the epoch.
 
-    Of a class of k examples each k-th part of the epoch gets one, at a random place within
-    that part. It costs nothing, needs labels, and is the baseline that an order which
-    learns has to beat. Takes O(n log n) time.
+    Of a class of k examples each k-th part of the epoch gets one, at a random place within it. The
+    baseline that an order which learns has to beat. Takes O(n log n) time.
 
     Args:
         labels: Class of each example, shape `(num_examples,)`, whole numbers or text.

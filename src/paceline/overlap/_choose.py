@@ -38,14 +38,13 @@ class LanePlan:
         reason: Why it was planned so, for a person.
         threads: Intra-op threads per phase; None to leave them as they are.
         max_pending: Tasks that the assist lane may hold; None for no bound.
-        layers_per_task: Layers whose weight gradients make one task: waking a thread costs
-            more than the weight gradients of a small layer.
+        layers_per_task: Layers per task: a small one costs less than waking a thread.
     """
 
     deferred: tuple[str, ...] | None
-    num_layers: int
-    plain_s: float
-    predicted_s: float
+    num_layers: int = 0
+    plain_s: float = 0.0
+    predicted_s: float = 0.0
     reason: str
     threads: Threads | None = None
     max_pending: int | None = None
@@ -76,30 +75,18 @@ def defer_all(*, threads: Threads | None = None, max_pending: int | None = None)
         >>> print(defer_all())
         weight gradients of all layers are deferred: as told
     """
-    return LanePlan(
-        deferred=None,
-        num_layers=0,
-        threads=threads,
-        max_pending=max_pending,
-        plain_s=0.0,
-        predicted_s=0.0,
-        reason="as told",
-    )
+    return LanePlan(deferred=None, threads=threads, max_pending=max_pending, reason="as told")
 
 
 def choose_way(
-    plain: Way,
-    ways: Sequence[Way],
-    *,
-    overhead_s: float = OVERHEAD_S,
-    min_gain: float = MIN_GAIN,
+    plain: Way, ways: Sequence[Way], *, overhead_s: float = OVERHEAD_S, min_gain: float = MIN_GAIN
 ) -> LanePlan:
     """Return the way of the least simulated step time, and what to defer in it.
 
-    In each way, layers whose weight gradients take longer than a threshold are deferred, up to
-    some layer, some layers to a task; a coarse grid of all three is simulated. The tightest bound
-    on pending tasks that costs less than 0.5 % is taken. Deterministic; ties go to the earlier
-    way and to fewer layers per task. Takes some 40 simulations per way.
+    In each way, layers whose weight gradients take longer than a threshold are deferred, up to some
+    layer, some layers to a task; a coarse grid of all three is simulated, and the tightest bound on
+    pending tasks that costs less than 0.5 % is taken. Deterministic; ties go to the earlier way and
+    to fewer layers per task. Takes some 40 simulations per way.
 
     Args:
         plain: The step as it is; nothing is deferred in it.
@@ -185,15 +172,12 @@ def _candidates(cost: SplitCost) -> Iterator[tuple[bool, ...]]:
 
 
 def _bound(best: _Simulated, overhead_s: float) -> tuple[int | None, float]:
+    cost, deferred, count = best.way.cost, best.deferred, best.layers_per_task
     for bound in BOUNDS:
-        if bound * best.layers_per_task >= sum(best.deferred):
+        if bound * count >= sum(deferred):
             break
         graph = step_graph(
-            best.way.cost,
-            best.deferred,
-            overhead_s=overhead_s,
-            max_pending=bound,
-            layers_per_task=best.layers_per_task,
+            cost, deferred, overhead_s=overhead_s, max_pending=bound, layers_per_task=count
         )
         seconds = simulate(graph).makespan_s
         if seconds <= best.seconds * BOUND_SLACK:

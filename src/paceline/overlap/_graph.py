@@ -1,8 +1,9 @@
 """Task graphs whose dependencies follow from what the tasks read and write."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from graphlib import CycleError, TopologicalSorter
+from itertools import combinations, pairwise
 
 from paceline.errors import GraphError
 from paceline.timeline import Kind, TaskGraph
@@ -44,12 +45,11 @@ def lane_graph(
 ) -> TaskGraph:
     """Turn tasks into a graph that `simulate` can run.
 
-    A program is what one thread submits, in that order, so the order settles what depends
-    on what: a task waits for the last writer of what it reads (read after write), and
-    before it writes, for all who read or wrote that tensor since (write after read, write
-    after write). Programs run side by side: a tensor that only one of them writes is
-    read by the others after its last writer; writers in different programs must be ordered
-    by `after` or by other tensors.
+    A program is what one thread submits, in that order, so the order settles what depends on what:
+    a task waits for the last writer of what it reads (read after write), and before it writes, for
+    all who read or wrote that tensor since (write after read, write after write). Programs run side
+    by side: a tensor that only one of them writes is read by the others after its last writer;
+    writers in different programs must be ordered by `after` or by other tensors.
 
     Takes O(tasks + dependencies), and O(tasks²/64) where several programs write a tensor.
 
@@ -61,8 +61,7 @@ def lane_graph(
 
     Raises:
         ValueError: If a task names a lane or task that does not exist, or an ambiguous one.
-        GraphError: If tasks wait for each other in a cycle, or two unordered tasks write the
-            same tensor; both name the tasks.
+        GraphError: If tasks wait for each other, or unordered ones write a tensor; names them.
 
     Examples:
         >>> from paceline.timeline import simulate
@@ -75,7 +74,7 @@ def lane_graph(
         3.0
     """
     tasks = [task for program in programs for task in program]
-    _check_lanes(tasks, [*lanes, *(max_pending or {})], lanes)
+    _check_lanes(tasks, max_pending or {}, lanes)
     edges = _named_edges(tasks)
     first = 0
     for program in programs:
@@ -84,13 +83,13 @@ def lane_graph(
         first += len(program)
     owner = [number for number, program in enumerate(programs) for _ in program]
     edges |= _foreign_reads(tasks, owner)
-    _check_acyclic(tasks, edges | _lane_order(tasks))
+    _check_acyclic(tasks, edges | _lane_order(tasks, [0] * len(tasks)))
     _check_writers(tasks, owner, edges)
     return _to_graph(tasks, sorted(edges), lanes)
 
 
-def _check_lanes(tasks: Sequence[Task], named: Sequence[str], lanes: Sequence[str]) -> None:
-    for lane in named:
+def _check_lanes(tasks: Sequence[Task], bounded: Iterable[str], lanes: Sequence[str]) -> None:
+    for lane in bounded:
         if lane not in lanes:
             raise ValueError(f"max_pending names lane {lane!r}; the lanes are {', '.join(lanes)}")
     for task in tasks:
@@ -170,56 +169,31 @@ def _foreign_reads(tasks: Sequence[Task], owner: Sequence[int]) -> set[Edge]:
     }
 
 
-def _lane_order(tasks: Sequence[Task]) -> set[Edge]:
-    latest: dict[tuple[int, str], int] = {}
-    edges = set()
-    for index, task in enumerate(tasks):
-        key = (task.rank, task.lane)
-        if key in latest:
-            edges.add((latest[key], index))
-        latest[key] = index
-    return edges
+def _lane_order(tasks: Sequence[Task], owner: Sequence[int]) -> set[Edge]:
+    """Keep the tasks of one owner on a lane in order; those of several meet there in any order."""
+    members: dict[tuple[int, int, str], list[int]] = {}
+    for index, (task, number) in enumerate(zip(tasks, owner, strict=True)):
+        members.setdefault((number, task.rank, task.lane), []).append(index)
+    return {edge for indices in members.values() for edge in pairwise(indices)}
 
 
 def _check_acyclic(tasks: Sequence[Task], edges: Iterable[Edge]) -> None:
-    before: list[list[int]] = [[] for _ in tasks]
+    try:
+        _sorter(len(tasks), edges).prepare()
+    except CycleError as error:
+        # Each names the one that waits for it; a person reads what it waits for.
+        chain = " waits for ".join(repr(tasks[index].name) for index in reversed(error.args[1]))
+        raise GraphError(
+            f"tasks wait for each other and can never start: {chain}. Break the cycle: change what "
+            "one of them reads, comes after, or its place on its lane"
+        ) from None
+
+
+def _sorter(num_tasks: int, edges: Iterable[Edge]) -> "TopologicalSorter[int]":
+    sorter = TopologicalSorter[int]({index: () for index in range(num_tasks)})
     for first, second in edges:
-        before[second].append(first)
-    if len(_topological(before)) == len(tasks):
-        return
-    chain = " waits for ".join(repr(tasks[index].name) for index in _cycle(before))
-    raise GraphError(
-        f"tasks wait for each other and can never start: {chain}. Break the cycle: change what "
-        "one of them reads, comes after, or its place on its lane"
-    )
-
-
-def _topological(before: Sequence[Sequence[int]]) -> list[int]:
-    """Return the tasks that can run, in an order in which they can."""
-    after: list[list[int]] = [[] for _ in before]
-    for second, firsts in enumerate(before):
-        for first in firsts:
-            after[first].append(second)
-    missing = [len(firsts) for firsts in before]
-    order = [index for index, count in enumerate(missing) if not count]
-    for index in order:
-        for later in after[index]:
-            missing[later] -= 1
-            if not missing[later]:
-                order.append(later)
-    return order
-
-
-def _cycle(before: Sequence[Sequence[int]]) -> list[int]:
-    """Return one cycle, each task before the one that it waits for, closed."""
-    done = set(_topological(before))
-    index = next(index for index in range(len(before)) if index not in done)
-    path: list[int] = []
-    while index not in path:
-        path.append(index)
-        # Every task that cannot run waits for another that cannot.
-        index = next(first for first in before[index] if first not in done)
-    return [*path[path.index(index) :], index]
+        sorter.add(second, first)
+    return sorter
 
 
 def _check_writers(tasks: Sequence[Task], owner: Sequence[int], edges: Iterable[Edge]) -> None:
@@ -230,7 +204,7 @@ def _check_writers(tasks: Sequence[Task], owner: Sequence[int], edges: Iterable[
     shared = {t: w for t, w in writers.items() if len({owner[index] for index in w}) > 1}
     if not shared:
         return
-    earlier = _earlier(len(tasks), {*edges, *_own_lane_order(tasks, owner)})
+    earlier = _earlier(len(tasks), {*edges, *_lane_order(tasks, owner)})
     for tensor, indices in shared.items():
         for a, b in combinations(indices, 2):
             if not (earlier[a] >> b & 1 or earlier[b] >> a & 1):
@@ -240,36 +214,25 @@ def _check_writers(tasks: Sequence[Task], owner: Sequence[int], edges: Iterable[
                 )
 
 
-def _own_lane_order(tasks: Sequence[Task], owner: Sequence[int]) -> set[Edge]:
-    """Two programs meet on a lane in any order; the tasks of one keep theirs."""
-    edges = set()
-    for program in dict.fromkeys(owner):
-        members = [index for index, number in enumerate(owner) if number == program]
-        own = _lane_order([tasks[index] for index in members])
-        edges |= {(members[a], members[b]) for a, b in own}
-    return edges
-
-
-def _earlier(num_tasks: int, edges: Iterable[Edge]) -> list[int]:
+def _earlier(num_tasks: int, edges: Collection[Edge]) -> list[int]:
     """Return, per task, a bit for each task that must end before it."""
-    before: list[list[int]] = [[] for _ in range(num_tasks)]
+    after: list[list[int]] = [[] for _ in range(num_tasks)]
     for first, second in edges:
-        before[second].append(first)
+        after[first].append(second)
     bits = [0] * num_tasks
-    for index in _topological(before):
-        for first in before[index]:
-            bits[index] |= bits[first] | 1 << first
+    for index in _sorter(num_tasks, edges).static_order():
+        for later in after[index]:
+            bits[later] |= bits[index] | 1 << index
     return bits
 
 
 def _to_graph(tasks: Sequence[Task], edges: Sequence[Edge], lanes: Sequence[str]) -> TaskGraph:
-    lane_code = {lane: code for code, lane in enumerate(lanes)}
     names = {name: code for code, name in enumerate(dict.fromkeys(task.name for task in tasks))}
     return TaskGraph.from_columns(
         [task.duration_s for task in tasks],
         edges=edges,
         rank=[task.rank for task in tasks],
-        lane=[lane_code[task.lane] for task in tasks],
+        lane=[lanes.index(task.lane) for task in tasks],
         kind=[task.kind for task in tasks],
         name=[names[task.name] for task in tasks],
         step=[task.step for task in tasks],

@@ -14,8 +14,7 @@ class Lane:
         max_pending: Tasks that may be submitted and not finished, at least 1; then
             submitting waits, so what they hold stays bounded. None for no bound.
         priority: Of its CUDA stream; lower numbers go first, as in PyTorch.
-        niceness: Added to the scheduling niceness of its thread on Linux, 0 to 19; a
-            larger number yields to other threads.
+        niceness: Added to that of its thread on Linux, 0 to 19; larger ones yield to others.
         is_host: Whether it is a thread even where the other lanes are CUDA streams.
     """
 
@@ -37,10 +36,5 @@ class Lane:
 
 
 DEFAULT_LANES: Mapping[str, Lane] = MappingProxyType(
-    {
-        "assist": Lane(),
-        "comm": Lane(priority=-1),
-        "copy": Lane(),
-        "host": Lane(niceness=10, is_host=True),
-    }
+    dict(assist=Lane(), comm=Lane(priority=-1), copy=Lane(), host=Lane(niceness=10, is_host=True))
 )

@@ -22,8 +22,7 @@ def plan_lanes(
     were measured, use `choose_way`, as `paceline.split_backward` does.
 
     Args:
-        job: Its layers are in forward order; with several workers and a link, the gradients
-            are also sent.
+        job: Layers in forward order; with several workers and a link, gradients are also sent.
         free_share: Speed of the assist lane while main is busy, relative to main: 1 for a
             free core as fast as main's, 0 for a saturated device or no free core.
         weight_share: Part of a layer's backward pass that its weight gradients take.

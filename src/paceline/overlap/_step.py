@@ -15,13 +15,7 @@ LANES = ("main", "assist", "comm")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threads:
-    """Intra-op threads per phase.
-
-    Attributes:
-        forward: Of the main lane in the forward pass.
-        backward: Of the main lane in the backward pass.
-        assist: Of the assist lane.
-    """
+    """Intra-op threads of the main lane in each pass, and of the assist lane."""
 
     forward: int = 1
     backward: int = 1
@@ -81,12 +75,8 @@ class SplitCost:
             >>> SplitCost.of(forward_s=2.0, input_s=[1.0, 1.0], weight_s=[1.0, 1.0]).total_s
             6.0
         """
-        columns = {
-            "input_s": input_s,
-            "weight_s": weight_s,
-            "assist_s": weight_s if assist_s is None else assist_s,
-            "wire_s": wire_s,
-        }
+        assist_s = weight_s if assist_s is None else assist_s
+        columns = {"input_s": input_s, "weight_s": weight_s, "assist_s": assist_s, "wire_s": wire_s}
         checked = {name: checked_column(name, values) for name, values in columns.items()}
         num_layers = len(checked["input_s"])
         for name, values in checked.items():

@@ -13,34 +13,21 @@ from paceline.timeline._columns import Columns, Kind, Source
 
 
 def write_chrome_trace(
-    source: Source,
-    spans: Columns,
-    lanes: Sequence[str],
-    names: Sequence[str],
-    path: str | Path,
+    source: Source, spans: Columns, lanes: Sequence[str], names: Sequence[str], path: str | Path
 ) -> Path:
     """Write spans to `path`; the first begins at zero.
 
-    pid is the rank, tid the lane, times are microseconds. The file appears under
-    its name only when it is whole.
-
-    Raises:
-        ValueError: If the folder does not exist or cannot be written to.
-
-    References:
-        "Trace Event Format", the Chromium project's public document.
+    pid is the rank, tid the lane, times are microseconds. The file appears under its name only
+    when it is whole. Source: "Trace Event Format", the Chromium project's public document.
     """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with partial.open("w", encoding="utf-8") as file:
             other = json.dumps({"source": source})
-            file.write(f'{{"displayTimeUnit": "ms", "otherData": {other},\n')
-            file.write('"traceEvents": [\n')
-            file.write(
-                ",\n".join(json.dumps(event) for event in _events(source, spans, lanes, names))
-            )
-            file.write("\n]}\n")
+            file.write(f'{{"displayTimeUnit": "ms", "otherData": {other},\n"traceEvents": [\n')
+            events = _events(source, spans, lanes, names)
+            file.write(",\n".join(map(json.dumps, events)) + "\n]}\n")
         partial.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):

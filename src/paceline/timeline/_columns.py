@@ -38,12 +38,11 @@ class Span(NamedTuple):
         lane: Queue that it ran on: `main`, `assist`, `comm`, `copy`.
         kind: What sort of work it was.
         name: What a person would call it.
-        start_s: When it began, in seconds of its rank's clock. A collective
-            begins when its rank arrives, not when the last one does.
+        start_s: When it began, in seconds of its rank's clock. A collective begins when its rank
+            arrives, not when the last one does.
         duration_s: How long it took, in seconds.
         step: Optimizer update that it belongs to.
-        collective: Spans that share a number of 0 or more are the ranks' parts of
-            one collective; -1 for work of one rank alone.
+        collective: Equal numbers from 0 up are the ranks' parts of one collective; -1 for none.
     """
 
     rank: int

@@ -12,15 +12,10 @@ CLOCK_TOLERANCE_S = 1e-9
 def critical_path(run: Columns, last: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the indices of the spans on the critical path, first to last.
 
-    Goes back from the span that ends last. A collective is traced to the rank
-    that arrived last; any other span to the latest-ending span before it on its
-    own rank, or, when that one left a gap, to a span of another rank that ended at
-    that very moment. Timelines do not hold dependencies, so where two spans ended
-    together the choice between them is a guess. Takes O(n log n) time.
-
-    Args:
-        run: Spans of all ranks on one clock.
-        last: Per span, the part of its collective that arrived last.
+    Goes back from the span that ends last. A collective is traced to the rank that arrived last
+    (`last`, per span); any other span to the latest-ending span before it on its own rank, or,
+    when that one left a gap, to a span of another rank that ended at that very moment. Timelines
+    hold no dependencies, so between spans that ended together this is a guess. O(n log n) time.
     """
     if not len(run.rank):
         return np.zeros(0, dtype=np.int64)

@@ -16,29 +16,25 @@ from paceline.timeline._timeline import Timeline
 class TaskGraph:
     """What is to be run: tasks in columns, in plan order.
 
-    Each `(rank, lane)` runs its tasks one at a time, in the order of their indices.
-    A task starts when the one before it on its lane and all its dependencies have
-    ended; a collective when that holds for all its parts on all ranks. It then takes
-    as long as its longest part, on every rank.
+    Each `(rank, lane)` runs its tasks one at a time, in the order of their indices. A task starts
+    when the one before it on its lane and all its dependencies have ended; a collective when that
+    holds for all its parts on all ranks. It then takes as long as its longest part, on every rank.
 
     Attributes:
-        duration_s: Seconds of each task, finite and not negative. Shape
-            `(num_tasks,)`, like the columns below.
+        duration_s: Seconds of each task, not negative. Shape `(num_tasks,)`, like all columns.
         rank: Process that runs it, not negative.
         lane: Index into `lanes`.
         kind: A `Kind`.
         name: Index into `names`.
         step: Optimizer update.
-        collective: Tasks that share a number of 0 or more start together; -1 for
-            none. At most one part per lane.
+        collective: Tasks that share a number of 0 or more start together, one per lane; else -1.
         before: First task of each dependency. Shape `(num_edges,)`.
         after: Second task of each dependency: it starts when `before` has ended.
         lanes: Lane names.
         names: Task names.
 
     Raises:
-        ValueError: If a column has another shape, a duration is negative or not
-            finite, or an index points nowhere.
+        ValueError: If a column has another shape, a duration is bad, or an index points nowhere.
     """
 
     duration_s: NDArray[np.float64]
@@ -68,20 +64,9 @@ class TaskGraph:
         lanes: Sequence[str] = ("main",),
         names: Sequence[str] = ("",),
     ) -> "TaskGraph":
-        """Build a graph from arrays; a scalar stands for every task.
+        """Build a graph from the columns of the class; a scalar stands for every task.
 
-        Args:
-            duration_s: Seconds of each task, shape `(num_tasks,)`.
-            edges: Dependencies as pairs `(before, after)` of task indices, shape
-                `(num_edges, 2)`.
-            rank: See the class, like the rest.
-            lane: Index into `lanes`.
-            kind: A `Kind` per task.
-            name: Index into `names`.
-            step: Optimizer update.
-            collective: Which collective, or -1.
-            lanes: Lane names.
-            names: Task names.
+        `edges` are pairs `(before, after)` of task indices, shape `(num_edges, 2)`.
 
         Examples:
             >>> graph = TaskGraph.from_columns([1.0, 2.0, 0.5], rank=[0, 1, 1], edges=[(0, 2)])
@@ -99,8 +84,9 @@ class TaskGraph:
             collective=collective,
         )
         check_columns(columns, lanes, names)
-        pairs = _checked_pairs(edges)
-        _check_graph(columns.rank, pairs)
+        pairs = _checked_pairs(edges, len(columns.rank))
+        if columns.rank.min(initial=0) < 0:
+            raise ValueError(f"rank must not be negative, got {columns.rank.min()}")
         given = columns._asdict()
         del given["start_s"]
         before, after = pairs[:, 0], pairs[:, 1]
@@ -113,9 +99,8 @@ class TaskGraph:
 def simulate(graph: TaskGraph) -> Timeline:
     """Run `graph` on a clock of its own and return what happens when.
 
-    Span `i` of the result is task `i`. A part of a collective spans from the moment
-    its rank arrives to the common end, as a measured one does. Deterministic; takes
-    O(n log n) time for n tasks and their dependencies.
+    Span `i` of the result is task `i`. A part of a collective spans from the arrival of its rank to
+    the common end, as measured ones do. Deterministic; O(n log n) for n tasks and dependencies.
 
     Raises:
         GraphError: If some tasks can never start because they wait for each other.
@@ -139,19 +124,9 @@ def simulate(graph: TaskGraph) -> Timeline:
     )
     if num_done < len(graph):
         raise GraphError(_deadlock_message(graph, end_s))
-    return Timeline(
-        source="simulated",
-        rank=graph.rank,
-        lane=graph.lane,
-        kind=graph.kind,
-        name=graph.name,
-        start_s=arrival_s,
-        duration_s=end_s - arrival_s,
-        step=graph.step,
-        collective=graph.collective,
-        lanes=graph.lanes,
-        names=graph.names,
-    )
+    kept = ("rank", "lane", "kind", "name", "step", "collective", "lanes", "names")
+    columns = {name: getattr(graph, name) for name in kept}
+    return Timeline(source="simulated", start_s=arrival_s, duration_s=end_s - arrival_s, **columns)
 
 
 def _groups(collective: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
@@ -213,7 +188,7 @@ def _run(
     return arrival_s, end_s, num_done
 
 
-def _checked_pairs(edges: ArrayLike) -> NDArray[np.int64]:
+def _checked_pairs(edges: ArrayLike, num_tasks: int) -> NDArray[np.int64]:
     pairs = np.asarray(edges)
     if pairs.size == 0:
         return np.zeros((0, 2), dtype=np.int64)
@@ -222,18 +197,13 @@ def _checked_pairs(edges: ArrayLike) -> NDArray[np.int64]:
             "edges must be pairs of task indices, integers of shape (num_edges, 2), "
             f"got {pairs.dtype} of shape {pairs.shape}"
         )
-    return pairs.astype(np.int64)
-
-
-def _check_graph(rank: NDArray[np.int32], pairs: NDArray[np.int64]) -> None:
-    bad = np.flatnonzero(((pairs < 0) | (pairs >= len(rank))).any(axis=1))
+    bad = np.flatnonzero(((pairs < 0) | (pairs >= num_tasks)).any(axis=1))
     if bad.size:
         raise ValueError(
-            f"edges must join tasks in [0, {len(rank)}), but edges[{bad[0]}] is "
+            f"edges must join tasks in [0, {num_tasks}), but edges[{bad[0]}] is "
             f"{tuple(pairs[bad[0]].tolist())}"
         )
-    if rank.min(initial=0) < 0:
-        raise ValueError(f"rank must not be negative, got {rank.min()}")
+    return pairs.astype(np.int64)
 
 
 def _deadlock_message(graph: TaskGraph, end_s: NDArray[np.float64]) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.timeline._collectives import last_to_arrive
 from paceline.timeline._columns import BUSY_KINDS, Columns, Kind, Source
 from paceline.timeline._critical_path import critical_path
 
@@ -21,24 +20,19 @@ class Summary:
     Attributes:
         source: Whether the times were measured, emulated, simulated or predicted.
         ranks: Rank numbers, ascending. Shape `(num_ranks,)`.
-        step_times_s: Seconds of each step: from the end of the step before (for the
-            first: from the first begin) to its own end, over all ranks. Shape
-            `(num_steps,)`.
+        step_times_s: Seconds from the end of the step before (at first: from the first begin) to
+            the end of each step, over all ranks. Shape `(num_steps,)`.
         busy_s: Per rank, seconds in which at least one lane computes.
-        exposed_comm_s: Per rank, seconds in which it only waits for the wire: the
-            last rank has arrived at the collective, and nothing is computed.
+        exposed_comm_s: Per rank, seconds in which it only waits for the wire: all ranks arrived.
         waiting_s: Per rank, seconds in which it only waits for a later rank.
         data_s: Per rank, seconds in which it only waits for data.
         other_idle_s: Per rank, the remaining idle seconds.
-        waited_for_s: `waited_for_s[i, j]`: seconds that rank `ranks[i]` stood at
-            collectives until `ranks[j]`, the last, arrived. Shape
-            `(num_ranks, num_ranks)`. Ties go to the lower rank. Waits under a
-            compute span or in two collectives at once count in full.
-        imbalance: Busy seconds per step of the slowest rank over their mean,
-            weighted by the mean: 1.0 is perfect.
+        waited_for_s: `waited_for_s[i, j]`: seconds that rank `ranks[i]` stood at collectives until
+            `ranks[j]`, the last, arrived. Shape `(num_ranks, num_ranks)`. Ties go to the lower
+            rank. Waits under a compute span or in two collectives at once count in full.
+        imbalance: Busy seconds per step, slowest rank over mean, weighted by it: 1.0 is perfect.
         critical_path: Indices of the spans that set the makespan, first to last.
-        critical_s: Seconds of the critical path per `(rank, kind)`, most expensive first.
-            Time that no recorded span explains is missing from it.
+        critical_s: Its seconds per `(rank, kind)`, most expensive first, without unexplained time.
     """
 
     source: Source
@@ -108,18 +102,12 @@ class Summary:
             f"imbalance {self.imbalance:.3f}",
             "rank      busy   waiting   exposed      data     other  (s)",
         ]
-        for index, rank in enumerate(self.ranks):
-            parts = (
-                self.busy_s,
-                self.waiting_s,
-                self.exposed_comm_s,
-                self.data_s,
-                self.other_idle_s,
-            )
-            rows.append(f"{rank:4d}" + "".join(f"{part[index]:10.4g}" for part in parts))
+        parts = (self.busy_s, self.waiting_s, self.exposed_comm_s, self.data_s, self.other_idle_s)
+        for rank, *seconds in zip(self.ranks, *parts, strict=True):
+            rows.append(f"{rank:4d}" + "".join(f"{value:10.4g}" for value in seconds))
         if self.slowest_rank is not None:
-            seconds = self.waited_for_s.sum(axis=0).max()
-            rows.append(f"the others waited {seconds:.4g} s for rank {self.slowest_rank}")
+            most_s = self.waited_for_s.sum(axis=0).max()
+            rows.append(f"the others waited {most_s:.4g} s for rank {self.slowest_rank}")
         return "\n".join(rows)
 
 
@@ -129,7 +117,7 @@ def summarize(source: Source, run: Columns) -> Summary:
     Takes O(n log n) time for n spans and O(num_ranks²) memory for `waited_for_s`.
     """
     ranks, row = np.unique(run.rank, return_inverse=True)
-    last = last_to_arrive(run.rank, run.collective, run.start_s)
+    last = _last_to_arrive(run.rank, run.collective, run.start_s)
     last_arrival_s = run.start_s[last]
     shares = _exclusive_seconds(run, row, len(ranks), last_arrival_s)
     path = critical_path(run, last)
@@ -147,6 +135,25 @@ def summarize(source: Source, run: Columns) -> Summary:
         critical_path=path,
         critical_s=_critical_seconds(run, path),
     )
+
+
+def _last_to_arrive(
+    rank: NDArray[np.int32], collective: NDArray[np.int64], start_s: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return, per span, the index of the part of its collective that began last.
+
+    A span of one rank alone gets its own index. Ties go to the lower rank.
+    """
+    last = np.arange(len(rank))
+    joint = np.flatnonzero(collective >= 0)
+    if joint.size:
+        _, group = np.unique(collective[joint], return_inverse=True)
+        # Ascending by start, descending by rank among equals: the last write wins.
+        order = np.lexsort((-rank[joint], start_s[joint]))
+        latest = np.empty(group.max() + 1, dtype=np.int64)
+        latest[group[order]] = joint[order]
+        last[joint] = latest[group]
+    return last
 
 
 def _exclusive_seconds(

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.timeline._chrome import write_chrome_trace
-from paceline.timeline._collectives import clock_offsets
 from paceline.timeline._columns import (
     COLUMNS,
     SOURCES,
@@ -31,8 +30,7 @@ from paceline.timeline._summary import Summary, summarize
 class Timeline:
     """Spans of one or more ranks, one array per field.
 
-    Indexing gives a `Span`; the columns are for everything that should be fast.
-    A million spans take about 40 MB.
+    Indexing gives a `Span`; columns are for what should be fast. A million spans take about 40 MB.
 
     Attributes:
         source: Whether the times were measured, emulated, simulated or predicted.
@@ -48,8 +46,7 @@ class Timeline:
         names: Span names.
 
     Raises:
-        ValueError: If the columns differ in length, if a time is not finite or a
-            duration negative, or if a code points past its table.
+        ValueError: If lengths differ, a time is bad, or a code points past its table.
     """
 
     source: Source
@@ -116,19 +113,10 @@ class Timeline:
         rows = list(spans)
         lanes: dict[str, int] = {}
         names: dict[str, int] = {}
-        return cls.from_columns(
-            source,
-            rank=[span.rank for span in rows],
-            lane=[lanes.setdefault(span.lane, len(lanes)) for span in rows],
-            kind=[span.kind for span in rows],
-            name=[names.setdefault(span.name, len(names)) for span in rows],
-            start_s=[span.start_s for span in rows],
-            duration_s=[span.duration_s for span in rows],
-            step=[span.step for span in rows],
-            collective=[span.collective for span in rows],
-            lanes=tuple(lanes),
-            names=tuple(names),
-        )
+        columns = {column: [getattr(span, column) for span in rows] for column in COLUMNS}
+        columns["lane"] = [lanes.setdefault(span.lane, len(lanes)) for span in rows]
+        columns["name"] = [names.setdefault(span.name, len(names)) for span in rows]
+        return cls.from_columns(source, lanes=tuple(lanes), names=tuple(names), **columns)
 
     @property
     def end_s(self) -> NDArray[np.float64]:
@@ -147,7 +135,6 @@ class Timeline:
         return f"<Timeline {self._headline()}>"
 
     def __str__(self) -> str:
-        """Say what is there, and the seconds of each kind, summed over all spans."""
         seconds = np.bincount(self.kind, self.duration_s, minlength=len(Kind))
         present = np.unique(self.kind).tolist()
         lines = [f"{Kind(kind).name.lower():<12}{seconds[kind]:10.4g} s" for kind in present]
@@ -162,16 +149,9 @@ class Timeline:
         return len(self.start_s)
 
     def __getitem__(self, index: int) -> Span:
-        return Span(
-            rank=int(self.rank[index]),
-            lane=self.lanes[self.lane[index]],
-            kind=Kind(int(self.kind[index])),
-            name=self.names[self.name[index]],
-            start_s=float(self.start_s[index]),
-            duration_s=float(self.duration_s[index]),
-            step=int(self.step[index]),
-            collective=int(self.collective[index]),
-        )
+        row = {column: getattr(self, column)[index].item() for column in COLUMNS}
+        lane, name = self.lanes[row.pop("lane")], self.names[row.pop("name")]
+        return Span(lane=lane, name=name, kind=Kind(row.pop("kind")), **row)
 
     def __iter__(self) -> Iterator[Span]:
         return (self[index] for index in range(len(self)))
@@ -183,13 +163,12 @@ class Timeline:
     def aligned(self) -> "Timeline":
         """Shift each rank's clock so that collectives end at the same time everywhere.
 
-        Ranks on different machines have different clocks. Nobody can leave an
-        all-reduce before the last one has joined it, and all leave it within the
-        time of one message, so its end is the best common mark. Each rank is moved
-        by the median difference to the lowest rank, over the collectives that both
-        took part in; a rank without any stays where it is.
+        Ranks on different machines have different clocks. Nobody can leave an all-reduce before the
+        last one has joined it, and all leave it within the time of one message, so its end is the
+        best common mark. Each rank is moved by the median difference to the lowest rank, over the
+        collectives that both took part in; a rank without any stays where it is.
         """
-        offsets = clock_offsets(self.rank, self.collective, self.end_s)
+        offsets = _clock_offsets(self.rank, self.collective, self.end_s)
         return self if not offsets.any() else replace(self, start_s=self.start_s + offsets)
 
     def summary(self) -> Summary:
@@ -207,8 +186,7 @@ class Timeline:
         """Join timelines, for example one per rank, into one.
 
         Raises:
-            ValueError: If `parts` is empty or mixes sources: what was measured and
-                what was simulated never stand in one timeline.
+            ValueError: If `parts` is empty or mixes sources, such as measured and simulated.
         """
         sources = sorted({part.source for part in parts})
         if len(sources) != 1:
@@ -231,3 +209,28 @@ def _joined_table(
         for table in tables
     ]
     return tuple(joined), codes
+
+
+def _clock_offsets(
+    rank: NDArray[np.int32], collective: NDArray[np.int64], end_s: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the seconds to add to each span's start so that collectives end together.
+
+    A collective with several parts on one rank counts with the last of them.
+    """
+    offsets = np.zeros(len(rank))
+    joint = np.flatnonzero(collective >= 0)
+    if not joint.size:
+        return offsets
+    # Last part of each (rank, collective) pair: sort by time, the later write wins.
+    joint = joint[np.argsort(end_s[joint], kind="stable")]
+    ranks, row = np.unique(rank[joint], return_inverse=True)
+    numbers, column = np.unique(collective[joint], return_inverse=True)
+    ends = np.full((len(ranks), len(numbers)), np.nan)
+    ends[row, column] = end_s[joint]
+    for index in range(1, len(ranks)):
+        difference = ends[0] - ends[index]
+        shared = np.isfinite(difference)
+        if shared.any():
+            offsets[rank == ranks[index]] = np.median(difference[shared])
+    return offsets

@@ -31,26 +31,21 @@ def measure_job(
 ) -> Job:
     """Measure what a step of `model` on `batch` costs, layer by layer, and the link.
 
-    Runs `num_steps` forward and backward passes, of which the first three only warm
-    up, and takes medians. A layer is a module that owns parameters. The time since
-    the layer before it ended counts as its own, so the layers add up to the step;
-    activations count to the layer that follows them. A layer that is called twice
-    gets the sum. Shared parameters count once, with the first layer that owns them.
-    Layers without use keep their place with zeros.
+    Takes medians over `num_steps` forward and backward passes; the first three only warm up. A
+    layer is a module that owns parameters. The time since the layer before it ended counts as its
+    own, so the layers add up to the step, and activations count to the next layer. A layer that is
+    called twice gets the sum, one without use zeros. Shared parameters count at the first owner.
 
-    The model is left as it was: gradients, buffers and random state are put back. In a
-    process group the link is measured too, and all ranks get rank 0's numbers.
+    Gradients, buffers and random state are put back. In a process group the link is measured too,
+    and all ranks get rank 0's numbers.
 
     Args:
-        model: What the training loop calls; a DistributedDataParallel is measured
-            without its all-reduces.
-        batch: Passed as `model(**batch)` if a mapping, `model(*batch)` if a tuple,
-            else `model(batch)`.
-        loss: Turns the model's output into a scalar; unset for the mean square of all
-            floating outputs, which takes about as long as any.
+        model: What the training loop calls; DDP is measured without its all-reduces.
+        batch: Passed as `model(**batch)` if a mapping, `model(*batch)` if a tuple, or as it is.
+        loss: Turns the model's output into a scalar; unset for the mean square of all floating
+            outputs, which takes about as long as any.
         num_steps: Passes in all, at least 4.
-        process_group: Ranks that train together, or one axis of a device mesh; unset for the
-            default group, if there is one.
+        process_group: Ranks that train together, or an axis of a mesh; unset for the default group.
 
     Returns:
         A measured job with one worker per rank.
@@ -145,15 +140,12 @@ class _Probe:
             # A layer whose parameters are used without calling it stays with the one before.
             position = self._first_call.get(layer, position)
             key.append((position, layer))
-        return tuple(
-            LayerCost(
-                name=self._names[layer],
-                forward_s=float(seconds[0, layer]),
-                backward_s=float(seconds[1, layer]),
-                gradient_bytes=self._bytes[layer],
-            )
-            for _, layer in sorted(key)
-        )
+        costs = []
+        for _, layer in sorted(key):
+            name, (forward_s, backward_s) = self._names[layer], seconds[:, layer].tolist()
+            own = {"forward_s": forward_s, "backward_s": backward_s}
+            costs.append(LayerCost(name=name, gradient_bytes=self._bytes[layer], **own))
+        return tuple(costs)
 
     def _attribute(self, layers: list[int], times_s: list[float]) -> NDArray[np.float64]:
         """Give each mark the time since the mark before, and the rest to the last."""

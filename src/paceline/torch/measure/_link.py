@@ -15,12 +15,11 @@ NUM_SMALL, NUM_LARGE = 9, 4
 def measure_link(process_group: Group | None = None) -> Link:
     """Time all-reduces of 4 KiB and 4 MiB and fit the link; every rank must call it.
 
-    Links with a token bucket, as in clouds, let the first bytes after a pause through at
-    once. So one large all-reduce goes first to empty the bucket, and the four that are
-    timed follow without a pause. The latency is the lower quartile of nine small ones,
-    each after a barrier: whatever disturbs them only makes them longer. All ranks
-    return rank 0's numbers. `process_group` may be one axis of a device mesh; unset for the
-    default group.
+    Links with a token bucket, as in clouds, let the first bytes after a pause through at once. So
+    one large all-reduce goes first to empty the bucket, and the four that are timed follow without
+    a pause. The latency is the lower quartile of nine small ones, each after a barrier: whatever
+    disturbs them only makes them longer. All ranks return rank 0's numbers. `process_group` may
+    be one axis of a device mesh.
     """
     group = process_group_of(process_group)
     device = device_of(group)

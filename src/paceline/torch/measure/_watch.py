@@ -28,33 +28,26 @@ MARKS_HELD = 1024
 
 @contextmanager
 def watch(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    process_group: Group | None = None,
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, process_group: Group | None = None
 ) -> Iterator["Watch"]:
     """Record the steps of the training loop inside the `with` block.
 
-    Each mark closes the span that began with the mark before it, so the spans of a
-    rank follow each other without gaps: between steps (waiting for data, and
-    whatever else the loop does there), forward, loss, backward, all-reduce,
-    optimizer. A rank arrives at the all-reduce when its own backward pass has
-    ended; all-reducing makes all ranks *leave* together, so the arrival is what
+    Each mark closes the span that began with the mark before it, so the spans of a rank follow each
+    other without gaps: between steps (waiting for data, and whatever else the loop does there),
+    forward, loss, backward, all-reduce, optimizer. A rank arrives at the all-reduce when its own
+    backward pass has ended; all-reducing makes all ranks *leave* together, so the arrival is what
     tells a slow rank from a fast one.
 
-    For DistributedDataParallel the all-reduce is the wait at the end of
-    `backward()`; for any other model in a process group, the time between
-    `backward()` and `optimizer.step()`.
+    For DistributedDataParallel the all-reduce is the wait at the end of `backward()`; for any other
+    model in a process group, the time between `backward()` and `optimizer.step()`.
 
     Costs a few microseconds per step on a CPU and an event per mark on CUDA, where
     nothing waits for the device until the timeline is read or 1,024 marks are held.
 
     Args:
-        model: The module that the loop calls; in data-parallel training the
-            wrapper.
+        model: The module that the loop calls; in data-parallel training the wrapper.
         optimizer: Its `step()` ends a step.
-        process_group: Ranks that train together, or one axis of a device mesh; unset for the
-            default group, if there is one.
+        process_group: Ranks that train together, or an axis of a mesh; unset for the default group.
 
     Yields:
         The recorder. It can be read inside and after the block.
@@ -174,12 +167,14 @@ class Watch:
     def _after_own_backward(self) -> None:
         """Run by autograd when this rank's gradients exist: it arrives at the all-reduce.
 
-        DistributedDataParallel queued its own wait meanwhile, so a callback that is
-        queued now runs after that wait.
+        DDP queued its own wait meanwhile, so a callback that is queued now runs after that.
         """
         self._close(BACKWARD)
         self._in_backward = False
-        if self._is_parallel and self._syncs_in_backward():
+        model = self._model
+        # False inside DDP's no_sync(), where gradients only accumulate.
+        syncs = isinstance(model, DistributedDataParallel) and model.require_backward_grad_sync
+        if self._is_parallel and syncs:
             Variable._execution_engine.queue_callback(self._after_all_reduce)
 
     def _after_all_reduce(self) -> None:
@@ -195,8 +190,3 @@ class Watch:
     def _after_update(self, _optimizer: object, _args: Any, _kwargs: Any) -> None:
         self._close(OPTIMIZER)
         self._step += 1
-
-    def _syncs_in_backward(self) -> bool:
-        model = self._model
-        # False inside DDP's no_sync(), where gradients only accumulate.
-        return isinstance(model, DistributedDataParallel) and model.require_backward_grad_sync

@@ -18,14 +18,10 @@ class Clock(Protocol):
 
 
 class CpuClock:
-    """The process's own monotonic clock."""
-
     def mark(self) -> object:
-        """Return the time now."""
         return time.perf_counter()
 
     def seconds(self, marks: Sequence[object]) -> list[float]:
-        """Return the marks, which are seconds already."""
         return [mark for mark in marks if isinstance(mark, float)]
 
 

@@ -1,6 +1,6 @@
 """Find out which module uses which parameter, and which parameter is used first."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,8 +36,7 @@ class ParamUse:
     compiled code, are taken to be by the module that owns the parameter, if it is called.
 
     Attributes:
-        order: Parameters in the order of their first use in the first recorded pass, followed by
-            those that were seen only later.
+        order: Parameters in the order of their first use.
         users: Every module that used the parameter, the first one first.
     """
 
@@ -98,13 +97,7 @@ class _Mode(TorchFunctionMode):
         super().__init__()
         self._note = note
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _METADATA:
             for value in tree_leaves((args, kwargs)):
                 if isinstance(value, torch.nn.Parameter):

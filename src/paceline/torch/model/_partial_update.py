@@ -15,10 +15,9 @@ class PartialUpdate:
     Results are bit for bit those of a single `step()`, for every optimizer whose state is
     kept per parameter; in `torch.optim` that is all of them except LBFGS.
 
-    A twin of the optimizer does the work: it shares the state, but holds aliases of the
-    parameters with gradients of their own. So the user may clear `.grad` meanwhile, and
-    the settings of the groups, such as the learning rate, are those of the moment when
-    `begin` was called, whatever a scheduler does afterwards.
+    A twin of the optimizer does the work: it shares the state, but holds aliases of the parameters
+    with gradients of their own. So the user may clear `.grad` meanwhile, and settings such as the
+    learning rate are those that `begin` found, whatever a scheduler does afterwards.
 
     Raises:
         ValueError: If the optimizer is LBFGS, which needs all gradients at once.
@@ -42,11 +41,7 @@ class PartialUpdate:
             for group in groups
         ]
         if len(self._group_of) != sum(len(group["params"]) for group in groups):
-            self._group_of = {
-                parameter: number
-                for number, group in enumerate(groups)
-                for parameter in group["params"]
-            }
+            self._group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
 
     def apply(
         self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]
@@ -63,10 +58,8 @@ class PartialUpdate:
             self._step(members, alias_of)
 
     def rest(self, managed: Collection[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yield the optimizer's parameters that are not in `managed` and have a gradient."""
-        for parameter in self._group_of:
-            if parameter not in managed and parameter.grad is not None:
-                yield parameter
+        """Return the optimizer's parameters that are not in `managed` and have a gradient."""
+        return (p for p in self._group_of if p not in managed and p.grad is not None)
 
     def run_hooks(self, *, before: bool) -> None:
         """Run the optimizer's step hooks, as `step()` would before or after its work."""

@@ -9,8 +9,7 @@ import torch
 class StreamOrder:
     """A side stream for the executor's thread, and events between it and the main one.
 
-    On a CPU every method does nothing. The CUDA half is written for NCCL and has not been
-    run on more than one device.
+    On a CPU every method does nothing. The CUDA half has not been run on more than one device.
     """
 
     def __init__(self, device: torch.device) -> None:

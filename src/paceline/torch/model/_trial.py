@@ -17,8 +17,7 @@ class Trial:
     round. The plain way is kept unless another is at least 1.25 % faster in the median over all
     timed steps, and faster in most of the rounds.
 
-    Ranks that must decide alike take the same turns and pass rank 0's medians to `end_round`
-    and `winner`.
+    Ranks that must agree take the same turns and pass rank 0's medians to `end_round` and `winner`.
 
     Args:
         num_candidates: Candidates are numbers; 0 is the plain way, unless `winner` is told.
@@ -26,8 +25,7 @@ class Trial:
         num_timed: Timed steps per turn.
         num_untimed: Steps before those.
         num_warm_rounds: Rounds before those that count, with caches still cold.
-        drop_above: A candidate whose median is this many times the best one has no turn in the
-            next round.
+        drop_above: A candidate whose median is this many times the best one has no more turns.
 
     Examples:
         >>> trial = Trial(2, num_rounds=3)
@@ -82,8 +80,7 @@ class Trial:
         """End a round; a candidate that is slow is out.
 
         Args:
-            shared_s: Rank 0's `medians_s`, where ranks must agree. A round is then won by the
-                candidate that was ahead when it ended.
+            shared_s: Rank 0's `medians_s`, where ranks must agree; they also say who won the round.
         """
         if self._round >= self._num_warm_rounds:
             self._rounds_s.append(self._last_turns_s() if shared_s is None else shared_s)

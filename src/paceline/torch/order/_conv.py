@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paceline.torch.order._batch import NotByExampleError, SketchedBatch, is_plain
 from paceline.torch.order._compiled import correlate
 from paceline.torch.order._layers import InputTap
-from paceline.torch.order._slots import Factor
+from paceline.torch.order._slots import Factor, NotByExampleError, SketchedBatch, is_plain
 
 # Pairs of projected maps that are correlated: each costs a pass over the output for every
 # offset of the kernel, and a layer has few enough offsets to keep them all apart.
@@ -44,12 +43,10 @@ class ConvSlot:
 
     @property
     def num_columns(self) -> int:
-        """Most columns that the slot can use."""
         outs, ins = self._num_maps()
         return outs * (ins * self._num_offsets + self.has_bias)
 
     def place(self, start: int, width: int, generator: torch.Generator) -> int:
-        """Choose the factors so that the slot takes at most `width` columns of a row."""
         outs, ins = self._num_maps()
         self.start = start
         self.left = Factor(self._outs, outs, generator)
@@ -59,7 +56,6 @@ class ConvSlot:
 
     @property
     def relative_variance(self) -> float:
-        """Bound on the variance of an inner product of two sketches."""
         factors = (self.left, self.right, self.mix)
         return math.prod(1 + factor.relative_variance for factor in factors) - 1
 
@@ -86,7 +82,6 @@ class ConvTap(InputTap):
         self._dilation, self._padding = _pair(layer.dilation, 1), _pair(padding_of(layer), 0)
 
     def add(self, batch: SketchedBatch, kept: Tensor, grad: Tensor) -> None:
-        """Add the correlation of the projected input and the projected output gradient."""
         if kept.shape[0] != batch.num_examples or kept.ndim != grad.ndim:
             raise NotByExampleError(f"{kept.shape[0]} examples instead of {batch.num_examples}")
         if kept.ndim == 3:

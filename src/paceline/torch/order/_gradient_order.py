@@ -21,22 +21,19 @@ INT8_MAX = 127.0
 class GradientOrder:
     """Tells a sampler's order what the gradients of its examples look like.
 
-    Call `observe` once per step, after the last `backward()` of the step. It takes the
-    sketches of this rank's examples, gathers those of all ranks, and passes them to the order
-    sorted by their place in it, whichever rank computed them. All ranks make the same plan, so
-    no example numbers are sent: per step, one all-gather of `dim + 4` bytes for each example.
+    Call `observe` once per step, after its last `backward()`. It gathers the sketches of all ranks'
+    examples and passes them to the order, sorted by place in it. All ranks make the same plan,
+    so no example numbers are sent: per step, one all-gather of `dim + 4` bytes for each example.
     Epochs that are not sketched need no communication.
 
     The loss must be the mean over the batch times `paceline.DataLoader.loss_weight`.
 
     Args:
-        sketch: Of the model; a row per example. Its `every` says which epochs are sketched;
-            the epochs themselves it learns from here.
+        sketch: Of the model; a row per example. It learns from here which epoch it is.
         sampler: Made with `order="pair-balance"` or a policy that learns.
 
     Raises:
-        ValueError: If the order learns nothing, or there are several ranks and no process
-            group of theirs.
+        ValueError: If the order learns nothing, or several ranks have no process group.
 
     Examples:
         >>> from paceline.torch import DataLoader
@@ -80,8 +77,7 @@ class GradientOrder:
         Rows that are not finite are left out, and so are repeats that count nothing.
 
         Args:
-            loss_scale: What the loss was multiplied by beside `loss_weight`: a gradient
-                scaler's `get_scale()`, asked before its `update()`.
+            loss_scale: Factor of the loss beside `loss_weight`: `get_scale()` before `update()`.
 
         Raises:
             RuntimeError: If no step is under way.
@@ -151,12 +147,7 @@ class GradientOrder:
 
 
 class _ExpectedRows:
-    """Which examples the rows of each step are of, and how they stand in the order.
-
-    Attributes:
-        parts: Of each step, in the arrays below.
-        by_place: Sorts the rows of a step by their place in the order.
-    """
+    """Which examples the rows of each step are of; `by_place` sorts them as the order does."""
 
     def __init__(self, plan: EpochPlan, order: NDArray[np.int64]) -> None:
         found = delivery_of(plan)

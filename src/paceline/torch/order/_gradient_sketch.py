@@ -7,42 +7,37 @@ import torch
 from torch import Tensor, nn
 
 from paceline.torch.model import ParamUse, tensors_in
-from paceline.torch.order._batch import NotByExampleError, SketchedBatch
 from paceline.torch.order._layers import Tap
+from paceline.torch.order._slots import NotByExampleError, SketchedBatch
 from paceline.torch.order._taps import Layout
 
 
 class GradientSketch:
     """Sketch each example's gradient while an ordinary `loss.backward()` runs.
 
-    Hooks see every layer's input `a` and output gradient `b`. The gradient of an example
-    with respect to a linear layer's weight is `Σ b aᵀ` over its positions; its sketch is
-    `Σ (L b)(R a)ᵀ` with random sign matrices `L` and `R`, so that the gradient itself is
-    never formed [1]. A row holds the sketches of all layers side by side. Inner products
-    of rows are, on average over seeds, those of the gradients, and their variance is at
-    most `relative_variance * |g|² |h|²`: each factor of k rows keeps them within `2 / k`
-    [2]. Where `dim` has room for all parameters, rows hold the gradients exactly.
+    Hooks see every layer's input `a` and output gradient `b`. The gradient of an example with
+    respect to a linear layer's weight is `Σ b aᵀ` over its positions; its sketch is `Σ (L b)(R a)ᵀ`
+    with random sign matrices `L` and `R`: the gradient itself is never formed [1]. A row holds the
+    sketches of all layers. Inner products of rows are, on average over seeds, those of gradients;
+    their variance is at most `relative_variance * |g|² |h|²`: each factor of k rows keeps them
+    within `2 / k` [2]. Where `dim` has room for all parameters, rows hold the gradients exactly.
 
-    Linear, Embedding, Conv1d, Conv2d, LayerNorm, RMSNorm, BatchNorm, GroupNorm, LSTM and
-    GRU layers are sketched (recurrent layers by running them a second time). Other
-    parameters are named in `left_out`. Gradients, outputs and random states stay as they
-    are, bit for bit.
+    Linear, Embedding, Conv1d, Conv2d, LayerNorm, RMSNorm, BatchNorm, GroupNorm, LSTM and GRU layers
+    are sketched (recurrent layers by running them a second time). Other parameters are named in
+    `left_out`. Gradients, outputs and random states stay as they are, bit for bit.
 
     Args:
         model: The module that the loop calls, or what it wraps.
         dim: Most columns that a row may have; at least the number of layers.
         every: Sketch epochs 0, `every`, 2 `every`, ...; there are no hooks in others.
         per: Consecutive examples of a batch whose mean gradient makes one row.
-        reduction: How the loss combines the examples of a batch. After "mean", rows are
-            multiplied by the size of the batch.
-        batch_dim: Axis of the examples in tensors that have several axes before their
-            features: 1 for sequence-first models.
+        reduction: Of the loss over a batch. After "mean", rows are multiplied by its size.
+        batch_dim: Axis of the examples if several come before the features: 1 for sequence-first.
         seed: Fixes the projections; the same on every rank and after a restart.
 
     Attributes:
         dim: Columns of a row.
-        left_out: Trained parameters that rows know nothing, or not all, of, with the
-            reason. A layer may be added when it first runs.
+        left_out: Trained parameters that rows lack, or lack a part of, and why; may still grow.
         relative_variance: The worst layer's bound, over seeds; see above.
 
     Raises:
@@ -60,9 +55,8 @@ class GradientSketch:
         [1] I. Goodfellow, "Efficient per-example gradient computations", 2015
         (arXiv:1510.01799), for the sum over `b aᵀ`.
 
-        [2] T. D. Ahle et al., "Oblivious sketching of high-degree polynomial kernels",
-        SODA 2020, for products of factors. We sum such products over positions, which
-        their bound covers, because it holds for every vector.
+        [2] T. D. Ahle et al., "Oblivious sketching of high-degree polynomial kernels", SODA 2020,
+        for products of factors; the bound holds for every vector, so for sums over positions too.
     """
 
     def __init__(

@@ -5,7 +5,6 @@ runs when the gradient of the output arrives and adds the example's sketch to it
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,9 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paceline.torch.order._batch import NotByExampleError, SketchedBatch, is_plain
 from paceline.torch.order._compiled import normalised_sums
-from paceline.torch.order._slots import MatrixSlot, VectorSlot
+from paceline.torch.order._slots import (
+    MatrixSlot,
+    NotByExampleError,
+    SketchedBatch,
+    VectorSlot,
+    is_plain,
+)
 
 # Up to here one call that does all beats the calls of its parts.
 _FEW_VECTORS = 256
@@ -35,7 +39,6 @@ class InputTap:
     """A tap that needs its layer's input, which the layer itself keeps unless checkpointed."""
 
     def keep(self, inputs: tuple[Any, ...]) -> Tensor:
-        """Return the input."""
         kept: Tensor = inputs[0].detach()
         return kept
 
@@ -86,9 +89,10 @@ class FeatureNormTap(InputTap):
     """LayerNorm and RMSNorm: each position is normalised by itself, over its features."""
 
     def __init__(self, layer: nn.LayerNorm | nn.RMSNorm, slot: VectorSlot) -> None:
-        self._slot, self._has_bias = slot, isinstance(layer, nn.LayerNorm) and has_bias(layer)
+        self._slot, self._is_rms = slot, isinstance(layer, nn.RMSNorm)
         self._shape, self._eps = layer.normalized_shape, layer.eps
-        self._is_rms = isinstance(layer, nn.RMSNorm)
+        bias = getattr(layer, "bias", None)
+        self._has_bias = bias is not None and bias.requires_grad
 
     def add(self, batch: SketchedBatch, kept: Tensor, grad: Tensor) -> None:
         """Add the sums over positions of `b * normalised(x)` and of `b`."""
@@ -125,48 +129,31 @@ class ChannelNormTap:
     parameters is, with the statistics as they were: the rows still add up to the gradient.
     """
 
-    def __init__(self, slot: VectorSlot, has_shift: bool, normalise: "Normalise") -> None:
-        self._slot, self._has_shift, self._normalise = slot, has_shift, normalise
+    def __init__(self, layer: Any, slot: VectorSlot) -> None:
+        self._layer, self._slot = layer, slot
 
-    def keep(self, inputs: tuple[Any, ...]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The input is kept by the layer itself, unless it is checkpointed."""
-        return inputs[0].detach(), self._normalise()
+    def keep(self, inputs: tuple[Any, ...]) -> tuple[Tensor, bool]:
+        """Note the input, and whether this pass normalises by it, not by running statistics."""
+        layer = self._layer
+        by_input = isinstance(layer, nn.GroupNorm) or layer.training or layer.running_mean is None
+        return inputs[0].detach(), by_input
 
     def add(self, batch: SketchedBatch, kept: Any, grad: Tensor) -> None:
-        """Add the sums over positions of `b * normalised(x)` and of `b`."""
-        x, normalise = kept
+        x, by_input = kept
         if x.shape[0] != batch.num_examples:
             raise NotByExampleError(f"{x.shape[0]} examples instead of {batch.num_examples}")
-        parts = [_channel_sums(grad * normalise(x).to(grad.dtype))]
-        if self._has_shift:
+        parts = [_channel_sums(grad * self._normalised(x, by_input).to(grad.dtype))]
+        if self._layer.bias is not None:
             parts.append(_channel_sums(grad))
         self._slot.add(batch, torch.cat(parts, 1))
 
-
-# Called in the forward pass, it returns how that pass normalises.
-Normalise = Callable[[], Callable[[Tensor], Tensor]]
-
-
-def batch_norm(layer: nn.Module) -> Normalise:
-    """Normalise by the batch in training, and by the running statistics otherwise."""
-    norm: Any = layer
-
-    def now() -> Callable[[Tensor], Tensor]:
-        if norm.training or norm.running_mean is None:
-            return lambda x: functional.batch_norm(x, None, None, training=True, eps=norm.eps)
-        return lambda x: functional.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps)
-
-    return now
-
-
-def group_norm(layer: nn.GroupNorm) -> Normalise:
-    """Normalise each example's groups of channels."""
-    return lambda: lambda x: functional.group_norm(x, layer.num_groups, eps=layer.eps)
-
-
-def has_bias(layer: Any) -> bool:
-    """Whether the layer has a bias that is trained."""
-    return layer.bias is not None and layer.bias.requires_grad
+    def _normalised(self, x: Tensor, by_input: bool) -> Tensor:
+        layer = self._layer
+        if isinstance(layer, nn.GroupNorm):
+            return functional.group_norm(x, layer.num_groups, eps=layer.eps)
+        if by_input:
+            return functional.batch_norm(x, None, None, training=True, eps=layer.eps)
+        return functional.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
 
 
 def _channel_sums(values: Tensor) -> Tensor:

@@ -5,14 +5,13 @@ layer is run again, step by step, from its kept input, and differentiated from t
 its output: exact, and about as expensive as the layer itself.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from paceline.torch.order._batch import NotByExampleError, SketchedBatch
-from paceline.torch.order._slots import MatrixSlot
+from paceline.torch.order._slots import MatrixSlot, NotByExampleError, SketchedBatch
 
 # The input's weight and the state's weight, each with its bias.
 Half = tuple[MatrixSlot, Tensor | None]
@@ -36,7 +35,6 @@ class RecurrentTap:
         self._layer, self._halves, self._output = layer, halves, output
 
     def keep(self, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-        """The input is kept by the layer itself, unless it is checkpointed."""
         return inputs[0], inputs[1] if len(inputs) > 1 else None
 
     def add(self, batch: SketchedBatch, kept: tuple[Any, Any], grad: Tensor) -> None:
@@ -77,9 +75,7 @@ def _add(
 ) -> None:
     left = slot.outputs(gate.reshape(-1, gate.shape[2]))
     right = slot.inputs(x.reshape(-1, x.shape[2]), bias)
-    num = len(x)
-    outs = left.view(-1, num, x.shape[1]).transpose(0, 1)
-    ins = right.view(-1, num, x.shape[1]).transpose(0, 1)
+    outs, ins = (side.view(-1, *x.shape[:2]).transpose(0, 1) for side in (left, right))
     batch.add_block(slot.start, (outs @ ins.mT).flatten(1))
 
 
@@ -112,26 +108,23 @@ def _run_one(
     layer: nn.RNNBase, x: Tensor, start: list[Tensor], index: int, direction: int
 ) -> tuple[Tensor, list[Tensor], _Use]:
     suffix = f"_l{index}" + ("_reverse" if direction else "")
-    weight = partial(_weight, layer, suffix)
+
+    def weight(name: str) -> Any:
+        value = getattr(layer, name + suffix, None)
+        return None if value is None else value.detach()
+
     use = _Use(x, weight("weight_ih").shape[0])
     times = range(x.shape[1] - 1, -1, -1) if direction else range(x.shape[1])
-    from_input = torch.nn.functional.linear(x, weight("weight_ih"), weight("bias_ih"))
-    from_input = from_input + use.input_probe
+    from_input = linear(x, weight("weight_ih"), weight("bias_ih")) + use.input_probe
     state, hidden, before = start, {}, {}
     for time in times:
         before[time] = state[0].detach()
-        from_state = torch.nn.functional.linear(state[0], weight("weight_hh"), weight("bias_hh"))
-        from_state = from_state + use.state_probe[:, time]
-        state = _cell(from_input[:, time], from_state, state)
+        from_state = linear(state[0], weight("weight_hh"), weight("bias_hh"))
+        state = _cell(from_input[:, time], from_state + use.state_probe[:, time], state)
         hidden[time] = state[0]
     order = range(x.shape[1])
     use.states = torch.stack([before[time] for time in order], 1)
     return torch.stack([hidden[time] for time in order], 1), state, use
-
-
-def _weight(layer: nn.RNNBase, suffix: str, name: str) -> Any:
-    value = getattr(layer, name + suffix) if layer.bias or name.startswith("weight") else None
-    return None if value is None else value.detach()
 
 
 def _cell(x: Tensor, h: Tensor, state: list[Tensor]) -> list[Tensor]:

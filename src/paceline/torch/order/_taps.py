@@ -13,8 +13,6 @@ from paceline.torch.order._layers import (
     FeatureNormTap,
     LinearTap,
     Tap,
-    batch_norm,
-    group_norm,
 )
 from paceline.torch.order._recurrent import Half, RecurrentTap, reason_against
 from paceline.torch.order._slots import MatrixSlot, VectorSlot
@@ -81,18 +79,14 @@ class Layout:
         slot = self._slot(module.weight, lambda: VectorSlot(num_params))
         if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             return FeatureNormTap(module, slot)
-        normalise = group_norm(module) if isinstance(module, nn.GroupNorm) else batch_norm(module)
-        return ChannelNormTap(slot, module.bias is not None, normalise)
+        return ChannelNormTap(module, slot)
 
     def _halves(self, layer: nn.RNNBase) -> Iterator[tuple[Half, Half]]:
         for index in range(layer.num_layers):
-            for suffix in ("", "_reverse")[: 1 + layer.bidirectional]:
+            for ending in (f"_l{index}", f"_l{index}_reverse")[: 1 + layer.bidirectional]:
                 ih, hh = (
-                    self._matrix(
-                        getattr(layer, f"weight_{side}_l{index}{suffix}"),
-                        getattr(layer, f"bias_{side}_l{index}{suffix}", None),
-                    )
-                    for side in ("ih", "hh")
+                    self._matrix(getattr(layer, "weight" + key), getattr(layer, "bias" + key, None))
+                    for key in (f"_ih{ending}", f"_hh{ending}")
                 )
                 yield ih, hh
 

@@ -1,6 +1,7 @@
 """Which unfinished task read or wrote which tensor, so that the next one waits for it."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from paceline.errors import GraphError
@@ -9,13 +10,11 @@ from paceline.torch.overlap._task import Handle, LaneTask
 MIN_SWEEP = 1024
 
 
+@dataclass(slots=True)
 class _Access:
-    __slots__ = ("limit", "readers", "writer")
-
-    def __init__(self) -> None:
-        self.writer: LaneTask | None = None
-        self.readers: list[LaneTask] = []
-        self.limit = 16
+    writer: LaneTask | None = None
+    readers: list[LaneTask] = field(default_factory=list)
+    limit: int = 16
 
     @property
     def is_over(self) -> bool:
@@ -32,8 +31,7 @@ class _Access:
 class Hazards:
     """Tensors are told apart by their storage, so a view counts as the whole.
 
-    Entries whose tasks have ended are dropped when the table has doubled, which keeps it at
-    most twice as large as what is under way.
+    When the table has doubled, entries whose tasks have ended are dropped.
     """
 
     def __init__(self) -> None:
@@ -47,8 +45,7 @@ class Hazards:
         """Return the unfinished tasks that must end before `task`, and note what it does.
 
         Raises:
-            GraphError: If an unfinished task that another thread submitted writes what this
-                one writes: which of both comes last would be chance.
+            GraphError: If an unfinished task of another thread writes the same, in any order.
         """
         before = [earlier for tensor in reads for earlier in self._read(task, tensor)]
         before += [earlier for tensor in writes for earlier in self._write(task, tensor)]

@@ -26,11 +26,10 @@ NUM_ROUNDS, NUM_UNTIMED, NUM_TIMED = 5, 1, 4
 class LaneOptimizer:
     """Updates a model's parameters while the training loop goes on.
 
-    `step()` takes the place of `optimizer.step()`: it hands the update to lane `assist`, in the
-    order in which the forward pass uses the parameters, and returns. The next forward pass waits,
-    module by module, for the parameters that it uses; on a CPU, a thread that would wait runs a
-    block itself. Results are bit for bit those of `optimizer.step()`: gradients are complete
-    before it begins, so clipping, accumulation and learning rate schedules work as usual.
+    `step()` replaces `optimizer.step()`: it hands the update to lane `assist`, in the order that
+    the forward pass uses parameters in, and returns. The next forward pass waits, module by module,
+    for the parameters that it uses; on a CPU, a thread that would wait runs a block itself. Results
+    are bit for bit those of `optimizer.step()`; clipping, accumulation and schedules work as usual.
 
     The order is recorded in the first forward pass. Unless `always`, plain and deferred steps
     then take turns, and deferring is kept only if it was measured to be faster; see `explain()`.
@@ -46,8 +45,7 @@ class LaneOptimizer:
         always: Defer from the first step on, whether or not it pays.
 
     Raises:
-        ValueError: If the optimizer is LBFGS; if the model is compiled, whose code does not see
-            hooks; or a ScheduledDataParallel, which overlaps updates by itself.
+        ValueError: If the optimizer is LBFGS, or the model compiled or a ScheduledDataParallel.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
@@ -166,14 +164,9 @@ class LaneOptimizer:
         rest = list(self._update.rest({p for block in self._blocks for p in block}))
         self._update.apply(rest, [parameter.grad for parameter in rest])
         for number, block in enumerate(self._blocks):
-            handle = self._lanes.submit(
-                self._update.apply,
-                block,
-                [parameter.grad for parameter in block],
-                lane=ASSIST,
-                kind=Kind.OPTIMIZER,
-                name=f"update block {number}",
-            )
+            args = (self._update.apply, block, [parameter.grad for parameter in block])
+            name = f"update block {number}"
+            handle = self._lanes.submit(*args, lane=ASSIST, kind=Kind.OPTIMIZER, name=name)
             self._pending.update(dict.fromkeys(block, handle))
         self._update.run_hooks(before=False)
 

@@ -14,9 +14,8 @@ from torch import distributed as dist
 from paceline.overlap import DEFAULT_LANES, Lane
 from paceline.timeline import Kind, Span, Timeline
 from paceline.torch.overlap._hazards import Hazards
-from paceline.torch.overlap._streams import StreamLane
+from paceline.torch.overlap._lane_queues import StreamLane, ThreadLane
 from paceline.torch.overlap._task import Board, Handle, LaneTask, TaskInfo, now_s
-from paceline.torch.overlap._threads import ThreadLane
 
 MAX_SPANS = 1 << 17
 # The lane of work that main could do as well.

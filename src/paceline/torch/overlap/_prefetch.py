@@ -18,9 +18,9 @@ _END = object()
 class Prefetch:
     """Iterates over a loader and prefetches its batches.
 
-    On a CPU the loader runs on lane `copy`. For a CUDA device it runs on lane `host`, which pins
-    its tensors, and the copies to the device on the stream of lane `copy`. How long the
-    training loop waits for each batch is a span of kind DATA on lane `main`.
+    On a CPU the loader runs on lane `copy`. For CUDA devices it runs on lane `host`, which pins its
+    tensors, and the copies to the device on the stream of lane `copy`. How long the loop waits for
+    each batch is a span of kind DATA on lane `main`.
 
     The loader is `num_ahead` batches ahead of the loop, so do not wrap a loader whose state is
     saved, such as `paceline.DataLoader`: it would count batches that the loop has not seen. What
@@ -71,8 +71,8 @@ class Prefetch:
                 handle.cancel()
 
     def _load(self, batches: Iterator[Any], loading: deque[Handle]) -> None:
-        load = _load_pinned if self._device.type == "cuda" else _load
-        handle = self._lanes.submit(load, batches, lane=self._lane, kind=Kind.DATA, name=LOAD)
+        pins, where = self._device.type == "cuda", self._lane
+        handle = self._lanes.submit(_load, batches, pins, lane=where, kind=Kind.DATA, name=LOAD)
         loading.append(handle)
 
     def _take(self, loading: deque[Handle], copying: deque[Handle]) -> Any:
@@ -81,20 +81,14 @@ class Prefetch:
         # A copy is launched when its batch is there; the host waits for the first only.
         while loading and (not copying or loading[0].is_done):
             batch = loading.popleft().wait()
-            copying.append(
-                self._lanes.submit(
-                    _to_device, batch, self._device, lane="copy", kind=Kind.COPY, name=COPY
-                )
-            )
+            args = (_to_device, batch, self._device)
+            copying.append(self._lanes.submit(*args, lane="copy", kind=Kind.COPY, name=COPY))
         return copying.popleft().wait()
 
 
-def _load(batches: Iterator[Any]) -> Any:
-    return next(batches, _END)
-
-
-def _load_pinned(batches: Iterator[Any]) -> Any:
-    return tree_map_only(torch.Tensor, torch.Tensor.pin_memory, next(batches, _END))
+def _load(batches: Iterator[Any], pins: bool) -> Any:
+    batch = next(batches, _END)
+    return tree_map_only(torch.Tensor, torch.Tensor.pin_memory, batch) if pins else batch
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:

@@ -36,7 +36,6 @@ class TaskInfo(NamedTuple):
 
 
 def span_of(rank: int, info: TaskInfo, begin_s: float, duration_s: float) -> Span:
-    """Return the span of a task that has run."""
     return Span(rank, info.lane, info.kind, info.name, begin_s, duration_s, info.step)
 
 
@@ -66,7 +65,8 @@ class LaneTask:
             if failed is not None:
                 kind = type(failed.error) if isinstance(failed.error, TaskError) else TaskError
                 raise kind(f"not run, because {failed} failed")
-            self.cell.append(self.function(*map(_value, self.args)))
+            args = (arg.value if type(arg) is Handle else arg for arg in self.args)
+            self.cell.append(self.function(*args))
         except BaseException as error:  # Raised where the task is waited for.
             self.error = error
 
@@ -78,8 +78,7 @@ class LaneTask:
 class Board:
     """How the lanes of one executor wait for each other, and where errors are kept.
 
-    A task carries the flag whether anybody waits for it, so that ending a task that nobody
-    waits for costs no lock.
+    A task carries the flag whether anybody waits for it; if not, ending it costs no lock.
     """
 
     def __init__(self) -> None:
@@ -204,10 +203,6 @@ def keep_on_stream(values: Any, stream: torch.cuda.Stream | None = None) -> None
             keep_on_stream(value._cell, stream)
         elif isinstance(value, torch.Tensor) and value.is_cuda:
             value.record_stream(stream or torch.cuda.current_stream(value.device))
-
-
-def _value(argument: Any) -> Any:
-    return argument.value if type(argument) is Handle else argument
 
 
 def _nothing() -> None:

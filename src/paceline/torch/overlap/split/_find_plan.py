@@ -25,11 +25,7 @@ class PassPlan:
     """How the next pass is to run.
 
     Attributes:
-        mode: Of the layers in `deferred`; the others are plain.
-        threads: Per phase; None to leave them as they are.
-        deferred: Names of layers; None for all.
-        max_pending: Tasks that the assist lane may hold.
-        layers_per_task: Layers whose weight gradients make one task.
+        mode: Of the layers in `deferred`; the others are plain. The rest is as in `LanePlan`.
     """
 
     mode: Mode = Mode.PLAIN
@@ -40,7 +36,6 @@ class PassPlan:
 
     @classmethod
     def of(cls, plan: LanePlan) -> "PassPlan":
-        """Return the pass that `plan` asks for."""
         if not plan.defers:
             return cls()
         return cls(Mode.DEFER, plan.threads, plan.deferred, plan.max_pending, plan.layers_per_task)
@@ -60,7 +55,6 @@ class MeasuredPass:
 
     @property
     def seconds(self) -> float:
-        """From begin to end."""
         return self.start_s[-1] - self.start_s[0]
 
     def cost(self) -> SplitCost:
@@ -81,9 +75,8 @@ PlanSearch = Generator[PassPlan, MeasuredPass, LanePlan]
 def find_plan(num_cores: int, num_threads: int, overhead_s: float) -> PlanSearch:
     """Yield how each pass is to run, take what was measured, and return the plan to keep.
 
-    First the parts of the backward pass are timed, with each number of threads in question.
-    Then each division of the cores is simulated, and those that do not lose clearly take turns
-    with the plain way in a `Trial`.
+    First the parts of the backward pass are timed with each number of threads in question. Then
+    each division of the cores is simulated; promising ones and the plain way take turns.
 
     Args:
         num_cores: That this process may use; 0 where the device has its own.
@@ -93,7 +86,7 @@ def find_plan(num_cores: int, num_threads: int, overhead_s: float) -> PlanSearch
     for _ in range(NUM_WARM):
         yield PassPlan()
     if num_cores == 1:
-        return _plain("no core is free beside main", 0)
+        return LanePlan(deferred=(), reason="no core is free beside main")
     divisions = _divisions(num_cores, num_threads)
     own = num_threads if num_cores else 0
     costs: dict[int, SplitCost] = {}
@@ -104,7 +97,8 @@ def find_plan(num_cores: int, num_threads: int, overhead_s: float) -> PlanSearch
             passed = yield PassPlan(Mode.INLINE, threads)
         costs[count] = passed.cost()
     if not next(iter(costs.values())).num_layers:
-        return _plain("no layer that can be split took part in the first passes", 0)
+        reason = "no layer that can be split took part in the first passes"
+        return LanePlan(deferred=(), reason=reason)
     plain = Way(None, costs[own])
     plans = [_simulated(plain, threads, costs, overhead_s) for threads in divisions]
     tried = [plan for plan in plans if plan.defers]
@@ -123,8 +117,8 @@ def num_cores(device: torch.device, num_threads: int) -> int:
     return max(1, min(share, max(2, num_threads)))
 
 
-def _numbers(threads: Threads | None) -> tuple[int, ...]:
-    return (threads.forward, threads.backward, threads.assist) if threads is not None else (0,)
+def _numbers(threads: Threads | None) -> tuple[int, int, int]:
+    return (threads.forward, threads.backward, threads.assist) if threads else (0, 0, 0)
 
 
 def _divisions(num_cores: int, num_threads: int) -> list[Threads | None]:
@@ -142,7 +136,7 @@ def _divisions(num_cores: int, num_threads: int) -> list[Threads | None]:
 def _simulated(
     plain: Way, threads: Threads | None, costs: dict[int, SplitCost], overhead_s: float
 ) -> LanePlan:
-    forward, backward, assist = _numbers(threads) if threads is not None else (0, 0, 0)
+    forward, backward, assist = _numbers(threads)
     cost, beside = costs[backward], costs[assist]
     if beside.names == cost.names:
         cost = replace(cost, assist_s=beside.weight_s)
@@ -165,16 +159,9 @@ def _compare(plans: Sequence[LanePlan]) -> PlanSearch:
         f"{trial.explain(told, per='pass')}; simulated {plan.predicted_s * 1e3:.4g} ms against "
         f"{plan.plain_s * 1e3:.4g} ms"
     )
-    return replace(plan, reason=reason) if kept else _plain(reason, plan.num_layers, plan.plain_s)
-
-
-def _plain(reason: str, num_layers: int, plain_s: float = 0.0) -> LanePlan:
+    if kept:
+        return replace(plan, reason=reason)
+    num_layers, plain_s = plan.num_layers, plan.plain_s
     return LanePlan(
-        deferred=(),
-        num_layers=num_layers,
-        threads=None,
-        max_pending=None,
-        plain_s=plain_s,
-        predicted_s=plain_s,
-        reason=reason,
+        deferred=(), num_layers=num_layers, plain_s=plain_s, predicted_s=plain_s, reason=reason
     )

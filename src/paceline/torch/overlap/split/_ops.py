@@ -1,13 +1,12 @@
 """Layers whose backward pass comes apart: input gradient now, weight gradients later.
 
-Each part calls the kernel that PyTorch's own backward pass calls, with the same operands, so
-on a CPU the results are bitwise those of the whole.
+Each part calls the kernel of PyTorch's own backward pass: on a CPU results are bitwise the same.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +61,9 @@ class _Linear:
 
     def input_grad(self, args: OpArgs) -> Tensor:
         grad, x, weight, _ = args
-        rows = _rows(grad)
-        is_turned = _is_column_major(_rows(x))
-        by_input = weight.t().mm(rows.t()).t() if is_turned else rows.mm(weight)
+        rows, given = _rows(grad), _rows(x)
+        is_column_major = given.stride(0) == 1 and given.stride(1) == given.shape[0]
+        by_input = weight.t().mm(rows.t()).t() if is_column_major else rows.mm(weight)
         return by_input if x.dim() == 2 else by_input.view(x.shape)
 
     def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
@@ -100,9 +99,7 @@ class _Convolution(_Masked):
     casts: bool = True
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
-        convolve: Callable[..., Tensor] = (
-            functional.conv1d if weight.dim() == 3 else functional.conv2d
-        )
+        convolve: Any = functional.conv1d if weight.dim() == 3 else functional.conv2d
         args = (self.stride, self.padding, self.dilation, self.groups)
         return convolve(x, weight, bias, *args), ()
 
@@ -163,15 +160,12 @@ class ScaleOp:
     casts: bool = False
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
-        """See `SplitOp`."""
         return x * weight, ()
 
     def input_grad(self, args: OpArgs) -> Tensor:
-        """See `SplitOp`."""
         return args.grad * args.weight
 
     def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
-        """See `SplitOp`."""
         return (args.grad * args.x).sum_to_size(args.weight.shape), None
 
 
@@ -210,7 +204,3 @@ def _embedding(module: nn.Embedding) -> SplitOp | None:
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-
-
-def _is_column_major(x: Tensor) -> bool:
-    return x.stride(0) == 1 and x.stride(1) == x.shape[0]

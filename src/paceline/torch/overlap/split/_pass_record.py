@@ -29,7 +29,6 @@ class PassRecord:
         self.num_foreign = 0
 
     def begin(self, *, is_foreign: bool) -> None:
-        """Note that a forward pass begins."""
         self.is_open, self.is_foreign = True, is_foreign
         self._marks, self._names = [self._clock.mark()], []
 
@@ -51,7 +50,6 @@ class PassRecord:
         return MeasuredPass(start_s, self._names)
 
     def timeline(self) -> Timeline:
-        """Return the spans of the passes."""
         return Timeline.from_spans("measured", self._spans)
 
     def _add_span(self, kind: Kind, name: str, begin_s: float, end_s: float, step: int) -> None:
@@ -73,7 +71,6 @@ class ThreadCounts:
             torch.set_num_threads(threads.forward)
 
     def restore(self) -> None:
-        """Give main its own number back."""
         torch.set_num_threads(self.own)
 
     def set_assist(self, threads: Threads | None) -> None:

@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from paceline.torch.overlap.split._ops import OpArgs, ScaleOp, SplitOp
-from paceline.torch.overlap.split._slots import Slot
+from paceline.torch.overlap.split._queue import GradientQueue, Pair
 
 # Hooks of these modules do not look at the gradient that they are called with.
 OWN_HOOKS = "paceline.torch."
-
-Pair = tuple[Slot | None, Slot | None]
 
 
 class Mode(Enum):
@@ -28,34 +26,25 @@ class Mode(Enum):
     """Hands them to the assist lane."""
 
 
-class Backward(Protocol):
-    """What a layer tells its model."""
-
-    def begin(self) -> None:
-        """Note that the backward pass has begun."""
-
-    def mark(self, site: "Site") -> None:
-        """Note that the input gradient is done, or the weight gradients are."""
-
-
-class Slots(Protocol):
-    """Where a layer hands its weight gradients."""
-
-    def find(self, tensor: Tensor) -> Slot | None:
-        """Return the slot of a parameter."""
-
-    def defer(self, site: "Site", slots: Pair, args: OpArgs) -> None:
-        """Have the weight gradients that have a slot computed on the assist lane."""
-
-
 class Site:
-    """A layer whose `forward` is replaced until `restore` is called."""
+    """A layer whose `forward` is replaced until `restore` is called.
+
+    It calls `begin` when the backward pass reaches it, and `mark` when its input gradient is done
+    and when its weight gradients are, if they are computed inline.
+    """
 
     def __init__(
-        self, name: str, module: nn.Module, op: SplitOp, model: Backward, slots: Slots
+        self,
+        name: str,
+        module: nn.Module,
+        op: SplitOp,
+        queue: GradientQueue,
+        *,
+        begin: Callable[[], None],
+        mark: Callable[[str], None],
     ) -> None:
-        self.name, self.op, self.model, self.slots = name, op, model, slots
-        self.task_name = f"{name} weight gradient"
+        self.name, self.op, self.queue = name, op, queue
+        self.begin, self.mark = begin, mark
         self.mode = Mode.PLAIN
         self._module = module
         self._parameters = module._parameters
@@ -102,7 +91,7 @@ class Site:
         else:
             # Indices are looked up in any precision.
             is_known = not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type))
-        if not is_known or self.slots.find(weight) is None:
+        if not is_known or self.queue.find(weight) is None:
             return False
         return not torch._C._are_functorch_transforms_active()
 
@@ -133,22 +122,22 @@ class _Split(torch.autograd.Function):
         x, used, *extras = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (None, None, *_differentiable(ctx, grads[0], x, weight, bias))
-        site.model.begin()
+        site.begin()
         needs, args = ctx.needs_input_grad, OpArgs(grads[0], x, used, tuple(extras))
         is_inline = mode is Mode.INLINE
         slots = None if is_inline else _slots(site, ctx.next_functions, weight, bias)
         if slots is not None:
             # First, since it needs nothing of the input gradient: both may run at once.
-            site.slots.defer(site, slots, args)
+            site.queue.defer(f"{site.name} weight gradient", site.op, slots, args)
         by_input = site.op.input_grad(args) if needs[2] else None
         if slots is not None:
             return None, None, by_input, None, None
         if is_inline:
-            site.model.mark(site)
+            site.mark(site.name)
         by_weight, by_bias = site.op.weight_grads(args, needs[3:])
         found = _like(by_weight, weight), _like(by_bias, bias)
         if is_inline:
-            site.model.mark(site)
+            site.mark(site.name)
         return None, None, by_input, *found
 
 
@@ -163,10 +152,10 @@ def _slots(
     # The edges are those of the input, the weight and, if there is one, the bias.
     will_run = torch._C._will_engine_execute_node
     try:
-        by_weight = site.slots.find(weight) if will_run(edges[1][0]) else None
+        by_weight = site.queue.find(weight) if will_run(edges[1][0]) else None
         if bias is None or edges[2][0] is None:
             return by_weight, None
-        return by_weight, site.slots.find(bias) if will_run(edges[2][0]) else None
+        return by_weight, site.queue.find(bias) if will_run(edges[2][0]) else None
     except RuntimeError:
         return None
 

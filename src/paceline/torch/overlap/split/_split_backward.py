@@ -41,14 +41,13 @@ def split_backward(
 
     The backward pass needs each layer's input gradient at once, its weight gradients only at the
     end. Linear, Conv1d, Conv2d, Embedding, LayerNorm and RMSNorm layers are split, but not those
-    inside `nn.MultiheadAttention`. Parameters, `state_dict` and module classes do not change. The
-    gradients are those of PyTorch's kernels, added in PyTorch's order: on a CPU bitwise equal with
-    equal thread counts, but for parameters that are used three or more times, some of them outside
-    of split layers. Hooks that run after a gradient is accumulated run on the assist lane.
+    inside `nn.MultiheadAttention`. Parameters, `state_dict` and classes stay. Gradients are
+    those of PyTorch's kernels, added in its order: on a CPU bitwise equal with equal thread counts,
+    unless a parameter is used three or more times, some of them outside of split layers. Hooks that
+    run after a gradient is accumulated run on the assist lane.
 
-    Unless `plan` is given, the first passes (a forward and a backward pass each) are measured:
-    the parts of the backward pass, then the plain way and the best simulated plans in turns. The
-    plain way is kept unless a plan was measured to be faster; see `explain()`.
+    Unless `plan` is given, the first passes are measured: the parts of the backward pass, then the
+    best simulated plans in turns with the plain way. It stays unless one is faster: `explain()`.
 
     `backward()` returns when all gradients are there. Works with autocast, checkpointing (both
     kinds), accumulation, `inputs=...`, `torch.autograd.grad` and `create_graph=True` (which
@@ -58,8 +57,7 @@ def split_backward(
 
     Args:
         model: Its `forward` must be called through the module, as usual.
-        plan: What to defer, by layer name: `paceline.overlap.plan_lanes(job)`, or
-            `paceline.overlap.defer_all()`; unset to find out.
+        plan: What to defer: `paceline.overlap.plan_lanes(job)` or `defer_all()`; unset to find out.
         lanes: To run on, with a lane `assist`; unset for lanes of its own.
         ops: How to split layers of your own, by class: from the layer to a `SplitOp`.
 
@@ -158,10 +156,6 @@ class SplitBackward:
             torch.set_num_threads(self._now.threads.backward)
         self._record.mark()
 
-    def mark(self, site: Site) -> None:
-        """Note the time for the layer."""
-        self._record.mark(site.name)
-
     # Hooks.
 
     def _attach(self, ops: Mapping[type[nn.Module], OpOf]) -> None:
@@ -170,9 +164,10 @@ class SplitBackward:
             if op is not None and isinstance(module._parameters.get("weight"), nn.Parameter):
                 if isinstance(getattr(module.forward, "__self__", None), Site):
                     raise ValueError(f"layer {name!r} is split already; close that first")
-                self._sites.append(Site(name, module, op, self, self._queue))
-        for site in self._sites:
-            self._queue.add(site.parameters)
+                mark = self._record.mark
+                site = Site(name, module, op, self._queue, begin=self.begin, mark=mark)
+                self._sites.append(site)
+                self._queue.add(site.parameters)
         self._handles.append(self._model.register_forward_pre_hook(self._before_forward))
         self._handles.append(self._model.register_forward_hook(self._after_forward))
         for parameter in self._model.parameters():

@@ -1,4 +1,4 @@
-"""A lane that is a thread of its own, with its own number of intra-op threads."""
+"""What a lane is: a thread with its own number of intra-op threads, or a CUDA stream."""
 
 import os
 import sys
@@ -10,7 +10,9 @@ import torch
 
 from paceline.overlap import Lane
 from paceline.timeline import Kind, Span
-from paceline.torch.overlap._task import Board, LaneTask, TaskInfo, now_s, span_of
+from paceline.torch.overlap._task import Board, LaneTask, TaskInfo, keep_on_stream, now_s, span_of
+
+Mark = tuple[TaskInfo, torch.cuda.Event, torch.cuda.Event]
 
 
 class ThreadLane:
@@ -28,7 +30,6 @@ class ThreadLane:
         self._thread.start()
 
     def accept(self, task: LaneTask) -> None:
-        """Queue the task."""
         self.is_unused = False
         self._queue.put(task)
 
@@ -64,7 +65,6 @@ class ThreadLane:
         return num_cancelled
 
     def spans(self) -> list[Span]:
-        """Return what it did, oldest first."""
         return [
             span_of(self._rank, info, begin_s, end_s - begin_s)
             for info, begin_s, end_s in list(self._spans)
@@ -77,7 +77,6 @@ class ThreadLane:
             self._thread.join()
 
     def _next(self) -> LaneTask | None:
-        """Take the next task off the queue, if there is one."""
         try:
             task = self._queue.get_nowait()
         except Empty:
@@ -90,7 +89,8 @@ class ThreadLane:
         set_own_threads(self._lane.num_threads)
         torch.set_grad_enabled(False)
         if self._lane.niceness and sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _niceness(self._lane))
+            niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + self._lane.niceness)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
         self._board.workers.add(threading.get_ident())
         self.has_begun.set()
         try:
@@ -126,9 +126,79 @@ def set_own_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
 
 
-def _niceness(lane: Lane) -> int:
-    return min(19, os.getpriority(os.PRIO_PROCESS, 0) + lane.niceness)
-
-
 def _mark() -> None:
     """Stand for no work in a marker."""
+
+
+class StreamLane:
+    """Launches each task on a stream of its own as soon as it is submitted.
+
+    The stream waits for what the submitting stream had queued until then and for the tasks that
+    this one needs; the host waits only for needed tasks that run in a thread. Under graph
+    capture the same events become edges of the graph, and no spans are taken.
+    """
+
+    def __init__(
+        self, lane: Lane, board: Board, rank: int, max_spans: int, device: torch.device
+    ) -> None:
+        self._board, self._rank = board, rank
+        self._stream = torch.cuda.Stream(device, priority=lane.priority)
+        self._max_pending = lane.max_pending
+        self._window: deque[torch.cuda.Event] = deque()
+        self._marks: deque[Mark] = deque(maxlen=max_spans)
+        self._origin = torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(device)
+        self._origin.record(self._stream)
+        self._origin_s = now_s()
+        self._last: torch.cuda.Event | None = None
+
+    def accept(self, task: LaneTask) -> None:
+        is_capturing = torch.cuda.is_current_stream_capturing()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        for earlier in task.before:
+            self._board.wait_for(earlier)
+            if earlier.event is not None:
+                self._stream.wait_event(earlier.event)
+        begin = torch.cuda.Event(enable_timing=not is_capturing)
+        end = torch.cuda.Event(enable_timing=not is_capturing)
+        self._board.claim(task)
+        with torch.cuda.stream(self._stream), torch.no_grad():
+            begin.record()
+            keep_on_stream(task.args, self._stream)
+            task.call()
+            end.record()
+        task.event = self._last = end
+        if not is_capturing:
+            self._marks.append((task.info, begin, end))
+        self._board.end(task)
+
+    def make_room(self, task: LaneTask) -> None:
+        """Hold the host back while the device has `max_pending` tasks of this lane to do."""
+        if self._max_pending is None or task.event is None:
+            return
+        if torch.cuda.is_current_stream_capturing():
+            return
+        self._window.append(task.event)
+        if len(self._window) > self._max_pending:
+            self._window.popleft().synchronize()
+
+    def join(self) -> None:
+        """Let the current stream wait for all that was launched."""
+        if self._last is not None:
+            torch.cuda.current_stream().wait_event(self._last)
+
+    def spans(self) -> list[Span]:
+        """Wait for the device and return what the lane did, oldest first."""
+        self._stream.synchronize()
+        return [
+            span_of(
+                self._rank,
+                info,
+                self._origin_s + self._origin.elapsed_time(begin) / 1e3,
+                begin.elapsed_time(end) / 1e3,
+            )
+            for info, begin, end in self._marks
+        ]
+
+    def close(self) -> None:
+        self._stream.synchronize()
