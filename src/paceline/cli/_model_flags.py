@@ -13,8 +13,7 @@ INTEGERS = ("int64", "int32")
 def add_model_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags that say what the model and its inputs are."""
     command.add_argument(
-        "model",
-        help="FILE.py:FUNCTION that returns a module, or a pair of it and an example input",
+        "model", help="FILE.py:FUNCTION that returns a module, or a pair of it and an example input"
     )
     command.add_argument("--input-shape", help="of one example: 3,224,224, or 128:int64 for tokens")
 

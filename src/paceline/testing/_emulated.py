@@ -29,10 +29,7 @@ class EmulatedModel(nn.Module):
     """
 
     def __init__(
-        self,
-        forward_s: Sequence[float],
-        backward_s: Sequence[float],
-        gradient_bytes: Sequence[int],
+        self, forward_s: Sequence[float], backward_s: Sequence[float], gradient_bytes: Sequence[int]
     ) -> None:
         super().__init__()
         columns = {

@@ -31,9 +31,8 @@ def fit_cpu_rates(
     that of models which neither operators nor steps were fitted on, each left out in turn.
 
     Args:
-        operators: Timed operators; alike ones are joined by their median. The time of an
-            empty call, the median of the views, is taken off each: what calls cost is in
-            the steps.
+        operators: Timed operators; alike ones are joined by their median. The time of an empty
+            call, the median of the views, is taken off each: what calls cost is in the steps.
         steps: Timed whole steps of traced workloads; without any, a step is taken to be the
             sum of its operators. Steps of one model only leave the interval too narrow.
         machine: Kept in the result.
@@ -91,9 +90,7 @@ def _fit_steps(rates: CpuRates, steps: Sequence[StepTiming]) -> CpuRates:
         weights = np.zeros(rows.shape[1])
         weights[:2] = np.median(seconds / terms[:, :2].sum(axis=1))
     return replace(
-        rates,
-        scales=(float(weights[0]), float(weights[1])),
-        overhead=tuple(weights[2:].tolist()),
+        rates, scales=(float(weights[0]), float(weights[1])), overhead=tuple(weights[2:].tolist())
     )
 
 

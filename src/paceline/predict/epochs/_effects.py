@@ -47,12 +47,11 @@ class Variances(NamedTuple):
 class Effects:
     """A sum of effects on log epochs, for names that were seen; a new name has effect 0.
 
-    The terms of `TERMS` cross names (kind is SGD or adaptive) with a constant, with
-    log2 of learning rate and batch size, or with their squares and product. Each term's
-    effects are drawn around zero with a variance of their own, found by
-    restricted likelihood [1]; rows have Student errors, by reweighting [2], with a
-    noise of their own per model and kind, so that neither a run that never
-    learned nor an erratic model distorts the rest.
+    The terms of `TERMS` cross names (kind is SGD or adaptive) with a constant, with log2 of
+    learning rate and batch size, or with their squares and product. Each term's effects are drawn
+    around zero with a variance of their own, found by restricted likelihood [1]; rows have Student
+    errors, by reweighting [2], with a noise of their own per model and kind, so that neither a run
+    that never learned nor an erratic model distorts the rest.
 
     Attributes:
         level: Overall mean of the log epochs.

@@ -31,10 +31,9 @@ class _Trees(NamedTuple):
 class Forest:
     """Trees as flat arrays; all that prediction needs, and plain data.
 
-    The trees are grown as in [1], on the full sample with random thresholds, and
-    read as in [2]: a row weighs every training outcome by how often both
-    share a leaf, which is a predictive distribution. Leaves keep outcomes only, sorted,
-    not the rows that they came from.
+    The trees are grown as in [1], on the full sample with random thresholds, and read as in [2]: a
+    row weighs every training outcome by how often both share a leaf, which is a predictive
+    distribution. Leaves keep outcomes only, sorted, not the rows that they came from.
 
     Attributes:
         roots: First node of each tree.

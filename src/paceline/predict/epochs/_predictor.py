@@ -180,12 +180,11 @@ def fit_convergence(
 ) -> ConvergencePredictor:
     """Fit the predictor of epochs to runs that have ended.
 
-    Five members predict a spread of epochs each: the constant of the optimizer; a
-    forest on the runs of the family; the same without looking at the dataset; a
-    forest on all families; and crossed effects of model, dataset and optimizer on
-    all families. For every kind of shift, runs are held out the same way inside
-    the given ones: how the members did there sets their weights, and
-    how far off the pool was sets the intervals. About a second per 100 runs.
+    Five members predict a spread of epochs each: the constant of the optimizer; a forest on the
+    runs of the family; the same without looking at the dataset; a forest on all families; and
+    crossed effects of model, dataset and optimizer on all families. For every kind of shift, runs
+    are held out the same way inside the given ones: how the members did there sets their weights,
+    and how far off the pool was sets the intervals. About a second per 100 runs.
 
     Args:
         columns: By the names of the attributes of `Runs`, with `T_conv`.

@@ -164,10 +164,9 @@ def folds(
 ) -> Iterator[Fold]:
     """Hold out what `shift` calls new, among the runs of `family`.
 
-    "known" holds out random rows, "dataset" and "model" one name at a time,
-    and "both" a model on a dataset while nothing of either stays to be
-    fitted on. Runs of other families stay for fitting unless they share the
-    held-out name.
+    "known" holds out random rows, "dataset" and "model" one name at a time, and "both" a model on a
+    dataset while nothing of either stays to be fitted on. Runs of other families stay for fitting
+    unless they share the held-out name.
 
     Args:
         runs: All runs.

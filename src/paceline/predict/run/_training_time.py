@@ -5,12 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from paceline.predict._conformal import Estimate
-from paceline.predict.run._fitted import (
-    convergence_file,
-    epochs_predictor,
-    estimate_step,
-    existing,
-)
+from paceline.predict.run._fitted import convergence_file, epochs_predictor, estimate_step, existing
 from paceline.predict.work import (
     DatasetFacts,
     Datasets,

@@ -131,11 +131,10 @@ def calibrate(held_out: HeldOut, shift: str) -> Calibration:
 def offsets_of(residuals: FloatArray, unit: NDArray[np.str_] | None) -> Offsets:
     """Interval by `conformal_offsets`, and the guess of least relative error within it.
 
-    A guess of twice the truth has a larger relative error `|guess / measured - 1|` than one of
-    half of it, so the best guess under a wide spread lies below the median: at
-    the median weighted by 1 / measured. Only this difference is taken from the
-    residuals; their own median is the bias of a few units and says
-    little about the next one.
+    A guess of twice the truth has a larger relative error `|guess / measured - 1|` than one of half
+    of it, so the best guess under a wide spread lies below the median: at the median weighted by 1
+    / measured. Only this difference is taken from the residuals; their own median is the bias of a
+    few units and says little about the next one.
     """
     low, high = conformal_offsets(residuals, groups=unit)
     share = np.ones(len(residuals)) if unit is None else 1 / _counts(unit)

@@ -90,8 +90,7 @@ class LoaderRates:
 def fit_loader_rates(rows: StepRows) -> LoaderRates:
     """The rate of each host and dataset with the least absolute log error of the step time.
 
-    Ties go to the fastest loader, so a host that never made its device wait
-    gets the least rate.
+    Ties go to the fastest loader, so a host that never made its device wait gets the least rate.
     """
     names = rows.keys("device", "family", "dataset")
     seconds = {}

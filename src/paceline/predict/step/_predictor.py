@@ -49,10 +49,9 @@ class StepPredictor:
 
         Args:
             rows: Work and devices; measured times, if any, are not looked at.
-            shift: What is new about the rows. By default the widest that holds for each
-                row: a device, else a dataset, else a model that the tables
-                lack, else a new configuration. A device with probes counts as
-                a device whatever is asked for.
+            shift: What is new about the rows. By default the widest that holds for each row: a
+                device, else a dataset, else a model that the tables lack, else a new configuration.
+                A device with probes counts as a device whatever is asked for.
 
         Raises:
             ValueError: If the shift is unknown or the predictor was not fitted for it.
@@ -68,9 +67,8 @@ class StepPredictor:
     def with_probes(self, probes: StepRows) -> "StepPredictor":
         """The same predictor with measured steps of the user's devices added.
 
-        Estimates for these devices then start from what an unseen device would
-        take, corrected by the probes: the user's host is not the one of the tables,
-        even when the device is.
+        Estimates for these devices then start from what an unseen device would take, corrected by
+        the probes: the user's host is not the one of the tables, even when the device is.
 
         Raises:
             ValueError: If the probes carry no times or the predictor has no kernel.

@@ -1,8 +1,7 @@
 """One JSON file for a fitted step predictor, guarded against change.
 
-The file holds coefficients, LightGBM's text models (compressed), offsets, loader
-rates by host and dataset, and where all of it came from. It holds no row of a table,
-and reading it runs no code.
+The file holds coefficients, LightGBM's text models (compressed), offsets, loader rates by host and
+dataset, and where all of it came from. It holds no row of a table, and reading it runs no code.
 """
 
 import base64
@@ -118,11 +117,7 @@ def _decode(content: Mapping[str, Any]) -> StepPredictor:
 
 def _encode_host(model: HostModel) -> dict[str, Any]:
     total = None if model.total is None else _packed(model.total)
-    return {
-        "roofline": asdict(model.roofline),
-        "compute": _packed(model.compute),
-        "total": total,
-    }
+    return {"roofline": asdict(model.roofline), "compute": _packed(model.compute), "total": total}
 
 
 def _decode_host(saved: Mapping[str, Any]) -> HostModel:

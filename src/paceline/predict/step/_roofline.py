@@ -1,26 +1,23 @@
 """Seconds of compute per step from first principles, with a few coefficients that are fitted.
 
 A step either waits for the host to launch kernels or for the device to execute them, and launches
-overlap with execution, so that the slower of the two counts:
-`time = (launch**p + work**p)**(1/p)` with a fitted p > 1 (p = 1 is no overlap, a large p is the
-maximum).
+overlap with execution, so that the slower of the two counts: `time = (launch**p + work**p)**(1/p)`
+with a fitted p > 1 (p = 1 is no overlap, a large p is the maximum).
 
 - launch: a constant, and seconds per kernel, more of them for mixed
   precision and for adaptive optimizers.
 - work: FLOPs over the rate of the units that run them, activation bytes and
   parameter bytes over the memory bandwidth [1], and a least time per kernel.
 
-Each coefficient is positive, is the same for all devices, and is held near
-what physics says (utilisation of a half, eight passes over parameters, ...) as
-strongly as the data are few: rows of one model say little about the next.
-What is left to a device are two factors, on launches by its host and on work by
-the device, each drawn towards 1.
+Each coefficient is positive, is the same for all devices, and is held near what physics says
+(utilisation of a half, eight passes over parameters, ...) as strongly as the data are few: rows of
+one model say little about the next. What is left to a device are two factors, on launches by its
+host and on work by the device, each drawn towards 1.
 
 References:
-    [1] S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual
-    performance model for multicore architectures", CACM 52(4), 2009. There the
-    larger of compute and memory bounds; here they add up, since layers
-    of both kinds take turns within a step.
+    [1] S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model
+    for multicore architectures", CACM 52(4), 2009. There the larger of compute and memory bounds;
+    here they add up, since layers of both kinds take turns within a step.
 """
 
 import math
@@ -119,9 +116,8 @@ def fit_roofline(rows: StepRows, *, known_hosts: bool = True) -> Roofline:
 
     Args:
         rows: Measured rows, at least one.
-        known_hosts: Fit the two factors per host and device. Leave it off to predict
-            for devices that are not in `rows`: then the coefficients are those of
-            an average device.
+        known_hosts: Fit the two factors per host and device. Leave it off to predict for devices
+            that are not in `rows`: then the coefficients are those of an average device.
 
     Returns:
         The fit; deterministic, about half a second for 10,000 rows.

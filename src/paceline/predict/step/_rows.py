@@ -1,8 +1,7 @@
 """Steps to predict, or measured steps to learn from, as columns.
 
-A row is one configuration on one device. What describes the work and the
-device is kept apart from what was measured, so that no measured time can
-reach a feature: see `StepRows.without_times`.
+A row is one configuration on one device. What describes the work and the device is kept apart from
+what was measured, so that no measured time can reach a feature: see `StepRows.without_times`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,15 +30,13 @@ class StepRows:
     """Columns of equal length, one entry per configuration and device.
 
     Attributes:
-        columns: `LABELS` as text; `WORK` and `DEVICE` as floats, finite and
-            not negative; and, where the steps were measured, both of `TIMES`,
-            in seconds per step. `model` and `variant` only name what is left
-            out together in an evaluation and never become features; `device` and
-            `dataset` only look up what was measured on that host.
+        columns: `LABELS` as text; `WORK` and `DEVICE` as floats, finite and not negative; and,
+            where the steps were measured, both of `TIMES`, in seconds per step. `model` and
+            `variant` only name what is left out together in an evaluation and never become
+            features; `device` and `dataset` only look up what was measured on that host.
 
     Raises:
-        ValueError: If a column is missing or unknown, lengths differ, or a
-            value is out of range.
+        ValueError: If a column is missing or unknown, lengths differ, or a value is out of range.
     """
 
     columns: Mapping[str, NDArray[Any]]

@@ -63,9 +63,8 @@ def read_step_tables(folder: str | Path) -> StepRows:
         The rows of all files in the order of their names, times in seconds.
 
     Raises:
-        ValueError: If there is no table, a column is missing (the message
-            names the file and the columns), a number does not parse, or a value is out
-            of range.
+        ValueError: If there is no table, a column is missing (the message names the file and the
+            columns), a number does not parse, or a value is out of range.
     """
     here = Path(folder)
     here = here / "step_time" if (here / "step_time").is_dir() else here
@@ -174,10 +173,9 @@ def _mlp_work(raw: Raw, number: Numbers) -> dict[str, NDArray[np.float64]]:
 def _transformer_work(raw: Raw, number: Numbers) -> dict[str, NDArray[np.float64]]:
     """Work of a pre-norm encoder, its FLOPs recounted.
 
-    The tables' own count multiplies by the depth once too often and by a
-    factor that grows with the sequence; 2 FLOPs per multiply-add over the four
-    projections, the feed-forward pair and the two products of attention is what a
-    trace of the same model says.
+    The tables' own count multiplies by the depth once too often and by a factor that grows with the
+    sequence; 2 FLOPs per multiply-add over the four projections, the feed-forward pair and the two
+    products of attention is what a trace of the same model says.
     """
     width, tokens = number["d_model"], number["seq_len"]
     per_token = 8 * width**2 + 4 * width * number["d_ff"] + 4 * tokens * width

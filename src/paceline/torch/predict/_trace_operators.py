@@ -92,9 +92,8 @@ def with_workspace(function: Any, args: tuple[Any, ...], out: Any) -> Any:
 def _lstm_workspace_bytes(x: torch.Tensor, hidden: int) -> int:
     """Return what oneDNN keeps of one layer for the backward pass [1].
 
-    Four gates and the output of each position, the states on both sides of the layer, and
-    room for the gradients of all states, which are in 32 bits. Rounding up to pages is left
-    out.
+    Four gates and the output of each position, the states on both sides of the layer, and room for
+    the gradients of all states, which are in 32 bits. Rounding up to pages is left out.
 
     References:
         [1] `set_workspace_sizes` in src/cpu/rnn/rnn_utils.hpp of oneDNN 3.
