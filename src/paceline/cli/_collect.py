@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def add_collect(commands: Any) -> None:
-    """Add the command to the subparsers of `paceline`."""
     collect = commands.add_parser(
         "collect",
         help="measure training steps on this device into a table for fit",
@@ -37,7 +36,6 @@ def add_collect(commands: Any) -> None:
 
 
 def run_collect(options: argparse.Namespace) -> int:
-    """Measure what the table lacks, with a progress bar."""
     try:
         from rich.console import Console
         from rich.progress import Progress

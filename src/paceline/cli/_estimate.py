@@ -23,7 +23,6 @@ PROBE_STEPS = 3
 
 
 def add_estimate(commands: Any) -> None:
-    """Add the command to the subparsers of `paceline`."""
     estimate = commands.add_parser(
         "estimate",
         help="predict time, cost and memory of a training run",
@@ -50,7 +49,6 @@ def add_estimate(commands: Any) -> None:
 
 
 def run_estimate(options: argparse.Namespace) -> int:
-    """Trace the model, predict, and print."""
     from paceline.predict import Device, estimate_run
 
     where = None if options.device.lower() == "cpu" else Device.named(options.device)

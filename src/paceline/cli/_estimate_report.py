@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 def as_json(
     found: "RunEstimate", workload: "Workload", where: "Device | None", setup: "RunSetup"
 ) -> dict[str, Any]:
-    """Return the estimate as one JSON object."""
-
     def numbers(estimate: Any) -> dict[str, float] | None:
         return None if estimate is None else asdict(estimate)
 
@@ -47,11 +45,7 @@ def as_json(
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a table of what `as_json` returns.
-
-    Raises:
-        MissingExtraError: If rich is not installed.
-    """
+    """Print a table of what `as_json` returns."""
     try:
         from rich.console import Console
         from rich.table import Table

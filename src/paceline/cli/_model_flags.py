@@ -11,7 +11,6 @@ INTEGERS = ("int64", "int32")
 
 
 def add_model_flags(command: argparse.ArgumentParser) -> None:
-    """Add the flags that say what the model and its inputs are."""
     command.add_argument(
         "model", help="FILE.py:FUNCTION that returns a module, or a pair of it and an example input"
     )
@@ -19,11 +18,7 @@ def add_model_flags(command: argparse.ArgumentParser) -> None:
 
 
 def load_function(text: str) -> Callable[[], Any]:
-    """Return the function that `FILE.py:FUNCTION` names; runs the file.
-
-    Raises:
-        ValueError: If the text has another form, or there is no such file or function.
-    """
+    """Return the function that `FILE.py:FUNCTION` names; runs the file."""
     name, _, function = text.rpartition(":")
     path = Path(name)
     if not name.endswith(".py") or not function.isidentifier():

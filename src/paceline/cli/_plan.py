@@ -25,7 +25,6 @@ WARM_UP_STEPS = 2
 
 
 def add_plan(commands: Any) -> None:
-    """Add the command to the subparsers of `paceline`."""
     plan = commands.add_parser(
         "plan",
         help="plan one epoch from example sizes, or gradient buckets, and say what it gains",
@@ -54,7 +53,6 @@ def add_plan(commands: Any) -> None:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Plan buckets or an epoch, as `options` say."""
     needed = {name: getattr(options, name) for name in ("sizes", "workers", "batch_size")}
     given = [name for name, value in needed.items() if value is not None]
     missing = [f"--{name.replace('_', '-')}" for name in needed if name not in given]

@@ -16,7 +16,6 @@ NUM_IN_FLIGHT = 2
 
 
 def run_buckets(where: str, *, is_json: bool) -> int:
-    """Price bucket sizes for the job at `where`, and print what came out."""
     result = bucket_result(read_job(where))
     print(json.dumps(result) if is_json else bucket_table(result))
     return 0
@@ -51,7 +50,6 @@ def _scheduled_step_s(problem: "WireProblem") -> float:
 
 
 def bucket_table(result: dict[str, Any]) -> str:
-    """Lay the advice out for reading."""
     best = result["bucket_cap_mb"]
     rows = [
         f"{cap:>8} {1e3 * step_s:>12.4g}{'  <- best' if int(cap) == best else ''}"
@@ -73,7 +71,6 @@ def bucket_table(result: dict[str, Any]) -> str:
 
 
 def read_job(where: str) -> "Job":
-    """Return the job in a file or a module."""
     if where.endswith(".json") or Path(where).is_file():
         return _job_in_file(Path(where))
     module, colon, name = where.partition(":")

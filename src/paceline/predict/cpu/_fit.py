@@ -117,7 +117,6 @@ def _fit_kinds(timings: list[OperatorTiming]) -> dict[str, tuple[float, ...]]:
 
 
 def _fit_kind(kind: str, timings: list[OperatorTiming]) -> tuple[float, ...]:
-    """Return the coefficients, as many terms as the timings can identify."""
     terms = np.array([terms_of(timing.work, kind) for timing in timings])
     seconds = np.array([timing.seconds for timing in timings])
     num_different = len(np.unique(terms, axis=0))

@@ -75,16 +75,7 @@ def calibrate(
     probes: tuple[str, ...] = (),
     seed: int = 0,
 ) -> Calibration:
-    """Hold out what `shift` calls new, and learn pool and interval from how that went.
-
-    Args:
-        runs: All that may be looked at.
-        family: Whose runs are held out.
-        shift: Kind of shift to prepare for.
-        start: Variances of the effects on all runs, to begin from.
-        probes: Probe columns for the members of the family.
-        seed: Of the random parts and thresholds.
-    """
+    """Hold out what `shift` calls new, and learn pool and interval from how that went."""
     parts = [fold for fold in folds(runs, family, shift, seed=seed) if _usable(runs, family, fold)]
     if not parts:
         parts = list(folds(runs, family, "known", seed=seed))

@@ -73,13 +73,7 @@ class Effects:
 
     @classmethod
     def fit(cls, runs: Runs, *, start: Variances | None = None, rounds: int = 5) -> Self:
-        """Fit to runs that have ended.
-
-        Args:
-            runs: With `T_conv`.
-            start: Variances of a fit to nearly the same runs, to begin from.
-            rounds: Updates of the variances per reweighting.
-        """
+        """Fit to runs that have ended, beginning at `start`: `rounds` updates per reweighting."""
         log_epochs = np.log(runs.T_conv)
         level = float(log_epochs.mean())
         target = log_epochs - level
@@ -124,7 +118,6 @@ class Effects:
         return np.asarray(np.exp(self.log_epochs(runs)[:, None] + offsets))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
         return {
             "level": self.level,
             "effects": [
@@ -137,11 +130,6 @@ class Effects:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The effects that `to_dict` wrote.
-
-        Raises:
-            ValueError: If they were written for other terms.
-        """
         terms = tuple((term["names"], term["inputs"]) for term in state["effects"])
         if terms != TERMS:
             raise ValueError(f"the effects have terms {terms}, this version has {TERMS}; fit again")

@@ -68,15 +68,7 @@ class Forest:
         min_leaf: int = 3,
         seed: int = 0,
     ) -> Self:
-        """Grow trees that split where the squared error of log outcomes falls most.
-
-        Args:
-            features: Shape `(num_rows, num_features)`, finite.
-            outcomes: Positive, shape `(num_rows,)`.
-            num_trees: How many trees.
-            min_leaf: Fewest rows in a leaf.
-            seed: Of the random thresholds.
-        """
+        """Grow trees that split where the squared error of log outcomes falls most."""
         support, code = np.unique(outcomes, return_inverse=True)
         target = np.log(outcomes)
         trees = [
@@ -101,16 +93,11 @@ class Forest:
         return weights / self.roots.size
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON."""
         return {name: getattr(self, name).tolist() for name in self.__slots__}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], *, num_features: int) -> Self:
-        """The forest that `to_dict` wrote.
-
-        Raises:
-            ValueError: If an index points nowhere.
-        """
+        """Read what `to_dict` wrote; raises `ValueError` where an index points nowhere."""
         whole = [np.asarray(state[name], dtype=np.int64) for name in WHOLE]
         roots, feature, child, stop, outcomes = whole
         threshold = np.asarray(state["threshold"], dtype=np.float64)

@@ -31,7 +31,6 @@ class Features:
 
     @classmethod
     def of(cls, runs: Runs, *, sees_dataset: bool, probes: tuple[str, ...] = ()) -> Self:
-        """The columns that distinguish the given runs."""
         columns = ("family", "optimizer", "model", *(["dataset"] if sees_dataset else []))
         names = [(c, str(name)) for c in columns for name in np.unique(getattr(runs, c))]
         centre = [(p, float(np.nan_to_num(np.nanmedian(getattr(runs, p))))) for p in probes]
@@ -39,7 +38,6 @@ class Features:
 
     @property
     def num_columns(self) -> int:
-        """How many columns `of_runs` makes."""
         return 5 + 2 * self.sees_dataset + len(self.indicators) + len(self.probes)
 
     def of_runs(self, runs: Runs) -> NDArray[np.float64]:
@@ -56,7 +54,6 @@ class Features:
         return np.stack(columns, axis=1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
         return {
             "indicators": [list(pair) for pair in self.indicators],
             "sees_dataset": self.sees_dataset,
@@ -65,7 +62,6 @@ class Features:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The columns that `to_dict` wrote."""
         indicators = tuple((str(a), str(b)) for a, b in state["indicators"])
         probes = tuple((str(a), float(b)) for a, b in state["probes"])
         if unknown := {name for name, _ in probes} - set(PROBES):
@@ -84,12 +80,10 @@ class ForestMember:
     def fit(
         cls, runs: Runs, *, sees_dataset: bool, probes: tuple[str, ...] = (), seed: int = 0
     ) -> Self:
-        """Grow the forest on runs that have ended."""
         features = Features.of(runs, sees_dataset=sees_dataset, probes=probes)
         return cls(features, Forest.fit(features.of_runs(runs), runs.T_conv, seed=seed))
 
     def spread(self, runs: Runs) -> Spread:
-        """What the forest expects of each run."""
         weights = self.forest.spread(self.features.of_runs(runs))
         return Spread(np.broadcast_to(self.forest.support, weights.shape), weights)
 
@@ -111,7 +105,6 @@ class Constant:
         return self.seen.get(optimizer, self.seen[""])
 
     def spread(self, runs: Runs) -> Spread:
-        """Those epochs, equally likely."""
         support = np.unique(self.seen[""])
         places = [np.searchsorted(support, self.of(name)) for name in runs.optimizer.tolist()]
         shares = [np.bincount(at, minlength=support.size) / at.size for at in places]
@@ -133,7 +126,6 @@ class Shared:
         return cls(forest, Effects.fit(runs, start=start, rounds=5 if start is None else 3))
 
     def spreads(self, runs: Runs) -> list[Spread]:
-        """What the two members expect of each run."""
         values = self.effects.spread(runs)
         return [
             self.forest.spread(runs),
@@ -151,7 +143,6 @@ class Own:
 
     @classmethod
     def fit(cls, runs: Runs, *, probes: tuple[str, ...] = (), seed: int = 0) -> Self:
-        """Fit to runs that have ended, all of one family."""
         return cls(
             Constant.fit(runs),
             ForestMember.fit(runs, sees_dataset=True, probes=probes, seed=seed),
@@ -159,5 +150,4 @@ class Own:
         )
 
     def spreads(self, runs: Runs) -> list[Spread]:
-        """What the three members expect of each run."""
         return [self.constant.spread(runs), self.forest.spread(runs), self.blind.spread(runs)]

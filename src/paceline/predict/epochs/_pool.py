@@ -57,16 +57,10 @@ def learn_pool(
 ) -> NDArray[np.float64]:
     """Weights of the members, from how each mixture of them did on held-out runs.
 
-    Every mixture of a coarse grid counts with `exp(-2 (loss - least loss) / standard error)`,
-    where the error is over rows or, for new names, over units: two or three units move the
-    weights little away from equal shares, a hundred rows move them to the best member.
-
-    Args:
-        held_out: Per unit, the members' spreads and the true epochs.
-        rows_alike: Whether each row is an observation; otherwise each unit is one.
-
-    Returns:
-        Shape `(num_members,)`, sum 1.
+    Every mixture of a coarse grid counts with `exp(-2 (loss - least loss) / standard error)`, where
+    the error is over rows if `rows_alike` or, for new names, over units: two or three units move
+    the weights little away from equal shares, a hundred rows move them to the best member.
+    `held_out` holds, per unit, the members' spreads and the true epochs.
     """
     grid = _mixtures(len(held_out[0][0]))
     errors = [

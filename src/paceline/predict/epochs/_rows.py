@@ -61,7 +61,6 @@ class Runs:
         return int(self.family.size)
 
     def take(self, rows: NDArray[Any]) -> Self:
-        """The runs at `rows`, indices or a mask."""
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @property
@@ -120,12 +119,7 @@ class Runs:
 
 
 def plain_name(name: str) -> str:
-    """A name without case and punctuation, so that "DeiT-Tiny" and "deit_tiny" are one.
-
-    Examples:
-        >>> plain_name("DeiT-Tiny")
-        'deittiny'
-    """
+    """A name without case and punctuation, so that "DeiT-Tiny" and "deit_tiny" are one."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
@@ -164,16 +158,9 @@ def folds(
 ) -> Iterator[Fold]:
     """Hold out what `shift` calls new, among the runs of `family`.
 
-    "known" holds out random rows, "dataset" and "model" one name at a time, and "both" a model on a
-    dataset while nothing of either stays to be fitted on. Runs of other families stay for fitting
-    unless they share the held-out name.
-
-    Args:
-        runs: All runs.
-        family: Whose runs are held out.
-        shift: What is new to the fit.
-        seed: Of the random parts; used by "known" only.
-        parts: Number of random parts; used by "known" only.
+    "known" holds out `parts` random parts of the rows, "dataset" and "model" one name at a time,
+    and "both" a model on a dataset while nothing of either stays to be fitted on. Runs of other
+    families stay for fitting unless they share the held-out name.
     """
     own = np.flatnonzero(runs.family == family)
     everything = np.arange(len(runs))

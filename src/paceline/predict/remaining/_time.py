@@ -153,12 +153,7 @@ class RemainingTime:
 
 
 def shown_time(seconds: float) -> str:
-    """Seconds as people say them, to about two digits.
-
-    Examples:
-        >>> [shown_time(seconds) for seconds in (0.4, 44.2, 600, 9000, 400000)]
-        ['0.4 s', '44 s', '10 min', '2.5 h', '4.6 days']
-    """
+    """Seconds as people say them, to about two digits."""
     for limit, size, unit in ((120.0, 1.0, "s"), (7200.0, 60.0, "min"), (172800.0, 3600.0, "h")):
         if seconds < limit:
             value = seconds / size

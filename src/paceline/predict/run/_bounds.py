@@ -46,12 +46,7 @@ def roofline_parts(workload: Workload, device: Device | None) -> dict[Bound, flo
 def shares_of_step(
     parts: Mapping[Bound, float], *, compute_s: float, loader_s: float, link_s: float
 ) -> dict[Bound, float]:
-    """Divide a step by what bounds it; `parts` are those of the compute time, in any unit.
-
-    Examples:
-        >>> shares_of_step({"compute": 3.0, "memory": 1.0}, compute_s=2.0, loader_s=2.0, link_s=0.0)
-        {'compute': 0.375, 'memory': 0.125, 'loader': 0.5, 'link': 0.0}
-    """
+    """Divide a step by what bounds it; `parts` are those of the compute time, in any unit."""
     whole = sum(parts.values()) or 1.0
     seconds: dict[Bound, float] = {name: value / whole * compute_s for name, value in parts.items()}
     seconds |= {"loader": loader_s, "link": link_s}

@@ -151,13 +151,10 @@ def predicted_job(
     link: Link | None = None,
     device: Device | None = None,
 ) -> Job:
-    """Divide a step's predicted compute time over the traced layers.
+    """Divide a step's predicted compute time over the traced layers, by a roofline.
 
-    Each layer gets the share that a roofline gives it; a third is the forward pass. What the
-    optimizer takes is counted to the layers in proportion.
-
-    Raises:
-        ValueError: If the workload has no layers.
+    A third of a layer's share is the forward pass. What the optimizer takes is counted to the
+    layers in proportion.
     """
     if not workload.layers:
         raise ValueError(
@@ -227,7 +224,6 @@ def _with_workers(
 def _price(
     workload: Workload, compute_s: float, setup: RunSetup, device: Device | None
 ) -> tuple[float, float, str]:
-    """Return simulated seconds per step of the best plan and of DDP, and the plan's name."""
     # Imported here: the planners compile loops, which one worker does not need.
     from paceline.comm import WireProblem, plan_blocks, plan_ddp, step_time_s
 

@@ -64,12 +64,7 @@ def fit_predictor(tables: Path, output: Path, *, source: str = "") -> dict[str, 
 
 
 def convergence_file(path: Path) -> Path:
-    """Return where the epochs' predictor is, beside the one of steps.
-
-    Examples:
-        >>> convergence_file(Path("mine.json")).name
-        'mine_convergence.json'
-    """
+    """Return where the epochs' predictor is, beside the one of steps."""
     return path.with_name(f"{path.stem}_convergence{path.suffix}")
 
 
@@ -102,17 +97,12 @@ def estimate_step(workload: Workload, device: Device, *, path: Path | None = Non
 
 @cache
 def steps_predictor(path: Path) -> StepPredictor:
-    """Return the predictor of steps that a file holds, read once."""
     return load_step_predictor(path)
 
 
 @cache
 def epochs_predictor(path: Path) -> ConvergencePredictor:
-    """Return the predictor of epochs that a file holds, read once.
-
-    Raises:
-        StateMismatchError: If it holds none, or was changed.
-    """
+    """Return the predictor of epochs that a file holds, read once."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         content, digest = document["content"], document["sha256"]

@@ -39,12 +39,10 @@ class Boosted:
 
     @property
     def text(self) -> str:
-        """The model as text."""
         return str(self.booster.model_to_string())
 
     @classmethod
     def from_text(cls, text: str) -> "Boosted":
-        """The model that `text` describes."""
         return cls(_lightgbm().Booster(model_str=text))
 
     def predict(self, features: FloatArray) -> FloatArray:
@@ -53,11 +51,7 @@ class Boosted:
 
 
 def fit_boosted(features: FloatArray, target: FloatArray, config: BoostConfig) -> Boosted:
-    """Fit the median of `target`: absolute errors, so that outliers weigh little.
-
-    Raises:
-        MissingExtraError: If LightGBM is not installed.
-    """
+    """Fit the median of `target`: absolute errors, so that outliers weigh little."""
     lightgbm = _lightgbm()
     settings = {
         "objective": "l1",

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from paceline.predict._conformal import Estimate, conformal_offsets
 from paceline.predict.step._estimate import StepEstimate
-from paceline.predict.step._folds import folds, units
 from paceline.predict.step._rows import StepRows, concatenate
-from paceline.predict.step._time import WHOLE_STEP_SHIFTS, StepLogs, fit_step_models
+from paceline.predict.step._time import WHOLE_STEP_SHIFTS, StepLogs, check_shift, fit_step_models
 
 FloatArray = NDArray[np.float64]
 
+CONFIGURATION = ("variant", "dataset", "batch_size", "precision_bits", "device")
+NUM_FOLDS = 10
 NUM_INNER_FOLDS = 5
 ANY_FAMILY = ""
 TRUST_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -29,7 +30,6 @@ class Offsets:
     high: float
 
     def estimate(self, log_seconds: float) -> Estimate:
-        """The estimate around one log prediction, in seconds."""
         ends = (self.point, self.low, self.high)
         return Estimate(*(float(np.exp(log_seconds + end)) for end in ends))
 
@@ -44,12 +44,7 @@ Calibration = Mapping[str, Mapping[str, Offsets]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
-    """Rows predicted by models that never saw their unit.
-
-    Attributes:
-        rows: The measured rows.
-        logs: Their predictions.
-    """
+    """Measured rows, and their predictions by models that never saw their unit."""
 
     rows: StepRows
     logs: StepLogs
@@ -59,13 +54,39 @@ class HeldOut:
         return self if share is None else HeldOut(self.rows, self.logs.trusting(share))
 
     def take(self, index: NDArray[np.intp]) -> "HeldOut":
-        """The rows at `index` with their predictions."""
         return HeldOut(self.rows.take(index), self.logs.take(index))
 
     def residuals(self, quantity: str) -> FloatArray:
         """`log(measured / predicted)` of "compute" or "total", shape `(num_rows,)`."""
         measured = self.rows["compute_s"] if quantity == "compute" else self.rows.total_s
         return np.asarray(np.log(measured) - getattr(self.logs, quantity), dtype=np.float64)
+
+
+def units(rows: StepRows, shift: str) -> NDArray[np.str_]:
+    """Name of the unit that each row belongs to: what is new as a whole under the shift.
+
+    Under "known" every row is its own unit. A configuration is everything but
+    the learning rate and the optimizer, as in the tables' own grouped split.
+    """
+    check_shift(shift)
+    if shift == "known":
+        return np.arange(len(rows)).astype(np.str_)
+    return rows.keys(*(CONFIGURATION if shift == "configuration" else (shift,)))
+
+
+def folds(
+    rows: StepRows, shift: str, *, seed: int = 0, num_folds: int | None = None
+) -> NDArray[np.intp]:
+    """Fold that holds each row out, shape `(num_rows,)`; rows of one unit share a fold.
+
+    With `num_folds`, units go at random to at most that many folds, equally many to each; without,
+    every dataset, model or device is a fold of its own, and rows or configurations go to 10. No
+    fold is empty.
+    """
+    names, unit = np.unique(units(rows, shift), return_inverse=True)
+    wanted = num_folds or (NUM_FOLDS if shift in ("known", "configuration") else len(names))
+    order = np.random.default_rng(seed).permutation(len(names))
+    return np.asarray(order[unit] % min(wanted, len(names)), dtype=np.intp)
 
 
 def held_out_predictions(rows: StepRows, shift: str, *, seed: int = 1) -> HeldOut:
@@ -85,7 +106,6 @@ def held_out_predictions(rows: StepRows, shift: str, *, seed: int = 1) -> HeldOu
 
 
 def join_held_out(parts: Sequence[HeldOut]) -> HeldOut:
-    """All parts, in order."""
     joined = {
         name: np.concatenate([getattr(part.logs, name) for part in parts])
         for name in StepLogs.__slots__

@@ -14,12 +14,10 @@ FloatArray = NDArray[np.float64]
 
 
 def feature_matrix(rows: StepRows) -> tuple[FloatArray, FloatArray]:
-    """Features of the work and its fit to the device, and of the device alone.
+    """Features of the work and its fit to the device, and of the device alone, one row per step.
 
-    Returns:
-        Shapes `(num_rows, num_work_features)` and `(num_rows, num_device_features)`.
-        They come apart because a handful of devices cannot identify all
-        columns of the second, see `_step_time`.
+    They come apart because a handful of devices cannot identify all columns of the second, see
+    `_step_time`.
     """
     known = rows.without_times()
     return np.column_stack(_work(known)), np.column_stack(_device(known))

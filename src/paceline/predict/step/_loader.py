@@ -44,7 +44,6 @@ class LoaderRates:
         return rates * _batch(rows)
 
     def is_known(self, rows: StepRows) -> NDArray[np.bool_]:
-        """Whether each row's dataset was measured on its host."""
         return np.isin(rows.keys("device", "family", "dataset"), list(self.seconds))
 
     def slow_feed_s(self, rows: StepRows) -> FloatArray:
@@ -73,12 +72,10 @@ class LoaderRates:
         return np.array([middle[name] for name in names]) * _batch(rows)
 
     def without(self, device: str) -> "LoaderRates":
-        """The rates of all hosts but those of one device."""
         kept = {k: rate for k, rate in self.seconds.items() if k.split("|", 1)[0] != device}
         return LoaderRates(kept)
 
     def on_some_host(self, name: str) -> bool:
-        """Whether `family|dataset` was measured on any host."""
         return any(key.split("|", 1)[1] == name for key in self.seconds)
 
     def known(self, name: str) -> list[float]:

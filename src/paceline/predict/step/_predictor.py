@@ -14,8 +14,13 @@ from paceline.predict.step._calibration import (
     step_estimates,
 )
 from paceline.predict.step._estimate import StepEstimate
-from paceline.predict.step._probe import ProbeKernel, fit_probe_kernel, probed_logs
-from paceline.predict.step._probe_trials import NUM_PROBES, calibrate_probed
+from paceline.predict.step._probe import (
+    NUM_PROBES,
+    ProbeKernel,
+    calibrate_probed,
+    fit_probe_kernel,
+    probed_logs,
+)
 from paceline.predict.step._rows import StepRows, concatenate
 from paceline.predict.step._time import SHIFTS, StepLogs, StepModels, check_shift, fit_step_models
 
@@ -102,7 +107,6 @@ class StepPredictor:
         return self.probes.take(self.probes["device"] == device)
 
     def _predict_device(self, rows: StepRows, shift: str, device: str) -> list[StepEstimate]:
-        """Estimate rows of one device under one shift."""
         if shift not in self.calibrations:
             raise ValueError(
                 f"the predictor has no intervals for shift {shift!r}, only for "

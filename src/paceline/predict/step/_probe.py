@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.predict.step._calibration import HeldOut
+from paceline.predict.step._calibration import Calibration, HeldOut, calibrate, join_held_out
 from paceline.predict.step._loader import LoaderRates, posterior_rate
 from paceline.predict.step._rows import StepRows
 from paceline.predict.step._time import StepLogs
@@ -27,6 +27,9 @@ FloatArray = NDArray[np.float64]
 VARIANCE_GRID = np.array([0.0005, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32])
 NUM_SWEEPS = 3
 MAX_ROWS_PER_DEVICE = 120
+NUM_PROBES = (1, 3, 10, 30)
+"""Numbers of probes that intervals are calibrated for; in between the next lower one holds."""
+NUM_DRAWS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +128,9 @@ def _log_likelihood(kernel: ProbeKernel, samples: list[tuple[_Points, FloatArray
 def probed_logs(
     rows: StepRows, logs: StepLogs, probes: HeldOut, kernel: ProbeKernel, loader: LoaderRates
 ) -> StepLogs:
-    """Predictions for rows of one device, given probes of the same device.
+    """Predictions for rows of one device, given measured and predicted probes of it.
 
-    Args:
-        rows: What to predict, all on the device of the probes.
-        logs: Its predictions without probes.
-        probes: Measured steps with their predictions.
-        kernel: Covariance of residuals.
-        loader: Rates of other hosts.
-
-    Returns:
-        The shifted predictions; without probes, `logs` itself.
+    `loader` holds the rates of other hosts; without probes, `logs` itself is returned.
     """
     if not len(probes.rows):
         return logs
@@ -160,3 +155,35 @@ def _probed_feed(
         feed[at] = np.log(rate * rows["batch_size"][at])
         known |= at
     return feed, known
+
+
+def probe_trial(
+    part: HeldOut,
+    kernel: ProbeKernel,
+    loader: LoaderRates,
+    num_probes: int,
+    rng: np.random.Generator,
+) -> HeldOut:
+    """Probe rows of one device and family at random; predict the others given the probes."""
+    order = rng.permutation(len(part.rows))
+    rest, probes = part.take(order[num_probes:]), part.take(order[:num_probes])
+    others = loader.without(str(part.rows["device"][0]))
+    return HeldOut(rest.rows, probed_logs(rest.rows, rest.logs, probes, kernel, others))
+
+
+def by_device_and_family(held_out: HeldOut) -> Iterator[HeldOut]:
+    names = held_out.rows.keys("device", "family")
+    for name in np.unique(names):
+        yield held_out.take(np.flatnonzero(names == name))
+
+
+def calibrate_probed(
+    held_out: HeldOut, kernel: ProbeKernel, loader: LoaderRates, num_probes: int
+) -> Calibration:
+    trials = []
+    for number, part in enumerate(by_device_and_family(held_out)):
+        for draw in range(NUM_DRAWS):
+            rng = np.random.default_rng([number, draw])
+            if len(part.rows) > num_probes:
+                trials.append(probe_trial(part, kernel, loader, num_probes, rng))
+    return calibrate(join_held_out(trials), "device")

@@ -114,13 +114,9 @@ def host_names(rows: StepRows) -> NDArray[np.str_]:
 def fit_roofline(rows: StepRows, *, known_hosts: bool = True) -> Roofline:
     """Fit to measured compute times by damped Gauss-Newton steps on a robust loss of log errors.
 
-    Args:
-        rows: Measured rows, at least one.
-        known_hosts: Fit the two factors per host and device. Leave it off to predict for devices
-            that are not in `rows`: then the coefficients are those of an average device.
-
-    Returns:
-        The fit; deterministic, about half a second for 10,000 rows.
+    Deterministic, about half a second for 10,000 rows. Without `known_hosts` the two factors per
+    host and device are left out, to predict for devices that are not in `rows`: the coefficients
+    are then those of an average device.
     """
     hosts, host = _numbered(host_names(rows), known_hosts)
     devices, dev = _numbered(rows["device"].astype(str), known_hosts)

@@ -55,7 +55,6 @@ class StepLogs:
         return replace(self, compute=compute, total=np.maximum(compute, self.feed))
 
     def take(self, index: NDArray[np.intp]) -> "StepLogs":
-        """The predictions of the rows at `index`."""
         return StepLogs(*(getattr(self, name)[index] for name in StepLogs.__slots__))
 
 
@@ -108,11 +107,7 @@ class StepModels:
     device: DeviceModel | None = None
 
     def logs(self, rows: StepRows, shift: str) -> StepLogs:
-        """Predict under one of `SHIFTS`.
-
-        Raises:
-            ValueError: If the shift is unknown or its part was not fitted.
-        """
+        """Predict under one of `SHIFTS`; its part must have been fitted."""
         check_shift(shift)
         if shift == "device" and self.device is not None:
             return self.device.logs(rows, self.loader)
@@ -122,18 +117,15 @@ class StepModels:
 
 
 def check_shift(shift: str) -> None:
-    """Raise `ValueError` unless `shift` is one of `SHIFTS`."""
     if shift not in SHIFTS:
         raise ValueError(f"shift must be one of {', '.join(SHIFTS)}, got {shift!r}")
 
 
 def fit_step_models(rows: StepRows, shifts: tuple[str, ...] = SHIFTS) -> StepModels:
-    """Fit what the given shifts need.
+    """Fit what the given shifts need, to measured rows of any families together.
 
-    Args:
-        rows: Measured rows of any families together: kernels, bytes and FLOPs
-            mean the same for all, and together they are more rows than any one family has.
-        shifts: Those that will be asked for.
+    Kernels, bytes and FLOPs mean the same for all, and together they are more rows than any one
+    family has.
     """
     return StepModels(
         loader=fit_loader_rates(rows),
@@ -147,14 +139,13 @@ def _fit_host(rows: StepRows, shifts: tuple[str, ...]) -> HostModel:
     physics = roofline.predict(rows)
     target = np.log(rows["compute_s"]) - physics.total
     compute = fit_boosted(_features(rows, physics), target, COMPUTE)
-    total = _fit_total(rows, physics) if set(shifts) & set(WHOLE_STEP_SHIFTS) else None
-    return HostModel(roofline, compute, total)
-
-
-def _fit_total(rows: StepRows, physics: Physics) -> Boosted:
+    if not set(shifts) & set(WHOLE_STEP_SHIFTS):
+        return HostModel(roofline, compute, None)
     feed = np.log(fit_loader_rates(rows).feed_s(rows))
     target = np.log(rows.total_s) - np.maximum(physics.total, feed)
-    return fit_boosted(_step_features(rows, physics, feed), target, TOTAL)
+    return HostModel(
+        roofline, compute, fit_boosted(_step_features(rows, physics, feed), target, TOTAL)
+    )
 
 
 def _fit_device(rows: StepRows) -> DeviceModel:
@@ -163,13 +154,8 @@ def _fit_device(rows: StepRows) -> DeviceModel:
     target = np.log(rows["compute_s"]) - physics.total
     members = []
     for seed, columns in enumerate(_half_of_the_columns(feature_matrix(rows)[1].shape[1])):
-        config = BoostConfig(
-            num_trees=MEMBER.num_trees,
-            num_leaves=MEMBER.num_leaves,
-            min_rows=MEMBER.min_rows,
-            seed=seed,
-        )
-        members.append((columns, fit_boosted(_features(rows, physics, columns), target, config)))
+        features = _features(rows, physics, columns)
+        members.append((columns, fit_boosted(features, target, replace(MEMBER, seed=seed))))
     return DeviceModel(roofline, tuple(members))
 
 
@@ -180,7 +166,7 @@ def _half_of_the_columns(num_columns: int) -> list[tuple[int, ...]]:
     while len(halves) < NUM_MEMBERS:
         order = rng.permutation(num_columns)
         for part in (order[: num_columns // 2], order[num_columns // 2 :]):
-            halves.append(tuple(int(column) for column in np.sort(part)))
+            halves.append(tuple(np.sort(part).tolist()))
     return halves[:NUM_MEMBERS]
 
 

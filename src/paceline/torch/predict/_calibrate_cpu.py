@@ -54,7 +54,6 @@ def calibrate_cpu(
 
 
 def this_machine(num_threads: int) -> dict[str, str]:
-    """Return where a measurement was made, as plain text."""
     return {
         "processor": _processor(),
         "threads": str(num_threads),
@@ -77,7 +76,6 @@ class _ModelRun:
         self.operators: list[OperatorTiming] = []
 
     def measure(self) -> None:
-        """Run a recorded step and a few plain ones."""
         recorder, self._workload = record_step(self._model, self._inputs, self._setup, timed=True)
         timed = zip(recorder.calls, recorder.seconds, strict=True)
         self.operators += (OperatorTiming(work, seconds, self._name) for work, seconds in timed)
@@ -86,7 +84,6 @@ class _ModelRun:
         )
 
     def step(self) -> StepTiming:
-        """Return the median step."""
         assert self._workload is not None
         return StepTiming(self._workload, float(np.median(self._seconds)), self._name)
 

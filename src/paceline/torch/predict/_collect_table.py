@@ -14,11 +14,7 @@ FAMILIES = ("CNN", "MLP", "Transformer")
 def described(
     work: Workload, where: Device, *, dataset: str, input_shape: tuple[int, ...] | None = None
 ) -> dict[str, Any]:
-    """Return the columns that say what was run and on what.
-
-    Raises:
-        ValueError: If there are no tables of the workload's family.
-    """
+    """Return the columns that say what was run and on what."""
     if work.family not in FAMILIES:
         raise ValueError(
             f"step-time tables are of {', '.join(FAMILIES)}; the trace of {work.name} says "
@@ -101,17 +97,12 @@ def timed(loader_s: list[float], compute_s: list[float]) -> dict[str, Any]:
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return what tells one row of the table from the others."""
     names = ("model", "dataset", "optimizer", "batch_size", "precision", "gpu_name")
     return tuple(str(row[name]) for name in names)
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:
-    """Return the rows that a table holds, none if it is not there.
-
-    Raises:
-        ValueError: If the file has other columns.
-    """
+    """Return the rows that a table holds, none if it is not there."""
     if not table.exists():
         return []
     with table.open(newline="", encoding="utf-8") as file:

@@ -48,7 +48,6 @@ class LiveMemory:
         self._changes: list[tuple[Phase, int, _Held]] = []
 
     def begin(self, phase: Phase) -> None:
-        """Count what follows to a phase."""
         self._phase = phase
 
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -76,7 +75,6 @@ class LiveMemory:
             held.sources = tuple(each for each in found if each not in (None, held))
 
     def fix_gradients(self, model: torch.nn.Module) -> None:
-        """Note that the gradients of parameters do not grow with the batch."""
         for parameter in model.parameters():
             if parameter.grad is not None:
                 self.fix(parameter.grad)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from paceline.predict.work import LayerWork, OperatorWork, Phase
 from paceline.torch.model import tensors_in
 from paceline.torch.predict._trace_memory import LiveMemory
-from paceline.torch.predict._trace_operators import describe, is_ignored, with_workspace
+from paceline.torch.predict._trace_operators import IGNORED_NAMESPACES, describe, with_workspace
 
 # How a gradient comes from 16-bit ones, and from those of several uses of a parameter.
 COPIES_AND_SUMS = frozenset({"_to_copy", "add"})
@@ -57,7 +58,7 @@ class Recorder(TorchDispatchMode):
         begin = perf_counter() if self._timed else 0.0
         out = func(*args, **kwargs)
         seconds = perf_counter() - begin if self._timed else 0.0
-        if is_ignored(func):
+        if func.namespace in IGNORED_NAMESPACES:  # Bookkeeping of the tracer or profiler.
             return out
         out = with_workspace(func, args, out)
         self.calls.append(describe(func, args, kwargs, out, self.phase))
@@ -78,7 +79,6 @@ class Recorder(TorchDispatchMode):
             self.memory.fix(out)
 
     def begin(self, phase: Phase) -> None:
-        """Count what follows to a phase."""
         self.phase = phase
         self.memory.begin(phase)
 
@@ -88,7 +88,7 @@ class Recorder(TorchDispatchMode):
         handles = []
         for name, module in self._model.named_modules():
             if next(module.parameters(recurse=False), None) is not None:
-                handles.append(module.register_forward_pre_hook(self._enter(name)))
+                handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
                 handles.append(module.register_forward_hook(self._leave, always_call=True))
         saved = torch.autograd.graph.saved_tensors_hooks(self._on_save, lambda tensor: tensor)
         try:
@@ -98,11 +98,8 @@ class Recorder(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
 
-    def _enter(self, name: str) -> Any:
-        def hook(*_: Any) -> None:
-            self._layers.append(name)
-
-        return hook
+    def _enter(self, name: str, *_: Any) -> None:
+        self._layers.append(name)
 
     def _leave(self, *_: Any) -> None:
         self._layers.pop()

@@ -61,14 +61,7 @@ class StepSetup:
 
 
 def check_setup(setup: StepSetup) -> None:
-    """Raise a `ValueError` for a batch size, precision or optimizer that cannot be.
-
-    Examples:
-        >>> check_setup(StepSetup(batch_size=0))
-        Traceback (most recent call last):
-            ...
-        ValueError: batch_size must be at least 1, got 0
-    """
+    """Raise a `ValueError` for a batch size, precision or optimizer that cannot be."""
     Workload(
         family="other",
         batch_size=setup.batch_size,
@@ -82,11 +75,7 @@ def check_setup(setup: StepSetup) -> None:
 def inputs_for(
     example_input: ExampleInput | None, input_shape: tuple[int, ...] | None, batch_size: int
 ) -> Inputs:
-    """Return one batch of random or zero inputs on the default device.
-
-    Raises:
-        ValueError: If neither or both are given, or a shape is not positive.
-    """
+    """Return one batch of random or zero inputs on the default device."""
     if (example_input is None) == (input_shape is None):
         raise ValueError("pass either example_input or input_shape, so that a batch can be made")
     if input_shape is not None:
@@ -112,11 +101,7 @@ def build(
     example_input: ExampleInput | None = None,
     input_shape: tuple[int, ...] | None = None,
 ) -> tuple[nn.Module, ExampleInput | None]:
-    """Return the module, and its example input where the function gives one.
-
-    Raises:
-        ValueError: If the function returns something else.
-    """
+    """Return the module, and its example input where the function gives one."""
     if isinstance(model, nn.Module):
         return model, example_input
     made = model()
