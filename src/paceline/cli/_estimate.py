@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline.cli._estimate_report import as_json, show
-from paceline.cli._model_flags import add_model_flags, example_input, load_function
-from paceline.errors import MissingExtraError, TraceError
+from paceline.cli._model_flags import add_model_flags, example_input, load_function, needing
+from paceline.errors import TraceError
 
 # NumPy, numba and torch take seconds to import: what needs them is imported inside functions.
 if TYPE_CHECKING:
@@ -68,9 +68,6 @@ def run_estimate(options: argparse.Namespace) -> int:
 def parse_link(text: str) -> tuple[float, float | None]:
     """Return bytes per second, and seconds of latency of a hop if given.
 
-    Raises:
-        ValueError: If it is not a positive rate with a unit.
-
     Examples:
         >>> parse_link("100Gbit/s")
         (12500000000.0, None)
@@ -105,9 +102,7 @@ def _setup(options: argparse.Namespace, where: "Device | None") -> "RunSetup":
         raise ValueError(f"batch must be at least 1, got {options.batch}")
     if not 0 <= options.epochs < float("inf"):
         raise ValueError(f"epochs must be finite and not negative, got {options.epochs}")
-    price = options.price
-    if price is None:
-        price = where.price_per_hour if where else 0.0
+    list_price = where.price_per_hour if where else 0.0
     link = None
     if options.link is not None:
         rate, hop_s = parse_link(options.link)
@@ -119,18 +114,14 @@ def _setup(options: argparse.Namespace, where: "Device | None") -> "RunSetup":
         link=link,
         dataset_size=options.dataset_size,
         epochs=epochs,
-        price_per_hour=price,
+        price_per_hour=list_price if options.price is None else options.price,
     )
 
 
 def _describe(options: argparse.Namespace) -> "tuple[Workload, StepEstimate | None]":
     """Trace the model; if that fails, run it here and say so."""
-    try:
+    with needing("estimate", "torch"):
         from paceline.torch.predict import StepSetup, measure_step, trace_workload
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"estimate needs {error.name}; install it with: pip install 'paceline[torch]'"
-        ) from error
     function = load_function(options.model)
     example, shape = example_input(options.input_shape)
     try:

@@ -3,11 +3,26 @@
 import argparse
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from paceline.errors import MissingExtraError
+
 INTEGERS = ("int64", "int32")
+
+
+@contextmanager
+def needing(what: str, extras: str, otherwise: str = "") -> Iterator[None]:
+    """Say which extras to install where an import inside fails."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        command = f"pip install 'paceline[{extras}]'"
+        raise MissingExtraError(
+            f"{what} needs {error.name}; install it with: {command}{otherwise}"
+        ) from error
 
 
 def add_model_flags(command: argparse.ArgumentParser) -> None:

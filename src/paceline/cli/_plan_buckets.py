@@ -16,20 +16,15 @@ NUM_IN_FLIGHT = 2
 
 
 def run_buckets(where: str, *, is_json: bool) -> int:
-    result = bucket_result(read_job(where))
-    print(json.dumps(result) if is_json else bucket_table(result))
-    return 0
-
-
-def bucket_result(job: "Job") -> dict[str, Any]:
-    """Return the advice for `job` as plain values; all times are simulated."""
+    """Price bucket sizes for the job at `where` and print the advice; all times are simulated."""
     from paceline.comm import WireProblem, advise_buckets
 
+    job = _read_job(where)
     problem = WireProblem.from_job(job, num_in_flight=NUM_IN_FLIGHT)
     if not len(problem.num_bytes):
         raise ValueError("no layer of the job has gradients, so there is nothing to put in buckets")
     buckets = advise_buckets(problem)
-    return {
+    result = {
         "bucket_cap_mb": buckets.bucket_cap_mb,
         "step_s": buckets.step_s,
         "default_step_s": buckets.default_step_s,
@@ -39,6 +34,8 @@ def bucket_result(job: "Job") -> dict[str, Any]:
         "job": job.source,
         "source": "simulated",
     }
+    print(json.dumps(result) if is_json else _table(result))
+    return 0
 
 
 def _scheduled_step_s(problem: "WireProblem") -> float:
@@ -49,7 +46,7 @@ def _scheduled_step_s(problem: "WireProblem") -> float:
     return min(step_time_s(problem, plan) for plan in plans if plan.latency_share == 1.0)
 
 
-def bucket_table(result: dict[str, Any]) -> str:
+def _table(result: dict[str, Any]) -> str:
     best = result["bucket_cap_mb"]
     rows = [
         f"{cap:>8} {1e3 * step_s:>12.4g}{'  <- best' if int(cap) == best else ''}"
@@ -70,7 +67,7 @@ def bucket_table(result: dict[str, Any]) -> str:
     )
 
 
-def read_job(where: str) -> "Job":
+def _read_job(where: str) -> "Job":
     if where.endswith(".json") or Path(where).is_file():
         return _job_in_file(Path(where))
     module, colon, name = where.partition(":")

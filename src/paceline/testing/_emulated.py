@@ -32,12 +32,8 @@ class EmulatedModel(nn.Module):
         self, forward_s: Sequence[float], backward_s: Sequence[float], gradient_bytes: Sequence[int]
     ) -> None:
         super().__init__()
-        columns = {
-            "forward_s": forward_s,
-            "backward_s": backward_s,
-            "gradient_bytes": gradient_bytes,
-        }
-        for name, column in columns.items():
+        names = ("forward_s", "backward_s", "gradient_bytes")
+        for name, column in zip(names, (forward_s, backward_s, gradient_bytes), strict=True):
             if len(column) != len(forward_s):
                 raise ValueError(
                     f"{name} must hold one value per layer ({len(forward_s)} in forward_s), "

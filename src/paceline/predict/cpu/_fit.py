@@ -51,7 +51,12 @@ def fit_cpu_rates(
 def _fit(
     operators: Sequence[OperatorTiming], steps: Sequence[StepTiming], machine: Mapping[str, str]
 ) -> CpuRates:
-    coefficients = _fit_kinds(_joined(operators))
+    by_kind: dict[str, list[OperatorTiming]] = defaultdict(list)
+    for timing in _joined(operators):
+        for kind in kinds_of(timing.work):
+            by_kind[kind].append(timing)
+    fitted = {kind: _fit_kind(kind, some) for kind, some in by_kind.items()}
+    coefficients = {kind: weights for kind, weights in fitted.items() if weights}
     if not coefficients:
         raise ValueError("no timed operators to fit; time more models")
     rates = CpuRates(coefficients=coefficients, machine=machine)
@@ -105,15 +110,6 @@ def _joined(operators: Iterable[OperatorTiming]) -> list[OperatorTiming]:
         for work, times in seconds.items()
         if work.operator_class != "view"
     ]
-
-
-def _fit_kinds(timings: list[OperatorTiming]) -> dict[str, tuple[float, ...]]:
-    by_kind: dict[str, list[OperatorTiming]] = defaultdict(list)
-    for timing in timings:
-        for kind in kinds_of(timing.work):
-            by_kind[kind].append(timing)
-    fitted = {kind: _fit_kind(kind, some) for kind, some in by_kind.items()}
-    return {kind: weights for kind, weights in fitted.items() if weights}
 
 
 def _fit_kind(kind: str, timings: list[OperatorTiming]) -> tuple[float, ...]:

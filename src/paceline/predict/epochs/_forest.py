@@ -35,28 +35,19 @@ class Forest:
     row weighs every training outcome by how often both share a leaf, which is a predictive
     distribution. Leaves keep outcomes only, sorted, not the rows that they came from.
 
-    Attributes:
-        roots: First node of each tree.
-        feature: Feature that a node splits on, or -1 for a leaf.
-        threshold: Values up to it go left. Shape of `feature`.
-        child: Left child, the right one follows; for a leaf, where its outcomes begin.
-        stop: For a leaf, where its outcomes end.
-        outcomes: Indices into `support`, leaf by leaf.
-        support: The distinct outcomes, ascending.
-
     References:
         [1] P. Geurts, D. Ernst, L. Wehenkel, "Extremely randomized trees",
         Machine Learning 63, 2006.
         [2] N. Meinshausen, "Quantile regression forests", JMLR 7, 2006.
     """
 
-    roots: Integers
-    feature: Integers
-    threshold: Floats
-    child: Integers
-    stop: Integers
-    outcomes: Integers
-    support: Floats
+    roots: Integers  # first node of each tree
+    feature: Integers  # feature that a node splits on, or -1 for a leaf
+    threshold: Floats  # values up to it go left. Shape of `feature`
+    child: Integers  # left child, the right one follows; for a leaf, where its outcomes begin
+    stop: Integers  # for a leaf, where its outcomes end
+    outcomes: Integers  # indices into `support`, leaf by leaf
+    support: Floats  # the distinct outcomes, ascending
 
     @classmethod
     def fit(
@@ -71,10 +62,9 @@ class Forest:
         """Grow trees that split where the squared error of log outcomes falls most."""
         support, code = np.unique(outcomes, return_inverse=True)
         target = np.log(outcomes)
-        trees = [
-            _grow(features, target, _draws(features.shape, seed, tree), min_leaf)
-            for tree in range(num_trees)
-        ]
+        shape = (2 * features.shape[0], features.shape[1])
+        draws = (np.random.default_rng([seed, tree]).random(shape) for tree in range(num_trees))
+        trees = [_grow(features, target, drawn, min_leaf) for drawn in draws]
         sizes = np.array([tree[0].size for tree in trees])
         roots = np.cumsum(sizes) - sizes
         feature, threshold, child, stop = (np.concatenate([t[n] for t in trees]) for n in range(4))
@@ -122,10 +112,6 @@ class Forest:
 
 def _within(index: Integers, size: int) -> bool:
     return bool(((index >= 0) & (index < size)).all())
-
-
-def _draws(shape: tuple[int, ...], seed: int, tree: int) -> Floats:
-    return np.random.default_rng([seed, tree]).random((2 * shape[0], shape[1]))
 
 
 def _sorted_within(codes: NDArray[np.int64], start: NDArray[np.int64]) -> NDArray[np.int64]:

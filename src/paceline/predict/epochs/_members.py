@@ -17,16 +17,11 @@ MEMBERS = ("constant", "family forest", "dataset-blind forest", "forest", "effec
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Columns for trees: configuration on log scales, names as indicators, kept probes.
+    """Columns for trees: configuration on log scales, names as indicators, kept probes."""
 
-    Attributes:
-        indicators: `(column, name)` pairs that become 0 or 1.
-        sees_dataset: Whether the dataset's size and name are among the columns.
-        probes: Probe columns that are used, with the value that stands in for a missing one.
-    """
-
-    indicators: tuple[tuple[str, str], ...]
-    sees_dataset: bool
+    indicators: tuple[tuple[str, str], ...]  # `(column, name)` pairs that become 0 or 1
+    sees_dataset: bool  # whether the dataset's size and name are among the columns
+    # Probe columns that are used, with the value that stands in for a missing one.
     probes: tuple[tuple[str, float], ...]
 
     @classmethod
@@ -52,13 +47,6 @@ class Features:
             value = getattr(runs, probe)
             columns.append(np.where(np.isnan(value), centre, value))
         return np.stack(columns, axis=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "indicators": [list(pair) for pair in self.indicators],
-            "sees_dataset": self.sees_dataset,
-            "probes": [list(pair) for pair in self.probes],
-        }
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:

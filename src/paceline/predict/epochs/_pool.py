@@ -26,12 +26,7 @@ def pooled_epochs(spreads: Sequence[Spread], pool: NDArray[np.float64]) -> NDArr
     counts `1 / y`, which lies below the plain median: being 10 epochs long costs
     a run of 8 more than a run of 40. The pool is linear [1].
 
-    Args:
-        spreads: One per member.
-        pool: Weight of each member, shape `(num_members,)`, sum 1.
-
-    Returns:
-        Shape `(num_runs,)`.
+    There is one spread per member; `pool` is the weight of each, shape `(num_members,)`, sum 1.
 
     Examples:
         >>> short_or_long = Spread(np.array([[8.0, 40.0]]), np.array([[0.4, 0.6]]))

@@ -23,39 +23,22 @@ NAMES = ("family", "model", "dataset", "optimizer")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runs:
-    """Configurations of training runs, one array entry each, names in lower case.
+    """Configurations of training runs, one array entry each, names in lower case."""
 
-    Attributes:
-        family: Kind of architecture: "cnn", "mlp", "transformer".
-        model: Name of the model.
-        dataset: Name of the dataset.
-        optimizer: Name of the optimizer.
-        dataset_size: Examples per epoch.
-        learning_rate: As the run started.
-        batch_size: Examples per optimizer update.
-        param_count: Trainable parameters.
-        patience_P: Epochs without improvement after which the run stops.
-        min_delta: Smallest drop of the validation loss that counts.
-        max_epochs: Where the run would stop in any case; infinite if unknown.
-        T_conv: Epochs that the run took; not a number where it has not run.
-        gradient_norm_log10: Probe at initialization, optional.
-        initial_loss_log10: Probe at initialization, optional.
-    """
-
-    family: NDArray[np.str_]
-    model: NDArray[np.str_]
-    dataset: NDArray[np.str_]
-    optimizer: NDArray[np.str_]
-    dataset_size: NDArray[np.float64]
-    learning_rate: NDArray[np.float64]
-    batch_size: NDArray[np.float64]
-    param_count: NDArray[np.float64]
-    patience_P: NDArray[np.float64]
-    min_delta: NDArray[np.float64]
-    max_epochs: NDArray[np.float64]
-    T_conv: NDArray[np.float64]
-    gradient_norm_log10: NDArray[np.float64]
-    initial_loss_log10: NDArray[np.float64]
+    family: NDArray[np.str_]  # kind of architecture: "cnn", "mlp", "transformer"
+    model: NDArray[np.str_]  # name of the model
+    dataset: NDArray[np.str_]  # name of the dataset
+    optimizer: NDArray[np.str_]  # name of the optimizer
+    dataset_size: NDArray[np.float64]  # examples per epoch
+    learning_rate: NDArray[np.float64]  # as the run started
+    batch_size: NDArray[np.float64]  # examples per optimizer update
+    param_count: NDArray[np.float64]  # trainable parameters
+    patience_P: NDArray[np.float64]  # epochs without improvement after which the run stops
+    min_delta: NDArray[np.float64]  # smallest drop of the validation loss that counts
+    max_epochs: NDArray[np.float64]  # where the run would stop in any case; infinite if unknown
+    T_conv: NDArray[np.float64]  # epochs that the run took; not a number where it has not run
+    gradient_norm_log10: NDArray[np.float64]  # probe at initialization, optional
+    initial_loss_log10: NDArray[np.float64]  # probe at initialization, optional
 
     def __len__(self) -> int:
         return int(self.family.size)
@@ -90,19 +73,14 @@ class Runs:
         for name, alias in ALIASES.items():
             if name not in found and alias in found:
                 found[name] = found[alias]
-        missing = [
-            field.name
-            for field in fields(cls)
-            if field.name not in found and field.name not in OPTIONAL
-        ]
-        if missing:
+        names = [field.name for field in fields(cls)]
+        if missing := [name for name in names if name not in found | OPTIONAL]:
             raise ValueError(
                 f"a table of runs needs the columns {', '.join(missing)}, which are missing "
                 f"(found: {', '.join(columns) or 'none'})"
             )
         length = np.asarray(found["model"]).size
-        arrays = [_column(f.name, found.get(f.name), length) for f in fields(cls)]
-        return cls(*arrays)
+        return cls(*(_column(name, found.get(name), length) for name in names))
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Self:

@@ -63,8 +63,8 @@ def what_to_change(
     saved_over_ddp: str,
 ) -> str:
     """Return what to change first; `saved_over_ddp` says what the schedule does already."""
+    largest = memory.largest_batch(device) if device is not None else 0
     if device is not None and not memory.fits(device):
-        largest = memory.largest_batch(device)
         return (
             f"it does not fit: take at most {largest} examples per step and worker"
             if largest
@@ -72,17 +72,12 @@ def what_to_change(
         )
     if bound_by in ("compute", "memory") and workload.precision_bits == 32 and device is not None:
         return "use mixed precision (precision 16), then a larger batch"
+    room = f"; up to {largest} examples fit" if largest > workload.batch_size else ""
     return {
         "compute": "arithmetic bounds it: take a faster device or more workers",
         "memory": "memory traffic bounds it: fuse operators (torch.compile) or recompute less",
-        "launch": _launch_advice(workload, memory, device),
+        "launch": f"launching operators bounds it: raise the batch{room}, or use torch.compile",
         "loader": "the loader bounds it: more loader processes, or keep decoded data",
         "link": f"the wire bounds it: {saved_over_ddp}; raise the batch per worker, accumulate "
         "gradients or take a faster link",
     }[bound_by]
-
-
-def _launch_advice(workload: Workload, memory: MemoryEstimate, device: Device | None) -> str:
-    largest = memory.largest_batch(device) if device is not None else 0
-    room = f"; up to {largest} examples fit" if largest > workload.batch_size else ""
-    return f"launching operators bounds it: raise the batch{room}, or use torch.compile"

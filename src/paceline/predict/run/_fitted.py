@@ -17,7 +17,6 @@ from paceline.predict.step import (
     NUM_PROBES,
     SHIFTS,
     StepEstimate,
-    StepPredictor,
     StepRows,
     digest_of,
     fit_step_predictor,
@@ -30,6 +29,7 @@ from paceline.predict.step import (
 from paceline.predict.work import Device, Workload
 
 FORMAT = "paceline convergence predictor"
+_steps_predictor = cache(load_step_predictor)
 
 
 def fit_predictor(tables: Path, output: Path, *, source: str = "") -> dict[str, Any]:
@@ -91,13 +91,8 @@ def estimate_step(workload: Workload, device: Device, *, path: Path | None = Non
         StateMismatchError: If the file is damaged or was changed.
         MissingExtraError: If LightGBM is not installed.
     """
-    (found,) = steps_predictor(existing(path)).predict(step_row(workload, device))
+    (found,) = _steps_predictor(existing(path)).predict(step_row(workload, device))
     return found
-
-
-@cache
-def steps_predictor(path: Path) -> StepPredictor:
-    return load_step_predictor(path)
 
 
 @cache

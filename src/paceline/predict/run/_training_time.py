@@ -81,7 +81,8 @@ class TrainingTimePredictor:
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
         self.workload = _workload(model, dataset, optimizer, batch_size, precision)
-        self.device = _device(gpu)
+        row = gpu.row if isinstance(gpu, Devices) else gpu
+        self.device = row if isinstance(row, Device) else Device.named(row)
         self.learning_rate = learning_rate
         self._path = predictor
 
@@ -159,9 +160,3 @@ def _workload(
     return catalogue_workload(
         model, dataset, batch_size=batch_size, precision=precision, optimizer=name
     )
-
-
-def _device(gpu: Devices | Device | str) -> Device:
-    if isinstance(gpu, Devices):
-        return gpu.row
-    return gpu if isinstance(gpu, Device) else Device.named(gpu)

@@ -14,21 +14,13 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoostConfig:
-    """Size of one ensemble of trees.
+    """Size of one ensemble of trees."""
 
-    Attributes:
-        num_trees: Rounds of boosting.
-        num_leaves: Per tree.
-        min_rows: In a leaf.
-        learning_rate: Of each round.
-        seed: Of the rows and columns that each tree sees.
-    """
-
-    num_trees: int = 400
-    num_leaves: int = 31
-    min_rows: int = 10
-    learning_rate: float = 0.05
-    seed: int = 0
+    num_trees: int = 400  # rounds of boosting
+    num_leaves: int = 31  # per tree
+    min_rows: int = 10  # in a leaf
+    learning_rate: float = 0.05  # of each round
+    seed: int = 0  # of the rows and columns that each tree sees
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,10 +8,8 @@ from numpy.typing import NDArray
 
 from paceline.predict._conformal import Estimate, conformal_offsets
 from paceline.predict.step._estimate import StepEstimate
-from paceline.predict.step._rows import StepRows, concatenate
+from paceline.predict.step._rows import FloatArray, StepRows, concatenate
 from paceline.predict.step._time import WHOLE_STEP_SHIFTS, StepLogs, check_shift, fit_step_models
-
-FloatArray = NDArray[np.float64]
 
 CONFIGURATION = ("variant", "dataset", "batch_size", "precision_bits", "device")
 NUM_FOLDS = 10

@@ -6,12 +6,8 @@ from typing import Literal
 from paceline.predict._conformal import Estimate
 from paceline.predict.work import Bound
 
-NEW = {
-    "known": "nothing",
-    "configuration": "the configuration",
-    "dataset": "the dataset",
-    "model": "the model",
-    "device": "the device",
+NEW = {"known": "nothing"} | {
+    shift: f"the {shift}" for shift in ("configuration", "dataset", "model", "device")
 }
 
 

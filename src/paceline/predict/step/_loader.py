@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.predict.step._rows import StepRows
-
-FloatArray = NDArray[np.float64]
+from paceline.predict.step._rows import FloatArray, StepRows
 
 RATE_GRID = np.exp(np.linspace(np.log(1e-6), np.log(2e-2), 100))
 """Seconds per example on a grid; the least one stands for a loader that keeps up."""
@@ -53,6 +51,8 @@ class LoaderRates:
         What is unknown is a dataset, and few of them were measured: the bound is
         Student's, with one degree of freedom less than datasets.
         """
+        from scipy.special import stdtrit  # Comes with LightGBM, like all that is fitted.
+
         slow = {name: rate for name, rate in self.seconds.items() if rate > RATE_GRID[0]}
         num = len({name.rsplit("|", 1)[1] for name in slow})
         if num < 2:
@@ -60,7 +60,7 @@ class LoaderRates:
         # A twentieth of all is a larger share of those that do not keep up.
         quantile = max(0.5, 1 - EXPENSIVE_SHARE * len(self.seconds) / len(slow))
         # The deviation has `num - 1` degrees of freedom, and the mean is uncertain too.
-        bound = _student_quantile(num - 1, quantile) * np.sqrt((num + 1) / (num - 1))
+        bound = float(stdtrit(num - 1, quantile)) * np.sqrt((num + 1) / (num - 1))
         rates = np.log(list(slow.values()))
         rate = min(float(np.exp(rates.mean() + bound * rates.std())), float(RATE_GRID[-1]))
         return rate * _batch(rows)
@@ -110,12 +110,6 @@ def posterior_rate(probes: StepRows, others: list[float]) -> float:
     log_weight = log_prior - _errors(probes).sum(axis=0) / ERROR_SCALE
     weight = np.cumsum(np.exp(log_weight - log_weight.max()))
     return float(RATE_GRID[np.searchsorted(weight, weight[-1] / 2)])
-
-
-def _student_quantile(degrees: int, probability: float) -> float:
-    from scipy.special import stdtrit  # Comes with LightGBM, like all that is fitted.
-
-    return float(stdtrit(degrees, probability))
 
 
 def _errors(rows: StepRows) -> FloatArray:

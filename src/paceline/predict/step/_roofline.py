@@ -27,9 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.predict.step._rows import StepRows
-
-FloatArray = NDArray[np.float64]
+from paceline.predict.step._rows import FloatArray, StepRows
 
 TF32_FLOPS_PER_CLOCK = 200
 
@@ -75,25 +73,25 @@ class Physics:
 
     def columns(self) -> FloatArray:
         """As features: the three, and which of the two bounds, shape `(num_rows, 4)`."""
-        return np.column_stack([self.total, self.launch, self.work, self.launch - self.work])
+        return np.column_stack([self.total, self.launch, self.work, self.balance])
+
+    @property
+    def balance(self) -> FloatArray:
+        """Launches over work: positive where the host bounds."""
+        return self.launch - self.work
 
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """Fitted coefficients; see the module.
+    """Fitted coefficients; see the module."""
 
-    Attributes:
-        log_coefficients: Logarithms in the order of `LAUNCH_PRIOR`, then `WORK_PRIOR`.
-        log_sharpness: Of p - 1.
-        host_launch: Log factor on launches by host, `device|family` as the host of
-            a device differed between families of tables; one that is not listed has 0.
-        device_work: Log factor on work by device; likewise.
-    """
-
+    # Logarithms in the order of `LAUNCH_PRIOR`, then `WORK_PRIOR`.
     log_coefficients: tuple[float, ...]
-    log_sharpness: float
+    log_sharpness: float  # of p - 1
+    # Log factor on launches by host, `device|family` as the host of a device differed between
+    # families of tables; one that is not listed has 0.
     host_launch: Mapping[str, float]
-    device_work: Mapping[str, float]
+    device_work: Mapping[str, float]  # log factor on work by device; likewise
 
     def predict(self, rows: StepRows) -> Physics:
         """Apply to rows; no measured column is read."""
@@ -155,28 +153,18 @@ def _terms(rows: StepRows) -> tuple[FloatArray, FloatArray]:
     moved = rows["activation_bytes_per_example"] * rows["batch_size"] * per_byte
     params = 4 * rows["num_params"] * per_byte
     launch = [
-        np.ones(len(rows)),
-        kernels * conv,
-        kernels * (1 - conv),
-        kernels * half,
-        kernels * adaptive,
-        kernels * factored,
-    ]
+        np.ones(len(rows)), kernels * conv, kernels * (1 - conv),
+        kernels * half, kernels * adaptive, kernels * factored,
+    ]  # fmt: skip
     work = [
-        dense_conv * half / rows["tensor_flops"],
-        dense_conv * (1 - half) / conv_rate_32(rows),
-        matmul * half / rows["tensor_flops"],
-        matmul * (1 - half) / rows["fp32_flops"],
-        moved * conv * (1 - half),
-        moved * conv * half,
-        moved * (1 - conv) * (1 - half),
-        moved * (1 - conv) * half,
-        params,
-        params * adaptive,
-        params * half,
+        dense_conv * half / rows["tensor_flops"], dense_conv * (1 - half) / conv_rate_32(rows),
+        matmul * half / rows["tensor_flops"], matmul * (1 - half) / rows["fp32_flops"],
+        moved * conv * (1 - half), moved * conv * half,
+        moved * (1 - conv) * (1 - half), moved * (1 - conv) * half,
+        params, params * adaptive, params * half,
         flops * depthwise / rows["fp32_flops"],
         kernels / rows["boost_clock_hz"] * 1e6,
-    ]
+    ]  # fmt: skip
     return np.column_stack(launch), np.column_stack(work)
 
 

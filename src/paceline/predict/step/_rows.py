@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline.predict.work import Device, Workload
 
+FloatArray = NDArray[np.float64]
+
 LABELS = ("family", "dataset", "model", "variant", "optimizer", "device")
 WORK = (
     "batch_size", "precision_bits", "num_params", "depth", "train_flops_per_example",

@@ -12,6 +12,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,9 @@ def _check_columns(path: Path, header: Sequence[str], family: str) -> None:
 
 
 def _columns(raw: Raw, family: str) -> dict[str, NDArray[np.str_] | NDArray[np.float64]]:
-    number = {name: _numbers(name, raw[name]) for name in _numeric(raw)}
+    wanted = {*COMMON, *COMPUTE, *LOADER, *chain(*BY_FAMILY.values())}
+    numeric = wanted - TEXT_COLUMNS - {"input_shape"}
+    number = {name: _numbers(name, raw[name]) for name in raw if name in numeric}
     batch, known = number["batch_size"], [_known(name) for name in raw["gpu_name"].tolist()]
     fp16 = number["FP16"] * 1e9
     return {
@@ -133,11 +136,6 @@ def _columns(raw: Raw, family: str) -> dict[str, NDArray[np.str_] | NDArray[np.f
         "compute_s": _first_of(number, COMPUTE) / 1e3,
         "loader_s": _first_of(number, LOADER) / 1e3,
     }
-
-
-def _numeric(raw: Raw) -> list[str]:
-    wanted = {*COMMON, *COMPUTE, *LOADER, *(name for names in BY_FAMILY.values() for name in names)}
-    return [name for name in raw if name in wanted - TEXT_COLUMNS - {"input_shape"}]
 
 
 def _numbers(name: str, texts: NDArray[np.str_]) -> NDArray[np.float64]:

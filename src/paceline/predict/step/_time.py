@@ -9,9 +9,7 @@ from paceline.predict.step._boost import BoostConfig, Boosted, fit_boosted
 from paceline.predict.step._features import feature_matrix
 from paceline.predict.step._loader import LoaderRates, fit_loader_rates
 from paceline.predict.step._roofline import Physics, Roofline, fit_roofline
-from paceline.predict.step._rows import StepRows
-
-FloatArray = NDArray[np.float64]
+from paceline.predict.step._rows import FloatArray, StepRows
 
 SHIFTS = ("known", "configuration", "dataset", "model", "device")
 """What is new about a row, from nothing to the whole device."""
@@ -29,25 +27,15 @@ MEMBER = BoostConfig(num_trees=200, num_leaves=8, min_rows=40)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepLogs:
-    """Predictions as logarithms of seconds, each of shape `(num_rows,)`.
+    """Predictions as logarithms of seconds, each of shape `(num_rows,)`."""
 
-    Attributes:
-        compute: Of the device.
-        feed: That the host needs for a batch, while the device computes.
-        total: Of the step.
-        physics: As `compute`, by the roofline alone.
-        slow_feed: As `feed`, for an expensive dataset.
-        balance: Launches over work in the roofline: positive where the host bounds.
-        loader_known: Whether the dataset was measured on the host; shape likewise.
-    """
-
-    compute: FloatArray
-    feed: FloatArray
-    total: FloatArray
-    physics: FloatArray
-    slow_feed: FloatArray
-    balance: FloatArray
-    loader_known: NDArray[np.bool_]
+    compute: FloatArray  # of the device
+    feed: FloatArray  # that the host needs for a batch, while the device computes
+    total: FloatArray  # of the step
+    physics: FloatArray  # as `compute`, by the roofline alone
+    slow_feed: FloatArray  # as `feed`, for an expensive dataset
+    balance: FloatArray  # launches over work in the roofline: positive where the host bounds
+    loader_known: NDArray[np.bool_]  # whether the dataset was measured on the host; shape likewise
 
     def trusting(self, share: float) -> "StepLogs":
         """With that share of what the trees add to the roofline, and the maximum as the step."""
@@ -75,8 +63,7 @@ class HostModel:
             base = np.maximum(physics.total, feed)
             total = base + self.total.predict(_step_features(rows, physics, feed))
         slow, known = np.log(loader.slow_feed_s(rows)), loader.is_known(rows)
-        balance = physics.launch - physics.work
-        return StepLogs(compute, feed, total, physics.total, slow, balance, known)
+        return StepLogs(compute, feed, total, physics.total, slow, physics.balance, known)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,8 +81,7 @@ class DeviceModel:
         feed = np.log(loader.of_other_hosts(rows))
         known = np.array([loader.on_some_host(str(n)) for n in rows.keys("family", "dataset")])
         slow, total = np.log(loader.slow_feed_s(rows)), np.maximum(compute, feed)
-        balance = physics.launch - physics.work
-        return StepLogs(compute, feed, total, physics.total, slow, balance, known)
+        return StepLogs(compute, feed, total, physics.total, slow, physics.balance, known)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,19 +12,12 @@ from paceline.torch.predict._trace_setup import ExampleInput
 
 @dataclass(frozen=True, slots=True)
 class TimedModel:
-    """A small model and the batches to run it on.
+    """A small model and the batches to run it on."""
 
-    Attributes:
-        build: Makes the model.
-        example_input: As for `trace_workload`.
-        batch_sizes: Each is timed.
-        optimizer: Class name in `torch.optim`.
-    """
-
-    build: Callable[[], nn.Module]
-    example_input: ExampleInput
-    batch_sizes: tuple[int, ...]
-    optimizer: str = "SGD"
+    build: Callable[[], nn.Module]  # makes the model
+    example_input: ExampleInput  # as for `trace_workload`
+    batch_sizes: tuple[int, ...]  # each is timed
+    optimizer: str = "SGD"  # class name in `torch.optim`
 
 
 def standard_models() -> list[TimedModel]:

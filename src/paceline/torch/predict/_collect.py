@@ -25,29 +25,17 @@ CLOCK_HZ = 2e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectConfig:
-    """What to measure: every combination of the sequences.
+    """What to measure: every combination of the sequences."""
 
-    Attributes:
-        name: Of the model in the table.
-        batch_sizes: Examples per step.
-        precisions: 32, 16 or both.
-        optimizers: Class names in `torch.optim`.
-        device: "cpu", "cuda" or "cuda:1".
-        dataset: Name for the table.
-        dataset_size: Training examples; only written down.
-        num_classes: Likewise.
-        num_steps: Measured steps of each combination, after five to warm up.
-    """
-
-    name: str
-    batch_sizes: Sequence[int]
-    precisions: Sequence[int] = (32,)
-    optimizers: Sequence[str] = ("SGD",)
-    device: str = "cpu"
-    dataset: str = "synthetic"
-    dataset_size: int = 0
-    num_classes: int = 0
-    num_steps: int = MEASURED_STEPS
+    name: str  # of the model in the table
+    batch_sizes: Sequence[int]  # examples per step
+    precisions: Sequence[int] = (32,)  # 32, 16 or both
+    optimizers: Sequence[str] = ("SGD",)  # class names in `torch.optim`
+    device: str = "cpu"  # "cpu", "cuda" or "cuda:1"
+    dataset: str = "synthetic"  # name for the table
+    dataset_size: int = 0  # training examples; only written down
+    num_classes: int = 0  # likewise
+    num_steps: int = MEASURED_STEPS  # measured steps of each combination, after five to warm up
 
     def __post_init__(self) -> None:
         if not self.batch_sizes or min(self.batch_sizes) < 1:

@@ -20,7 +20,7 @@ def described(
             f"step-time tables are of {', '.join(FAMILIES)}; the trace of {work.name} says "
             f"{work.family}"
         )
-    common = {
+    return {
         "dataset": dataset,
         "input_shape": str(tuple(input_shape or ())),
         "num_classes": work.num_classes,
@@ -41,8 +41,17 @@ def described(
         "flops_fwd_per_sample": work.forward_flops_per_example,
         "flops_train_per_sample": work.train_flops_per_example,
         "flops_train_per_batch": work.train_flops_per_batch,
+        **_family_columns(work),
+        "gpu_name": where.name,
+        "Boost Clock (MHz)": where.boost_clock_hz / 1e6,
+        "Memory (GB)": where.memory_bytes / 2**30,
+        "GPU Memory Bandwidth (GB/s)": where.memory_bytes_per_s / 1e9,
+        "Cores": where.num_cores,
+        "SM": where.num_sms,
+        "TC": where.num_tensor_cores,
+        "FP16": where.fp16_flops / 1e9,
+        "FP32": where.fp32_flops / 1e9,
     }
-    return common | _family_columns(work) | _device_columns(where)
 
 
 def _family_columns(work: Workload) -> dict[str, Any]:
@@ -66,20 +75,6 @@ def _family_columns(work: Workload) -> dict[str, Any]:
         "act_layers": work.num_activation_layers,
         "sum_hwC": work.sum_conv_outputs,
         "max_hwC": work.max_conv_outputs,
-    }
-
-
-def _device_columns(where: Device) -> dict[str, Any]:
-    return {
-        "gpu_name": where.name,
-        "Boost Clock (MHz)": where.boost_clock_hz / 1e6,
-        "Memory (GB)": where.memory_bytes / 2**30,
-        "GPU Memory Bandwidth (GB/s)": where.memory_bytes_per_s / 1e9,
-        "Cores": where.num_cores,
-        "SM": where.num_sms,
-        "TC": where.num_tensor_cores,
-        "FP16": where.fp16_flops / 1e9,
-        "FP32": where.fp32_flops / 1e9,
     }
 
 

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -95,8 +96,9 @@ def trace_workload(
             made = setup.make_optimizer(module)
             _run_recorded(module, inputs, setup, made, recorder, warm_up=True)
         except (RuntimeError, TypeError, NotImplementedError) as error:
+            first = str(error).strip().split("\n", 1)[0] or type(error).__name__
             raise TraceError(
-                f"the model cannot be traced ({_first_line(error)}); its step must follow from "
+                f"the model cannot be traced ({first}); its step must follow from "
                 "shapes alone. Measure real steps instead"
             ) from error
         facts = {"dataset_size": dataset_size, "num_classes": num_classes}
@@ -148,7 +150,9 @@ def _run_recorded(
         if loss.requires_grad:
             loss.backward()
     del loss
-    recorder.memory.fix_gradients(model)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            recorder.memory.fix(parameter.grad)
     if warm_up:
         optimizer.step()
     recorder.memory.ignore(tensors_in(list(optimizer.state.values())))
@@ -163,25 +167,24 @@ def _workload(
     forward = [call for call in recorder.calls if call.phase == "forward"]
     kind = architecture_of(model, forward, setup.batch_size)
     trained = [p for p in model.parameters() if p.requires_grad]
+    stored_bytes = sum(
+        x.numel() * (1 if x.is_floating_point() else x.element_size()) for x in tensors_in(inputs)
+    )
     flops = sum(call.flops for call in forward) / setup.batch_size
     by_class = {key: value / setup.batch_size for key, value in flops_by_class(forward).items()}
     return Workload(
-        family=kind.family,
+        **asdict(kind),
         batch_size=setup.batch_size,
         precision_bits=setup.precision_bits,
         optimizer=next(n for n in torch.optim.__all__ if n.lower() == setup.optimizer.lower()),
         num_params=sum(p.numel() for p in trained),
         num_param_tensors=len(trained),
-        depth=kind.depth,
-        width=kind.width,
-        num_tokens=kind.num_tokens,
-        num_heads=kind.num_heads,
         forward_flops_per_example=flops,
         flops_by_class=by_class,
         num_norm_layers=sum(is_norm(call.operator) for call in forward),
         num_activation_layers=sum(call.operator in ACTIVATIONS for call in forward),
         activation_bytes_per_example=_activation_bytes(kind, forward, setup),
-        example_bytes=_stored_bytes(inputs) / setup.batch_size,
+        example_bytes=stored_bytes / setup.batch_size,
         num_kernels=sum(map(num_table_kernels, forward)),
         num_operators=sum(call.operator_class != "view" for call in forward),
         num_python_calls=recorder.num_python_calls,
@@ -240,19 +243,8 @@ def _activation_bytes(kind: Any, forward: list[OperatorWork], setup: StepSetup) 
     return (written + pooled) / setup.batch_size
 
 
-def _stored_bytes(inputs: Inputs) -> int:
-    return sum(
-        tensor.numel() * (1 if tensor.is_floating_point() else tensor.element_size())
-        for tensor in tensors_in(inputs)
-    )
-
-
 class _OneFakeMode(FakeTensorMode):
     """Stays the mode of tensors that a module copies; a copy of it would not know them."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_OneFakeMode":
         return self
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

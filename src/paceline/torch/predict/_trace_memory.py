@@ -74,11 +74,6 @@ class LiveMemory:
             found = [self._held_by(source) for source in sources]
             held.sources = tuple(each for each in found if each not in (None, held))
 
-    def fix_gradients(self, model: torch.nn.Module) -> None:
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                self.fix(parameter.grad)
-
     def moments(self, batch_size: int) -> tuple[MemoryMoment, ...]:
         """Return the moments that are the fullest for some batch, and the optimizer's fullest."""
         phases = [phase for phase, _, _ in self._changes]

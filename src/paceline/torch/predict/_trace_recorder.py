@@ -22,29 +22,20 @@ COPIES_AND_SUMS = frozenset({"_to_copy", "add"})
 
 
 class Recorder(TorchDispatchMode):
-    """Notes every operator of a step; with `timed`, how long each one took.
-
-    Attributes:
-        phase: Part of the step that runs; `begin` sets it.
-        calls: What ran, in order, views included.
-        seconds: Time of each call; zeros unless `timed`.
-        layer_of_call: Name of the layer that ran in the forward pass; empty elsewhere.
-        memory: Living tensors, without parameters that are trained.
-        saved_bytes: Kept for the backward pass; parameters and their copies left out.
-        num_python_calls: Calls of PyTorch from Python in the forward pass.
-    """
+    """Notes every operator of a step; with `timed`, how long each one took."""
 
     def __init__(self, model: torch.nn.Module, *, timed: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.phase: Phase = "forward"
-        self.calls: list[OperatorWork] = []
-        self.seconds: list[float] = []
-        self.layer_of_call: list[str] = []
+        self.phase: Phase = "forward"  # part of the step that runs; `begin` sets it
+        self.calls: list[OperatorWork] = []  # what ran, in order, views included
+        self.seconds: list[float] = []  # of each call; zeros unless `timed`
+        self.layer_of_call: list[str] = []  # that ran in the forward pass; empty elsewhere
+        # Living tensors, without parameters that are trained.
         self.memory = LiveMemory(p for p in model.parameters() if p.requires_grad)
         self.memory.add([p for p in model.parameters() if not p.requires_grad], fixed=True)
         self.memory.add(list(model.buffers()), fixed=True)
-        self.saved_bytes = 0
-        self.num_python_calls = 0
+        self.saved_bytes = 0  # kept for the backward pass; parameters and copies left out
+        self.num_python_calls = 0  # of PyTorch in the forward pass
         self._timed = timed
         self._model = model
         self._layers: list[str] = [""]

@@ -18,18 +18,12 @@ ExampleInput = torch.Tensor | tuple[Any, ...] | dict[str, Any] | Callable[[int],
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSetup:
-    """What fixes a training step besides model and inputs.
+    """What fixes a training step besides model and inputs."""
 
-    Attributes:
-        batch_size: Examples per step.
-        precision_bits: 32, or 16 for autocast to bfloat16.
-        optimizer: Class name in `torch.optim`.
-        loss: From the model's output to a scalar; unset for the mean square.
-    """
-
-    batch_size: int
-    precision_bits: int = 32
-    optimizer: str = "SGD"
+    batch_size: int  # examples per step
+    precision_bits: int = 32  # 32, or 16 for autocast to bfloat16
+    optimizer: str = "SGD"  # class name in `torch.optim`
+    # From the model's output to a scalar; unset for the mean square.
     loss: Callable[[Any], torch.Tensor] | None = None
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
