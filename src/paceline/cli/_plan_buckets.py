@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 # NumPy and numba take most of a second to import: what needs them is imported inside.
 if TYPE_CHECKING:
-    from paceline.comm import WireProblem
     from paceline.cost import Job
 
 JOB = "a .json file, or module:name of a Job or of a function that returns one"
@@ -17,18 +16,21 @@ NUM_IN_FLIGHT = 2
 
 def run_buckets(where: str, *, is_json: bool) -> int:
     """Price bucket sizes for the job at `where` and print the advice; all times are simulated."""
-    from paceline.comm import WireProblem, advise_buckets
+    from paceline.comm import WireProblem, advise_buckets, baseline_plans, plan_blocks, step_time_s
 
     job = _read_job(where)
     problem = WireProblem.from_job(job, num_in_flight=NUM_IN_FLIGHT)
     if not len(problem.num_bytes):
         raise ValueError("no layer of the job has gradients, so there is nothing to put in buckets")
     buckets = advise_buckets(problem)
+    plans = [plan_blocks(problem), *baseline_plans(problem)]
+    # ScheduledDataParallel executes whole all-reduces.
+    scheduled = [step_time_s(problem, plan) for plan in plans if plan.latency_share == 1.0]
     result = {
         "bucket_cap_mb": buckets.bucket_cap_mb,
         "step_s": buckets.step_s,
         "default_step_s": buckets.default_step_s,
-        "scheduled_step_s": _scheduled_step_s(problem),
+        "scheduled_step_s": min(scheduled),
         "bound_s": buckets.bound_s,
         "step_s_of_cap": {str(cap): step_s for cap, step_s in buckets.step_s_of_cap.items()},
         "job": job.source,
@@ -36,14 +38,6 @@ def run_buckets(where: str, *, is_json: bool) -> int:
     }
     print(json.dumps(result) if is_json else _table(result))
     return 0
-
-
-def _scheduled_step_s(problem: "WireProblem") -> float:
-    """Return the best step time of plans that ScheduledDataParallel executes: whole all-reduces."""
-    from paceline.comm import baseline_plans, plan_blocks, step_time_s
-
-    plans = [plan_blocks(problem), *baseline_plans(problem)]
-    return min(step_time_s(problem, plan) for plan in plans if plan.latency_share == 1.0)
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -39,9 +39,8 @@ def calibrate_families(
 ) -> dict[str, Calibration]:
     """Calibrate every family of `probes`; intervals for new names borrow from each other.
 
-    A family has three to five datasets or models, and the next one may lie
-    anywhere; so for new names an interval is halfway between what its family's held-out
-    units ask for and what the families ask for on average.
+    A family has three to five datasets or models, and the next one may lie anywhere; so for new
+    names an interval is halfway between its family's held-out units and the mean of all families.
     """
     found = {
         family: calibrate(runs, family, shift, start=start, probes=kept, seed=seed)

@@ -35,12 +35,8 @@ def roofline_parts(workload: Workload, device: Device | None) -> dict[Bound, flo
         ATTAINED_BANDWIDTH * device.memory_bytes_per_s
     )
     launches = workload.num_operators or workload.num_kernels
-    launch_s = PASSES * launches * LAUNCH_S
-    return {
-        "compute": compute_s,
-        "memory": memory_s,
-        "launch": max(launch_s - compute_s - memory_s, 0.0),
-    }
+    launch_s = max(PASSES * launches * LAUNCH_S - compute_s - memory_s, 0.0)
+    return {"compute": compute_s, "memory": memory_s, "launch": launch_s}
 
 
 def shares_of_step(

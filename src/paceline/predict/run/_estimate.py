@@ -173,8 +173,7 @@ def predicted_job(
         )
         for layer, weight in zip(workload.layers, weights, strict=True)
     )
-    workers = tuple(Worker() for _ in range(num_workers))
-    return Job(source="predicted", layers=layers, link=link, workers=workers)
+    return Job(source="predicted", layers=layers, link=link, workers=(Worker(),) * num_workers)
 
 
 def ring_link(

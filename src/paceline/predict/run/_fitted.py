@@ -70,9 +70,8 @@ def convergence_file(path: Path) -> Path:
 
 def existing(path: Path | None) -> Path:
     """Return `path`, or that of the shipped predictor; it must be there."""
-    found = (
-        Path(str(files("paceline.predict").joinpath("predictor.json"))) if path is None else path
-    )
+    shipped = files("paceline.predict").joinpath("predictor.json")
+    found = Path(str(shipped)) if path is None else path
     if not found.is_file():
         raise ValueError(f"there is no predictor file {found}; make one with: paceline fit TABLES")
     return found

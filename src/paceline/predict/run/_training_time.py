@@ -88,8 +88,7 @@ class TrainingTimePredictor:
 
     def predict_step_time(self) -> EstimatedFloat:
         """Return seconds per step, waiting for the loader included."""
-        found = estimate_step(self.workload, self.device, path=self._path)
-        return EstimatedFloat.of(found.step)
+        return EstimatedFloat.of(estimate_step(self.workload, self.device, path=self._path).step)
 
     def predict_epoch_time(self) -> EstimatedFloat:
         """Return seconds per epoch: steps per epoch, the last one short, times the step.

@@ -1,7 +1,6 @@
 """How long a step takes: a roofline, a loader, and what was learned from measured tables."""
 
-from paceline.predict.step._calibration import folds, units
-from paceline.predict.step._estimate import StepEstimate
+from paceline.predict.step._calibration import StepEstimate, folds, units
 from paceline.predict.step._predictor import StepPredictor, fit_step_predictor
 from paceline.predict.step._predictor_file import (
     digest_of,

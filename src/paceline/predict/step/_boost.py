@@ -1,7 +1,6 @@
 """Gradient-boosted trees on log residuals: LightGBM, small, deterministic, one thread."""
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -63,12 +62,11 @@ def fit_boosted(features: FloatArray, target: FloatArray, config: BoostConfig) -
     return Boosted(lightgbm.train(settings, data, config.num_trees))
 
 
-def _lightgbm() -> ModuleType:
+def _lightgbm() -> Any:
     try:
         import lightgbm
     except ImportError:
         raise MissingExtraError(
             "predicting step times needs LightGBM; install it with pip install 'paceline[predict]'"
         ) from None
-    module: ModuleType = lightgbm
-    return module
+    return lightgbm

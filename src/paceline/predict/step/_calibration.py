@@ -2,21 +2,67 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.predict._conformal import Estimate, conformal_offsets
-from paceline.predict.step._estimate import StepEstimate
 from paceline.predict.step._rows import FloatArray, StepRows, concatenate
 from paceline.predict.step._time import WHOLE_STEP_SHIFTS, StepLogs, check_shift, fit_step_models
+from paceline.predict.work import Bound
 
 CONFIGURATION = ("variant", "dataset", "batch_size", "precision_bits", "device")
 NUM_FOLDS = 10
 NUM_INNER_FOLDS = 5
 ANY_FAMILY = ""
+NEW = {"known": "nothing"} | {
+    shift: f"the {shift}" for shift in ("configuration", "dataset", "model", "device")
+}
 TRUST_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 QUANTITIES = ("compute", "total")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEstimate:
+    """Seconds of one worker's training step by itself, with 90 % intervals.
+
+    Attributes:
+        compute: Forward pass, backward pass and optimizer on the device.
+        total: The same and the wait for data; None for a step that never waits.
+        loader: What the host needs to deliver the batch while the device computes, where known.
+        shares: Relative parts of compute, memory and launch in the compute time, where known.
+        shift: What the predictor took to be new, one of "known", "configuration", "dataset",
+            "model" and "device"; the intervals are calibrated for it. Empty where no table
+            was asked.
+        source: "predicted", or "measured" by a probe.
+    """
+
+    compute: Estimate
+    total: Estimate | None = None
+    loader: Estimate | None = None
+    shares: tuple[tuple[Bound, float], ...] = ()
+    shift: str = ""
+    source: Literal["predicted", "measured"] = "predicted"
+
+    @property
+    def step(self) -> Estimate:
+        """Seconds of the whole step."""
+        return self.total or self.compute
+
+    @property
+    def loader_wait(self) -> Estimate:
+        """Seconds that the step waits for data."""
+        ends = [
+            max(getattr(self.step, end) - getattr(self.compute, end), 0.0)
+            for end in ("median", "low", "high")
+        ]
+        return Estimate(ends[0], min(ends), max(ends))
+
+    @property
+    def new(self) -> str:
+        """What the predictor had not seen before, in words."""
+        return NEW.get(self.shift, "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ def feature_matrix(rows: StepRows) -> tuple[FloatArray, FloatArray]:
     """Features of the work and its fit to the device, and of the device alone, one row per step.
 
     They come apart because a handful of devices cannot identify all columns of the second, see
-    `_step_time`.
+    `DeviceModel`.
     """
     rows = rows.without_times()
     device = [

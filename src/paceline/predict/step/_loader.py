@@ -15,12 +15,10 @@ from paceline.predict.step._rows import FloatArray, StepRows
 
 RATE_GRID = np.exp(np.linspace(np.log(1e-6), np.log(2e-2), 100))
 """Seconds per example on a grid; the least one stands for a loader that keeps up."""
-WAITING_SHARE = 0.15
-"""A step whose wait is a smaller share of it says only that the loader kept up."""
+WAITING_SHARE = 0.15  # a step that waits a smaller share of it says only that the loader kept up
 PRIOR_WIDTH = 0.35
 ERROR_SCALE = 0.1
-EXPENSIVE_SHARE = 0.05
-"""Share of datasets that may cost more than the upper end of an interval says."""
+EXPENSIVE_SHARE = 0.05  # of datasets may cost more than the upper end of an interval says
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +49,12 @@ class LoaderRates:
         What is unknown is a dataset, and few of them were measured: the bound is
         Student's, with one degree of freedom less than datasets.
         """
-        from scipy.special import stdtrit  # Comes with LightGBM, like all that is fitted.
-
         slow = {name: rate for name, rate in self.seconds.items() if rate > RATE_GRID[0]}
         num = len({name.rsplit("|", 1)[1] for name in slow})
         if num < 2:
             return float(RATE_GRID[-1]) * _batch(rows)
+        from scipy.special import stdtrit  # Comes with LightGBM, like all that is fitted.
+
         # A twentieth of all is a larger share of those that do not keep up.
         quantile = max(0.5, 1 - EXPENSIVE_SHARE * len(self.seconds) / len(slow))
         # The deviation has `num - 1` degrees of freedom, and the mean is uncertain too.

@@ -8,12 +8,12 @@ import numpy as np
 from paceline.predict.step._calibration import (
     Calibration,
     HeldOut,
+    StepEstimate,
     calibrate,
     chosen_trust,
     held_out_predictions,
     step_estimates,
 )
-from paceline.predict.step._estimate import StepEstimate
 from paceline.predict.step._probe import (
     NUM_PROBES,
     ProbeKernel,

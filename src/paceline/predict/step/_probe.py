@@ -26,8 +26,7 @@ from paceline.predict.step._time import StepLogs
 VARIANCE_GRID = np.array([0.0005, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32])
 NUM_SWEEPS = 3
 MAX_ROWS_PER_DEVICE = 120
-NUM_PROBES = (1, 3, 10, 30)
-"""Numbers of probes that intervals are calibrated for; in between the next lower one holds."""
+NUM_PROBES = (1, 3, 10, 30)  # that intervals are made for; in between the next lower one holds
 NUM_DRAWS = 3
 
 

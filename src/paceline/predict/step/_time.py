@@ -151,8 +151,8 @@ def _half_of_the_columns(num_columns: int) -> list[tuple[int, ...]]:
     halves: list[tuple[int, ...]] = []
     while len(halves) < NUM_MEMBERS:
         order = rng.permutation(num_columns)
-        for part in (order[: num_columns // 2], order[num_columns // 2 :]):
-            halves.append(tuple(np.sort(part).tolist()))
+        parts = np.split(order, [num_columns // 2])
+        halves += [tuple(np.sort(part).tolist()) for part in parts]
     return halves[:NUM_MEMBERS]
 
 

@@ -1,7 +1,8 @@
 """Measure what operators cost on this machine's CPU, in about ten seconds."""
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,8 +50,7 @@ def calibrate_cpu(
             for run in runs:
                 run.measure()
     timings = [timing for run in runs for timing in run.operators]
-    steps = [run.step() for run in runs]
-    return fit_cpu_rates(timings, steps, machine=this_machine(num_threads))
+    return fit_cpu_rates(timings, [run.step() for run in runs], machine=this_machine(num_threads))
 
 
 def this_machine(num_threads: int) -> dict[str, str]:
@@ -89,9 +89,8 @@ class _ModelRun:
 
 
 def _processor() -> str:
-    try:
-        lines: Iterable[str] = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
+from timeit import repeat
 from typing import Any
 
 import torch
@@ -152,14 +153,16 @@ def device_at(name: str) -> Device:
 
 def _measured_cpu(side: int = 512, num_values: int = 1 << 23) -> Device:
     square, values = torch.randn(side, side), torch.randn(num_values)
-    flops = 2 * side**3 / _best_s(lambda: square @ square)
+    matmul_s = min(repeat(lambda: square @ square, number=1, repeat=5))
+    add_s = min(repeat(lambda: values + 1.0, number=1, repeat=5))
+    flops = 2 * side**3 / matmul_s
     cores = os.cpu_count() or 1
     return Device(
         name=f"cpu {this_machine(torch.get_num_threads())['processor']}",
         fp32_flops=flops,
         fp16_flops=flops,
         tensor_flops=flops,
-        memory_bytes_per_s=8 * num_values / _best_s(lambda: values + 1.0),
+        memory_bytes_per_s=8 * num_values / add_s,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         num_cores=cores,
         num_sms=cores,
@@ -168,12 +171,3 @@ def _measured_cpu(side: int = 512, num_values: int = 1 << 23) -> Device:
         price_per_hour=0.0,
         source="measured",
     )
-
-
-def _best_s(call: Callable[[], Any], num_calls: int = 5) -> float:
-    seconds = []
-    for _ in range(num_calls):
-        begin = perf_counter()
-        call()
-        seconds.append(perf_counter() - begin)
-    return min(seconds)

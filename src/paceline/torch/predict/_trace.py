@@ -93,8 +93,9 @@ def trace_workload(
             module = (_without_weights(module) if module is model else module).train()
             inputs = inputs_for(example_input, input_shape, batch_size)
             recorder = Recorder(module)
-            made = setup.make_optimizer(module)
-            _run_recorded(module, inputs, setup, made, recorder, warm_up=True)
+            _run_recorded(
+                module, inputs, setup, setup.make_optimizer(module), recorder, warm_up=True
+            )
         except (RuntimeError, TypeError, NotImplementedError) as error:
             first = str(error).strip().split("\n", 1)[0] or type(error).__name__
             raise TraceError(

@@ -39,13 +39,8 @@ def architecture_of(
     if family in ("MLP", "Transformer", "RNN"):
         width, num_tokens = _width_and_tokens(forward, batch_size)
     heads = _attentions(forward, batch_size)
-    return Architecture(
-        family=family,
-        depth=_depth(model, family, heads),
-        width=width,
-        num_tokens=num_tokens,
-        num_heads=heads[0] if heads else 0,
-    )
+    depth = _depth(model, family, heads)
+    return Architecture(family, depth, width, num_tokens, num_heads=heads[0] if heads else 0)
 
 
 def is_norm(operator: str) -> bool:

@@ -104,9 +104,7 @@ class Recorder(TorchDispatchMode):
 
     def operators(self) -> tuple[OperatorWork, ...]:
         """Return what ran, equal calls as one."""
-        return tuple(
-            replace(work, num_calls=num_calls) for work, num_calls in Counter(self.calls).items()
-        )
+        return tuple(replace(work, num_calls=n) for work, n in Counter(self.calls).items())
 
     def layers(self) -> tuple[LayerWork, ...]:
         """Return the layers in the order of their first call."""
