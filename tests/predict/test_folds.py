@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from tests.predict.step_tables import mlp_rows, write_table
 
-from paceline.predict.step._calibration import held_out_predictions
-from paceline.predict.step._folds import folds, units
+from paceline.predict.step._calibration import folds, held_out_predictions, units
 from paceline.predict.step._rows import StepRows
 from paceline.predict.step._tables import read_step_tables
 from paceline.predict.step._time import SHIFTS, fit_step_models

@@ -6,8 +6,14 @@ from tests.predict.step_tables import mlp_rows, write_table
 
 from paceline.predict.step._calibration import HeldOut, held_out_predictions
 from paceline.predict.step._loader import LoaderRates, fit_loader_rates
-from paceline.predict.step._probe import ProbeKernel, fit_probe_kernel, probed_logs
-from paceline.predict.step._probe_trials import by_device_and_family, calibrate_probed, probe_trial
+from paceline.predict.step._probe import (
+    ProbeKernel,
+    by_device_and_family,
+    calibrate_probed,
+    fit_probe_kernel,
+    probe_trial,
+    probed_logs,
+)
 from paceline.predict.step._rows import StepRows
 from paceline.predict.step._tables import read_step_tables
 

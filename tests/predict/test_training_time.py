@@ -17,8 +17,7 @@ from paceline.predict.run._training_time import (
     TrainingTimePredictor,
     catalogue_workload,
 )
-from paceline.predict.step import StepEstimate
-from paceline.predict.step._workload_row import step_row
+from paceline.predict.step import StepEstimate, step_row
 from paceline.predict.work._devices import Device
 from paceline.predict.work._workload import Workload
 

@@ -4,17 +4,12 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from paceline.cli._model_flags import add_model_flags, example_input, load_function
-from paceline.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from paceline.torch.predict import CollectConfig
+from paceline.cli._model_flags import add_model_flags, example_input, load_function, needing
 
 
 def add_collect(commands: Any) -> None:
-    """Add the command to the subparsers of `paceline`."""
     collect = commands.add_parser(
         "collect",
         help="measure training steps on this device into a table for fit",
@@ -37,17 +32,22 @@ def add_collect(commands: Any) -> None:
 
 
 def run_collect(options: argparse.Namespace) -> int:
-    """Measure what the table lacks, with a progress bar."""
-    try:
+    with needing("collect", "torch,report"):
         from rich.console import Console
         from rich.progress import Progress
 
-        from paceline.torch.predict import collect_steps
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"collect needs {error.name}; install it with: pip install 'paceline[torch,report]'"
-        ) from error
-    config = _config(options)
+        from paceline.torch.predict import CollectConfig, collect_steps
+    config = CollectConfig(
+        name=options.name or options.model.rpartition(":")[2],
+        batch_sizes=_integers("batch", options.batch),
+        precisions=_integers("precision", options.precision),
+        optimizers=options.optimizer.split(","),
+        device=options.device,
+        dataset=options.dataset,
+        dataset_size=options.dataset_size,
+        num_classes=options.num_classes,
+        num_steps=options.steps,
+    )
     example, shape = example_input(options.input_shape)
     function = load_function(options.model)
     is_new: Counter[bool] = Counter()
@@ -63,22 +63,6 @@ def run_collect(options: argparse.Namespace) -> int:
     else:
         print(f"{options.output}: {is_new[True]} rows measured, {is_new[False]} were there")
     return 0
-
-
-def _config(options: argparse.Namespace) -> "CollectConfig":
-    from paceline.torch.predict import CollectConfig
-
-    return CollectConfig(
-        name=options.name or options.model.rpartition(":")[2],
-        batch_sizes=_integers("batch", options.batch),
-        precisions=_integers("precision", options.precision),
-        optimizers=options.optimizer.split(","),
-        device=options.device,
-        dataset=options.dataset,
-        dataset_size=options.dataset_size,
-        num_classes=options.num_classes,
-        num_steps=options.steps,
-    )
 
 
 def _integers(name: str, text: str) -> list[int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline.cli._estimate_report import as_json, show
-from paceline.cli._model_flags import add_model_flags, example_input, load_function
-from paceline.errors import MissingExtraError, TraceError
+from paceline.cli._model_flags import add_model_flags, example_input, load_function, needing
+from paceline.errors import TraceError
 
 # NumPy, numba and torch take seconds to import: what needs them is imported inside functions.
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ PROBE_STEPS = 3
 
 
 def add_estimate(commands: Any) -> None:
-    """Add the command to the subparsers of `paceline`."""
     estimate = commands.add_parser(
         "estimate",
         help="predict time, cost and memory of a training run",
@@ -50,7 +49,6 @@ def add_estimate(commands: Any) -> None:
 
 
 def run_estimate(options: argparse.Namespace) -> int:
-    """Trace the model, predict, and print."""
     from paceline.predict import Device, estimate_run
 
     where = None if options.device.lower() == "cpu" else Device.named(options.device)
@@ -69,9 +67,6 @@ def run_estimate(options: argparse.Namespace) -> int:
 
 def parse_link(text: str) -> tuple[float, float | None]:
     """Return bytes per second, and seconds of latency of a hop if given.
-
-    Raises:
-        ValueError: If it is not a positive rate with a unit.
 
     Examples:
         >>> parse_link("100Gbit/s")
@@ -107,9 +102,7 @@ def _setup(options: argparse.Namespace, where: "Device | None") -> "RunSetup":
         raise ValueError(f"batch must be at least 1, got {options.batch}")
     if not 0 <= options.epochs < float("inf"):
         raise ValueError(f"epochs must be finite and not negative, got {options.epochs}")
-    price = options.price
-    if price is None:
-        price = where.price_per_hour if where else 0.0
+    list_price = where.price_per_hour if where else 0.0
     link = None
     if options.link is not None:
         rate, hop_s = parse_link(options.link)
@@ -121,18 +114,14 @@ def _setup(options: argparse.Namespace, where: "Device | None") -> "RunSetup":
         link=link,
         dataset_size=options.dataset_size,
         epochs=epochs,
-        price_per_hour=price,
+        price_per_hour=list_price if options.price is None else options.price,
     )
 
 
 def _describe(options: argparse.Namespace) -> "tuple[Workload, StepEstimate | None]":
     """Trace the model; if that fails, run it here and say so."""
-    try:
+    with needing("estimate", "torch"):
         from paceline.torch.predict import StepSetup, measure_step, trace_workload
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"estimate needs {error.name}; install it with: pip install 'paceline[torch]'"
-        ) from error
     function = load_function(options.model)
     example, shape = example_input(options.input_shape)
     try:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from paceline.errors import MissingExtraError
+from paceline.cli._model_flags import needing
 
 if TYPE_CHECKING:
     from paceline.predict import Device, RunEstimate, RunSetup, Workload
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 def as_json(
     found: "RunEstimate", workload: "Workload", where: "Device | None", setup: "RunSetup"
 ) -> dict[str, Any]:
-    """Return the estimate as one JSON object."""
-
     def numbers(estimate: Any) -> dict[str, float] | None:
         return None if estimate is None else asdict(estimate)
 
@@ -47,19 +45,10 @@ def as_json(
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a table of what `as_json` returns.
-
-    Raises:
-        MissingExtraError: If rich is not installed.
-    """
-    try:
+    """Print a table of what `as_json` returns."""
+    with needing("the table", "report", otherwise=", or pass --json"):
         from rich.console import Console
         from rich.table import Table
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"the table needs {error.name}; install it with: pip install 'paceline[report]', or "
-            "pass --json"
-        ) from error
     table = Table(title=f"{result['model']} on {result['workers']} x {result['device']}")
     for column in ("", "median", "low", "high", ""):
         table.add_column(column, justify="left" if column == "" else "right")

@@ -7,7 +7,6 @@ from typing import Any
 
 
 def add_fit(commands: Any) -> None:
-    """Add the command to the subparsers of `paceline`."""
     fit = commands.add_parser(
         "fit",
         help="fit a predictor to measured tables",
@@ -22,7 +21,6 @@ def add_fit(commands: Any) -> None:
 
 
 def run_fit(options: argparse.Namespace) -> int:
-    """Fit and write."""
     from paceline.predict.run import fit_predictor
 
     if not options.tables.is_dir():

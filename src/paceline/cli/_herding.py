@@ -6,7 +6,6 @@ from typing import Any
 
 
 def add_herding(commands: Any) -> None:
-    """Add the command to the subparsers of `paceline`."""
     herding = commands.add_parser(
         "herding",
         help="simulate how well each order of examples balances random gradients",
@@ -26,7 +25,6 @@ def add_herding(commands: Any) -> None:
 
 
 def run_herding(options: argparse.Namespace) -> int:
-    """Simulate and print."""
     # NumPy and numba take most of a second to import, which no other command should wait for.
     from paceline.order import measure_herding
 

@@ -12,6 +12,7 @@ from paceline.cli._collect import add_collect
 from paceline.cli._estimate import add_estimate
 from paceline.cli._fit import add_fit
 from paceline.cli._herding import add_herding
+from paceline.cli._model_flags import needing
 from paceline.cli._plan import add_plan
 from paceline.errors import MissingExtraError, PacelineError
 
@@ -22,7 +23,6 @@ class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage in front of it."""
 
     def error(self, message: str) -> NoReturn:
-        """Print `message` and exit with status 2."""
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        return int(options.run(options))
     except KeyboardInterrupt:
         print("paceline: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -43,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PacelineError as error:
         print(f"paceline: {error}", file=sys.stderr)
         return FAILURE
-    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,12 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"paceline {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_demo(commands)
-    add_plan(commands)
-    add_estimate(commands)
-    add_collect(commands)
-    add_fit(commands)
-    add_herding(commands)
+    for add in (_add_demo, add_plan, add_estimate, add_collect, add_fit, add_herding):
+        add(commands)
     return parser
 
 
@@ -75,14 +70,10 @@ def _add_demo(commands: "argparse._SubParsersAction[OneLineParser]") -> None:
 
 
 def _run_demo(options: argparse.Namespace) -> int:
-    try:
+    with needing("the demo", "torch,report"):
         from rich.console import Console
 
         from paceline.demo import DemoConfig, run_demo, show
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"the demo needs {error.name}; install it with: pip install 'paceline[torch,report]'"
-        ) from error
     config = DemoConfig(
         num_ranks=options.ranks, seconds=options.seconds, output=options.output, seed=options.seed
     )

@@ -3,28 +3,37 @@
 import argparse
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from paceline.errors import MissingExtraError
 
 INTEGERS = ("int64", "int32")
 
 
+@contextmanager
+def needing(what: str, extras: str, otherwise: str = "") -> Iterator[None]:
+    """Say which extras to install where an import inside fails."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        command = f"pip install 'paceline[{extras}]'"
+        raise MissingExtraError(
+            f"{what} needs {error.name}; install it with: {command}{otherwise}"
+        ) from error
+
+
 def add_model_flags(command: argparse.ArgumentParser) -> None:
-    """Add the flags that say what the model and its inputs are."""
     command.add_argument(
-        "model",
-        help="FILE.py:FUNCTION that returns a module, or a pair of it and an example input",
+        "model", help="FILE.py:FUNCTION that returns a module, or a pair of it and an example input"
     )
     command.add_argument("--input-shape", help="of one example: 3,224,224, or 128:int64 for tokens")
 
 
 def load_function(text: str) -> Callable[[], Any]:
-    """Return the function that `FILE.py:FUNCTION` names; runs the file.
-
-    Raises:
-        ValueError: If the text has another form, or there is no such file or function.
-    """
+    """Return the function that `FILE.py:FUNCTION` names; runs the file."""
     name, _, function = text.rpartition(":")
     path = Path(name)
     if not name.endswith(".py") or not function.isidentifier():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from paceline.balance import BalanceConfig
-    from paceline.cost import ExampleCost, Worker
+    from paceline.cost import ExampleCost
 
 COSTS = "linear[:PER_TOKEN[,FIXED]] or quadratic:LINEAR,QUADRATIC[,FIXED]"
 # Enough steps to compile every loop that the whole plan will run.
@@ -25,7 +25,6 @@ WARM_UP_STEPS = 2
 
 
 def add_plan(commands: Any) -> None:
-    """Add the command to the subparsers of `paceline`."""
     plan = commands.add_parser(
         "plan",
         help="plan one epoch from example sizes, or gradient buckets, and say what it gains",
@@ -54,17 +53,14 @@ def add_plan(commands: Any) -> None:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Plan buckets or an epoch, as `options` say."""
-    needed = {name: getattr(options, name) for name in ("sizes", "workers", "batch_size")}
-    given = [name for name, value in needed.items() if value is not None]
-    missing = [f"--{name.replace('_', '-')}" for name in needed if name not in given]
+    sizes, workers, batch_size = options.sizes, options.workers, options.batch_size
+    needed = {"--sizes": sizes, "--workers": workers, "--batch-size": batch_size}
+    given = [flag for flag, value in needed.items() if value is not None]
     if options.buckets is not None:
         if given:
-            raise ValueError(
-                f"--buckets plans from a job alone; leave --{given[0].replace('_', '-')} out"
-            )
+            raise ValueError(f"--buckets plans from a job alone; leave {given[0]} out")
         return run_buckets(options.buckets, is_json=options.json)
-    if missing:
+    if missing := [flag for flag in needed if flag not in given]:
         raise ValueError(f"the following arguments are required: {', '.join(missing)}")
     return _run_epoch(options)
 
@@ -72,9 +68,11 @@ def run_plan(options: argparse.Namespace) -> int:
 def _run_epoch(options: argparse.Namespace) -> int:
     """Plan two epochs, measure the first, and print what came out."""
     from paceline.balance import measure_quality, plan_epoch, regime_of
-    from paceline.cost import example_costs
+    from paceline.cost import Worker, example_costs
 
-    config, workers = _config(options), _workers(options.speeds)
+    config, workers = _config(options), None
+    if options.speeds is not None:
+        workers = tuple(Worker(speed=speed) for speed in _numbers("speeds", options.speeds))
     sizes = _read_sizes(options.sizes)
     costs = example_costs(_cost_model(options.cost), sizes)
     num_first = max(WARM_UP_STEPS * config.batch_size, config.num_workers)
@@ -127,14 +125,6 @@ def _window(text: str) -> int:
         return int(text)
     except ValueError:
         raise ValueError(f"window must be a number of steps or 'epoch', got {text!r}") from None
-
-
-def _workers(text: str | None) -> "tuple[Worker, ...] | None":
-    from paceline.cost import Worker
-
-    if text is None:
-        return None
-    return tuple(Worker(speed=speed) for speed in _numbers("speeds", text))
 
 
 def _cost_model(text: str) -> "ExampleCost":

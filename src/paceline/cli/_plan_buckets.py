@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 # NumPy and numba take most of a second to import: what needs them is imported inside.
 if TYPE_CHECKING:
-    from paceline.comm import WireProblem
     from paceline.cost import Job
 
 JOB = "a .json file, or module:name of a Job or of a function that returns one"
@@ -16,42 +15,32 @@ NUM_IN_FLIGHT = 2
 
 
 def run_buckets(where: str, *, is_json: bool) -> int:
-    """Price bucket sizes for the job at `where`, and print what came out."""
-    result = bucket_result(read_job(where))
-    print(json.dumps(result) if is_json else bucket_table(result))
-    return 0
+    """Price bucket sizes for the job at `where` and print the advice; all times are simulated."""
+    from paceline.comm import WireProblem, advise_buckets, baseline_plans, plan_blocks, step_time_s
 
-
-def bucket_result(job: "Job") -> dict[str, Any]:
-    """Return the advice for `job` as plain values; all times are simulated."""
-    from paceline.comm import WireProblem, advise_buckets
-
+    job = _read_job(where)
     problem = WireProblem.from_job(job, num_in_flight=NUM_IN_FLIGHT)
     if not len(problem.num_bytes):
         raise ValueError("no layer of the job has gradients, so there is nothing to put in buckets")
     buckets = advise_buckets(problem)
-    return {
+    plans = [plan_blocks(problem), *baseline_plans(problem)]
+    # ScheduledDataParallel executes whole all-reduces.
+    scheduled = [step_time_s(problem, plan) for plan in plans if plan.latency_share == 1.0]
+    result = {
         "bucket_cap_mb": buckets.bucket_cap_mb,
         "step_s": buckets.step_s,
         "default_step_s": buckets.default_step_s,
-        "scheduled_step_s": _scheduled_step_s(problem),
+        "scheduled_step_s": min(scheduled),
         "bound_s": buckets.bound_s,
         "step_s_of_cap": {str(cap): step_s for cap, step_s in buckets.step_s_of_cap.items()},
         "job": job.source,
         "source": "simulated",
     }
+    print(json.dumps(result) if is_json else _table(result))
+    return 0
 
 
-def _scheduled_step_s(problem: "WireProblem") -> float:
-    """Return the best step time of plans that ScheduledDataParallel executes: whole all-reduces."""
-    from paceline.comm import baseline_plans, plan_blocks, step_time_s
-
-    plans = [plan_blocks(problem), *baseline_plans(problem)]
-    return min(step_time_s(problem, plan) for plan in plans if plan.latency_share == 1.0)
-
-
-def bucket_table(result: dict[str, Any]) -> str:
-    """Lay the advice out for reading."""
+def _table(result: dict[str, Any]) -> str:
     best = result["bucket_cap_mb"]
     rows = [
         f"{cap:>8} {1e3 * step_s:>12.4g}{'  <- best' if int(cap) == best else ''}"
@@ -72,8 +61,7 @@ def bucket_table(result: dict[str, Any]) -> str:
     )
 
 
-def read_job(where: str) -> "Job":
-    """Return the job in a file or a module."""
+def _read_job(where: str) -> "Job":
     if where.endswith(".json") or Path(where).is_file():
         return _job_in_file(Path(where))
     module, colon, name = where.partition(":")

@@ -97,19 +97,17 @@ def conformal_offsets(
 ) -> tuple[float, float]:
     """Offsets `(low, high)` around a log prediction that hold a new residual with `coverage`.
 
-    Without `groups` this is split conformal prediction [1], one tail at a
-    time: with n exchangeable residuals, the `ceil((n + 1) * (1 + coverage) / 2)`-th
-    smallest bounds a new one from above with at least the asked probability,
-    and likewise from below. The tails are kept apart because measured times err to
-    the slow side; where n is too small for that rank to exist, the
-    extreme residual is widened in proportion to the missing rank.
+    Without `groups` this is split conformal prediction [1], one tail at a time: with n exchangeable
+    residuals, the `ceil((n + 1) * (1 + coverage) / 2)`-th smallest bounds a new one from above with
+    at least the asked probability, and likewise from below. The tails are kept apart because
+    measured times err to the slow side; where n is too small for that rank to exist, the extreme
+    residual is widened in proportion to the missing rank.
 
-    With `groups`, rows of one group share one vote: each group's rows together
-    weigh 1, whatever their number, and the interval is symmetric, the weighted
-    quantile of the absolute residual, since a handful of groups says little about
-    the two tails apart. A few groups allow no guarantee at 90 %: what makes up for it is
-    that residuals of inner folds come from predictors that saw fewer groups
-    than the final one, and the coverage is measured in every regime.
+    With `groups`, rows of one group share one vote: each group's rows together weigh 1, whatever
+    their number, and the interval is symmetric, the weighted quantile of the absolute residual,
+    since a handful of groups says little about the two tails apart. A few groups allow no guarantee
+    at 90 %: what makes up for it is that residuals of inner folds come from predictors that saw
+    fewer groups than the final one, and the coverage is measured in every regime.
 
     Args:
         log_residuals: `log(measured / predicted)` of rows that the predictor

@@ -6,11 +6,6 @@ from paceline.testing._peak_memory import measure_peak_bytes
 from paceline.testing._spawn import run_ranks
 
 __all__ = [
-    "EmulatedModel",
-    "NetLab",
-    "bytes_per_s",
-    "measure_peak_bytes",
-    "netlab",
-    "run_ranks",
+    "EmulatedModel", "NetLab", "bytes_per_s", "measure_peak_bytes", "netlab", "run_ranks",
     "why_not",
-]
+]  # fmt: skip

@@ -29,18 +29,11 @@ class EmulatedModel(nn.Module):
     """
 
     def __init__(
-        self,
-        forward_s: Sequence[float],
-        backward_s: Sequence[float],
-        gradient_bytes: Sequence[int],
+        self, forward_s: Sequence[float], backward_s: Sequence[float], gradient_bytes: Sequence[int]
     ) -> None:
         super().__init__()
-        columns = {
-            "forward_s": forward_s,
-            "backward_s": backward_s,
-            "gradient_bytes": gradient_bytes,
-        }
-        for name, column in columns.items():
+        names = ("forward_s", "backward_s", "gradient_bytes")
+        for name, column in zip(names, (forward_s, backward_s, gradient_bytes), strict=True):
             if len(column) != len(forward_s):
                 raise ValueError(
                     f"{name} must hold one value per layer ({len(forward_s)} in forward_s), "

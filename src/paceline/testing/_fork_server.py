@@ -65,12 +65,6 @@ def end_with_caller() -> None:
     threading.Thread(target=_wait_for_caller, name="watch-caller", daemon=True).start()
 
 
-def take_environment(environment: dict[str, str]) -> None:
-    """Set the variables of this process, which has those of the server's start."""
-    os.environ.clear()
-    os.environ.update(environment)
-
-
 def _wait_for_caller() -> None:
     caller = multiprocessing.parent_process()
     assert caller is not None

@@ -22,12 +22,7 @@ from torch.multiprocessing.spawn import (
 )
 
 from paceline.errors import RankFailedError
-from paceline.testing._fork_server import (
-    deaf_to_interrupts,
-    end_with_caller,
-    start_server,
-    take_environment,
-)
+from paceline.testing._fork_server import deaf_to_interrupts, end_with_caller, start_server
 
 POLL_S = 0.1
 NOTE = "failed"
@@ -115,7 +110,9 @@ def _rank_main(
     args: tuple[Any, ...],
     enter: Callable[[int], None] | None,
 ) -> None:
-    take_environment(environment)
+    # A forked rank has the variables of the server's start.
+    os.environ.clear()
+    os.environ.update(environment)
     end_with_caller()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if enter is not None:

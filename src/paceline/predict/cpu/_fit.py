@@ -31,9 +31,8 @@ def fit_cpu_rates(
     that of models which neither operators nor steps were fitted on, each left out in turn.
 
     Args:
-        operators: Timed operators; alike ones are joined by their median. The time of an
-            empty call, the median of the views, is taken off each: what calls cost is in
-            the steps.
+        operators: Timed operators; alike ones are joined by their median. The time of an empty
+            call, the median of the views, is taken off each: what calls cost is in the steps.
         steps: Timed whole steps of traced workloads; without any, a step is taken to be the
             sum of its operators. Steps of one model only leave the interval too narrow.
         machine: Kept in the result.
@@ -52,7 +51,12 @@ def fit_cpu_rates(
 def _fit(
     operators: Sequence[OperatorTiming], steps: Sequence[StepTiming], machine: Mapping[str, str]
 ) -> CpuRates:
-    coefficients = _fit_kinds(_joined(operators))
+    by_kind: dict[str, list[OperatorTiming]] = defaultdict(list)
+    for timing in _joined(operators):
+        for kind in kinds_of(timing.work):
+            by_kind[kind].append(timing)
+    fitted = {kind: _fit_kind(kind, some) for kind, some in by_kind.items()}
+    coefficients = {kind: weights for kind, weights in fitted.items() if weights}
     if not coefficients:
         raise ValueError("no timed operators to fit; time more models")
     rates = CpuRates(coefficients=coefficients, machine=machine)
@@ -91,9 +95,7 @@ def _fit_steps(rates: CpuRates, steps: Sequence[StepTiming]) -> CpuRates:
         weights = np.zeros(rows.shape[1])
         weights[:2] = np.median(seconds / terms[:, :2].sum(axis=1))
     return replace(
-        rates,
-        scales=(float(weights[0]), float(weights[1])),
-        overhead=tuple(weights[2:].tolist()),
+        rates, scales=(float(weights[0]), float(weights[1])), overhead=tuple(weights[2:].tolist())
     )
 
 
@@ -110,17 +112,7 @@ def _joined(operators: Iterable[OperatorTiming]) -> list[OperatorTiming]:
     ]
 
 
-def _fit_kinds(timings: list[OperatorTiming]) -> dict[str, tuple[float, ...]]:
-    by_kind: dict[str, list[OperatorTiming]] = defaultdict(list)
-    for timing in timings:
-        for kind in kinds_of(timing.work):
-            by_kind[kind].append(timing)
-    fitted = {kind: _fit_kind(kind, some) for kind, some in by_kind.items()}
-    return {kind: weights for kind, weights in fitted.items() if weights}
-
-
 def _fit_kind(kind: str, timings: list[OperatorTiming]) -> tuple[float, ...]:
-    """Return the coefficients, as many terms as the timings can identify."""
     terms = np.array([terms_of(timing.work, kind) for timing in timings])
     seconds = np.array([timing.seconds for timing in timings])
     num_different = len(np.unique(terms, axis=0))

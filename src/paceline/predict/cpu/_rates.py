@@ -194,8 +194,4 @@ def _counts(workload: Workload) -> tuple[int, int, int]:
     counts = {"forward": 0, "backward": 0, "optimizer": 0}
     for work in workload.operators:
         counts[work.phase] += work.num_calls
-    return (
-        workload.num_python_calls,
-        counts["forward"] + counts["backward"],
-        counts["optimizer"],
-    )
+    return (workload.num_python_calls, counts["forward"] + counts["backward"], counts["optimizer"])

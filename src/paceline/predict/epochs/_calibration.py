@@ -10,7 +10,7 @@ from paceline.predict._conformal import conformal_offsets
 from paceline.predict.epochs._effects import Variances
 from paceline.predict.epochs._members import ForestMember, Own, Shared
 from paceline.predict.epochs._pool import Spread, learn_pool, pooled_epochs
-from paceline.predict.epochs._rows import PROBES, Fold, Runs, Shift, folds
+from paceline.predict.epochs._rows import PROBES, Runs, Shift, folds
 
 FEWEST_RUNS = 8
 PROBE_ERRORS = 2.0
@@ -19,23 +19,14 @@ COVERAGE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How the members are pooled for one kind of shift, and how far off that was.
+    """How the members are pooled for one kind of shift, and how far off that was."""
 
-    Attributes:
-        pool: Weight of each member, in the order of `MEMBERS`.
-        low: Log factor from the prediction to the lower end of the interval.
-        high: Log factor to the upper end.
-        error: Mean relative error on held-out runs of the training data.
-        constant_error: The same for the constant of the optimizer.
-        num_units: How many units were held out, one after the other.
-    """
-
-    pool: tuple[float, ...]
-    low: float
-    high: float
-    error: float
-    constant_error: float
-    num_units: int
+    pool: tuple[float, ...]  # weight of each member, in the order of `MEMBERS`
+    low: float  # log factor from the prediction to the lower end of the interval
+    high: float  # log factor to the upper end
+    error: float  # mean relative error on held-out runs of the training data
+    constant_error: float  # the same for the constant of the optimizer
+    num_units: int  # how many units were held out, one after the other
 
 
 def calibrate_families(
@@ -48,9 +39,8 @@ def calibrate_families(
 ) -> dict[str, Calibration]:
     """Calibrate every family of `probes`; intervals for new names borrow from each other.
 
-    A family has three to five datasets or models, and the next one may lie
-    anywhere; so for new names an interval is halfway between what its family's held-out
-    units ask for and what the families ask for on average.
+    A family has three to five datasets or models, and the next one may lie anywhere; so for new
+    names an interval is halfway between its family's held-out units and the mean of all families.
     """
     found = {
         family: calibrate(runs, family, shift, start=start, probes=kept, seed=seed)
@@ -75,19 +65,12 @@ def calibrate(
     probes: tuple[str, ...] = (),
     seed: int = 0,
 ) -> Calibration:
-    """Hold out what `shift` calls new, and learn pool and interval from how that went.
-
-    Args:
-        runs: All that may be looked at.
-        family: Whose runs are held out.
-        shift: Kind of shift to prepare for.
-        start: Variances of the effects on all runs, to begin from.
-        probes: Probe columns for the members of the family.
-        seed: Of the random parts and thresholds.
-    """
-    parts = [fold for fold in folds(runs, family, shift, seed=seed) if _usable(runs, family, fold)]
-    if not parts:
-        parts = list(folds(runs, family, "known", seed=seed))
+    """Hold out what `shift` calls new, and learn pool and interval from how that went."""
+    parts = [
+        fold
+        for fold in folds(runs, family, shift, seed=seed)
+        if (runs.family[fold.train] == family).sum() >= FEWEST_RUNS
+    ] or list(folds(runs, family, "known", seed=seed))
     held_out = []
     for fold in parts:
         train, test = runs.take(fold.train), runs.take(fold.test)
@@ -135,10 +118,6 @@ def forest_errors(
         found = pooled_epochs([member.spread(test)], np.ones(1))
         errors.append(np.abs(found / test.T_conv - 1))
     return np.concatenate(errors)
-
-
-def _usable(runs: Runs, family: str, fold: Fold) -> bool:
-    return int((runs.family[fold.train] == family).sum()) >= FEWEST_RUNS
 
 
 def bounded_epochs(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
@@ -11,24 +12,12 @@ from numpy.typing import NDArray
 from paceline.predict.epochs._rows import Runs
 
 TERMS: tuple[tuple[str, str], ...] = (
-    ("kind", "one"),
-    ("kind", "linear"),
-    ("kind", "square"),
-    ("optimizer", "one"),
-    ("family", "one"),
-    ("family kind", "one"),
-    ("family kind", "linear"),
-    ("model", "one"),
-    ("model kind", "one"),
-    ("model optimizer", "one"),
-    ("model kind", "linear"),
-    ("dataset", "one"),
-    ("dataset kind", "one"),
-    ("family dataset", "one"),
-    ("model dataset", "one"),
-    ("model dataset kind", "one"),
-    ("model dataset kind", "linear"),
-)
+    ("kind", "one"), ("kind", "linear"), ("kind", "square"), ("optimizer", "one"),
+    ("family", "one"), ("family kind", "one"), ("family kind", "linear"), ("model", "one"),
+    ("model kind", "one"), ("model optimizer", "one"), ("model kind", "linear"),
+    ("dataset", "one"), ("dataset kind", "one"), ("family dataset", "one"),
+    ("model dataset", "one"), ("model dataset kind", "one"), ("model dataset kind", "linear"),
+)  # fmt: skip
 LEVEL_VARIANCE = 25.0  # of the overall level: wide enough to leave it to the data
 TAIL_FREEDOM = 4.0  # of the Student t that makes diverged runs count less
 GROUP_ROWS = 5.0  # a group of that many rows has half a noise variance of its own
@@ -47,18 +36,11 @@ class Variances(NamedTuple):
 class Effects:
     """A sum of effects on log epochs, for names that were seen; a new name has effect 0.
 
-    The terms of `TERMS` cross names (kind is SGD or adaptive) with a constant, with
-    log2 of learning rate and batch size, or with their squares and product. Each term's
-    effects are drawn around zero with a variance of their own, found by
-    restricted likelihood [1]; rows have Student errors, by reweighting [2], with a
-    noise of their own per model and kind, so that neither a run that never
-    learned nor an erratic model distorts the rest.
-
-    Attributes:
-        level: Overall mean of the log epochs.
-        effects: Per term, by name: one number per input.
-        residuals: Quantiles of the leave-one-out residuals, by the names of `RESIDUAL_NAMES`.
-        variances: What the effects were shrunk by.
+    The terms of `TERMS` cross names (kind is SGD or adaptive) with a constant, with log2 of
+    learning rate and batch size, or with their squares and product. Each term's effects are drawn
+    around zero with a variance of their own, found by restricted likelihood [1]; rows have Student
+    errors, by reweighting [2], with a noise of their own per model and kind, so that neither a run
+    that never learned nor an erratic model distorts the rest.
 
     References:
         [1] D. Harville, "Maximum likelihood approaches to variance component
@@ -67,20 +49,15 @@ class Effects:
         distribution", JASA 84, 1989.
     """
 
-    level: float
-    effects: tuple[dict[str, list[float]], ...]
+    level: float  # overall mean of the log epochs
+    effects: tuple[dict[str, list[float]], ...]  # per term, by name: one number per input
+    # Quantiles of the leave-one-out residuals, by the names of `RESIDUAL_NAMES`.
     residuals: dict[str, list[float]]
-    variances: Variances
+    variances: Variances  # what the effects were shrunk by
 
     @classmethod
     def fit(cls, runs: Runs, *, start: Variances | None = None, rounds: int = 5) -> Self:
-        """Fit to runs that have ended.
-
-        Args:
-            runs: With `T_conv`.
-            start: Variances of a fit to nearly the same runs, to begin from.
-            rounds: Updates of the variances per reweighting.
-        """
+        """Fit to runs that have ended, beginning at `start`: `rounds` updates per reweighting."""
         log_epochs = np.log(runs.T_conv)
         level = float(log_epochs.mean())
         target = log_epochs - level
@@ -125,7 +102,6 @@ class Effects:
         return np.asarray(np.exp(self.log_epochs(runs)[:, None] + offsets))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
         return {
             "level": self.level,
             "effects": [
@@ -138,11 +114,6 @@ class Effects:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The effects that `to_dict` wrote.
-
-        Raises:
-            ValueError: If they were written for other terms.
-        """
         terms = tuple((term["names"], term["inputs"]) for term in state["effects"])
         if terms != TERMS:
             raise ValueError(f"the effects have terms {terms}, this version has {TERMS}; fit again")
@@ -160,11 +131,8 @@ def _keys(runs: Runs, names: str) -> NDArray[np.str_]:
         "dataset": runs.dataset,
         "optimizer": runs.optimizer,
     }
-    first, *rest = names.split()
-    key = column[first]
-    for name in rest:
-        key = np.char.add(np.char.add(key, " "), column[name])
-    return key
+    parts = [column[name] for name in names.split()]
+    return reduce(lambda key, part: np.char.add(np.char.add(key, " "), part), parts)
 
 
 def _inputs(runs: Runs, inputs: str) -> NDArray[np.float64]:
@@ -229,12 +197,8 @@ def _quantiles(keys: NDArray[np.str_], values: NDArray[np.float64]) -> dict[str,
     order = np.lexsort((values, keys))
     names, first = np.unique(keys[order], return_index=True)
     edges = [*first.tolist(), keys.size]
+    middle = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
     return {
-        name: values[order][low:high][_picks(high - low)].tolist()
+        name: values[order][low:high][(middle * (high - low)).astype(np.intp)].tolist()
         for name, (low, high) in zip(names.tolist(), pairwise(edges), strict=True)
     }
-
-
-def _picks(count: int) -> NDArray[np.intp]:
-    middle = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
-    return np.asarray((middle * count).astype(np.intp))

@@ -31,19 +31,9 @@ class _Trees(NamedTuple):
 class Forest:
     """Trees as flat arrays; all that prediction needs, and plain data.
 
-    The trees are grown as in [1], on the full sample with random thresholds, and
-    read as in [2]: a row weighs every training outcome by how often both
-    share a leaf, which is a predictive distribution. Leaves keep outcomes only, sorted,
-    not the rows that they came from.
-
-    Attributes:
-        roots: First node of each tree.
-        feature: Feature that a node splits on, or -1 for a leaf.
-        threshold: Values up to it go left. Shape of `feature`.
-        child: Left child, the right one follows; for a leaf, where its outcomes begin.
-        stop: For a leaf, where its outcomes end.
-        outcomes: Indices into `support`, leaf by leaf.
-        support: The distinct outcomes, ascending.
+    The trees are grown as in [1], on the full sample with random thresholds, and read as in [2]: a
+    row weighs every training outcome by how often both share a leaf, which is a predictive
+    distribution. Leaves keep outcomes only, sorted, not the rows that they came from.
 
     References:
         [1] P. Geurts, D. Ernst, L. Wehenkel, "Extremely randomized trees",
@@ -51,13 +41,13 @@ class Forest:
         [2] N. Meinshausen, "Quantile regression forests", JMLR 7, 2006.
     """
 
-    roots: Integers
-    feature: Integers
-    threshold: Floats
-    child: Integers
-    stop: Integers
-    outcomes: Integers
-    support: Floats
+    roots: Integers  # first node of each tree
+    feature: Integers  # feature that a node splits on, or -1 for a leaf
+    threshold: Floats  # values up to it go left. Shape of `feature`
+    child: Integers  # left child, the right one follows; for a leaf, where its outcomes begin
+    stop: Integers  # for a leaf, where its outcomes end
+    outcomes: Integers  # indices into `support`, leaf by leaf
+    support: Floats  # the distinct outcomes, ascending
 
     @classmethod
     def fit(
@@ -69,21 +59,12 @@ class Forest:
         min_leaf: int = 3,
         seed: int = 0,
     ) -> Self:
-        """Grow trees that split where the squared error of log outcomes falls most.
-
-        Args:
-            features: Shape `(num_rows, num_features)`, finite.
-            outcomes: Positive, shape `(num_rows,)`.
-            num_trees: How many trees.
-            min_leaf: Fewest rows in a leaf.
-            seed: Of the random thresholds.
-        """
+        """Grow trees that split where the squared error of log outcomes falls most."""
         support, code = np.unique(outcomes, return_inverse=True)
         target = np.log(outcomes)
-        trees = [
-            _grow(features, target, _draws(features.shape, seed, tree), min_leaf)
-            for tree in range(num_trees)
-        ]
+        shape = (2 * features.shape[0], features.shape[1])
+        draws = (np.random.default_rng([seed, tree]).random(shape) for tree in range(num_trees))
+        trees = [_grow(features, target, drawn, min_leaf) for drawn in draws]
         sizes = np.array([tree[0].size for tree in trees])
         roots = np.cumsum(sizes) - sizes
         feature, threshold, child, stop = (np.concatenate([t[n] for t in trees]) for n in range(4))
@@ -102,16 +83,11 @@ class Forest:
         return weights / self.roots.size
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON."""
         return {name: getattr(self, name).tolist() for name in self.__slots__}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], *, num_features: int) -> Self:
-        """The forest that `to_dict` wrote.
-
-        Raises:
-            ValueError: If an index points nowhere.
-        """
+        """Read what `to_dict` wrote; raises `ValueError` where an index points nowhere."""
         whole = [np.asarray(state[name], dtype=np.int64) for name in WHOLE]
         roots, feature, child, stop, outcomes = whole
         threshold = np.asarray(state["threshold"], dtype=np.float64)
@@ -136,10 +112,6 @@ class Forest:
 
 def _within(index: Integers, size: int) -> bool:
     return bool(((index >= 0) & (index < size)).all())
-
-
-def _draws(shape: tuple[int, ...], seed: int, tree: int) -> Floats:
-    return np.random.default_rng([seed, tree]).random((2 * shape[0], shape[1]))
 
 
 def _sorted_within(codes: NDArray[np.int64], start: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,21 +17,15 @@ MEMBERS = ("constant", "family forest", "dataset-blind forest", "forest", "effec
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Columns for trees: configuration on log scales, names as indicators, kept probes.
+    """Columns for trees: configuration on log scales, names as indicators, kept probes."""
 
-    Attributes:
-        indicators: `(column, name)` pairs that become 0 or 1.
-        sees_dataset: Whether the dataset's size and name are among the columns.
-        probes: Probe columns that are used, with the value that stands in for a missing one.
-    """
-
-    indicators: tuple[tuple[str, str], ...]
-    sees_dataset: bool
+    indicators: tuple[tuple[str, str], ...]  # `(column, name)` pairs that become 0 or 1
+    sees_dataset: bool  # whether the dataset's size and name are among the columns
+    # Probe columns that are used, with the value that stands in for a missing one.
     probes: tuple[tuple[str, float], ...]
 
     @classmethod
     def of(cls, runs: Runs, *, sees_dataset: bool, probes: tuple[str, ...] = ()) -> Self:
-        """The columns that distinguish the given runs."""
         columns = ("family", "optimizer", "model", *(["dataset"] if sees_dataset else []))
         names = [(c, str(name)) for c in columns for name in np.unique(getattr(runs, c))]
         centre = [(p, float(np.nan_to_num(np.nanmedian(getattr(runs, p))))) for p in probes]
@@ -39,7 +33,6 @@ class Features:
 
     @property
     def num_columns(self) -> int:
-        """How many columns `of_runs` makes."""
         return 5 + 2 * self.sees_dataset + len(self.indicators) + len(self.probes)
 
     def of_runs(self, runs: Runs) -> NDArray[np.float64]:
@@ -55,17 +48,8 @@ class Features:
             columns.append(np.where(np.isnan(value), centre, value))
         return np.stack(columns, axis=1)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return {
-            "indicators": [list(pair) for pair in self.indicators],
-            "sees_dataset": self.sees_dataset,
-            "probes": [list(pair) for pair in self.probes],
-        }
-
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The columns that `to_dict` wrote."""
         indicators = tuple((str(a), str(b)) for a, b in state["indicators"])
         probes = tuple((str(a), float(b)) for a, b in state["probes"])
         if unknown := {name for name, _ in probes} - set(PROBES):
@@ -84,12 +68,10 @@ class ForestMember:
     def fit(
         cls, runs: Runs, *, sees_dataset: bool, probes: tuple[str, ...] = (), seed: int = 0
     ) -> Self:
-        """Grow the forest on runs that have ended."""
         features = Features.of(runs, sees_dataset=sees_dataset, probes=probes)
         return cls(features, Forest.fit(features.of_runs(runs), runs.T_conv, seed=seed))
 
     def spread(self, runs: Runs) -> Spread:
-        """What the forest expects of each run."""
         weights = self.forest.spread(self.features.of_runs(runs))
         return Spread(np.broadcast_to(self.forest.support, weights.shape), weights)
 
@@ -111,7 +93,6 @@ class Constant:
         return self.seen.get(optimizer, self.seen[""])
 
     def spread(self, runs: Runs) -> Spread:
-        """Those epochs, equally likely."""
         support = np.unique(self.seen[""])
         places = [np.searchsorted(support, self.of(name)) for name in runs.optimizer.tolist()]
         shares = [np.bincount(at, minlength=support.size) / at.size for at in places]
@@ -133,7 +114,6 @@ class Shared:
         return cls(forest, Effects.fit(runs, start=start, rounds=5 if start is None else 3))
 
     def spreads(self, runs: Runs) -> list[Spread]:
-        """What the two members expect of each run."""
         values = self.effects.spread(runs)
         return [
             self.forest.spread(runs),
@@ -151,7 +131,6 @@ class Own:
 
     @classmethod
     def fit(cls, runs: Runs, *, probes: tuple[str, ...] = (), seed: int = 0) -> Self:
-        """Fit to runs that have ended, all of one family."""
         return cls(
             Constant.fit(runs),
             ForestMember.fit(runs, sees_dataset=True, probes=probes, seed=seed),
@@ -159,5 +138,4 @@ class Own:
         )
 
     def spreads(self, runs: Runs) -> list[Spread]:
-        """What the three members expect of each run."""
         return [self.constant.spread(runs), self.forest.spread(runs), self.blind.spread(runs)]

@@ -26,12 +26,7 @@ def pooled_epochs(spreads: Sequence[Spread], pool: NDArray[np.float64]) -> NDArr
     counts `1 / y`, which lies below the plain median: being 10 epochs long costs
     a run of 8 more than a run of 40. The pool is linear [1].
 
-    Args:
-        spreads: One per member.
-        pool: Weight of each member, shape `(num_members,)`, sum 1.
-
-    Returns:
-        Shape `(num_runs,)`.
+    There is one spread per member; `pool` is the weight of each, shape `(num_members,)`, sum 1.
 
     Examples:
         >>> short_or_long = Spread(np.array([[8.0, 40.0]]), np.array([[0.4, 0.6]]))
@@ -57,16 +52,10 @@ def learn_pool(
 ) -> NDArray[np.float64]:
     """Weights of the members, from how each mixture of them did on held-out runs.
 
-    Every mixture of a coarse grid counts with `exp(-2 (loss - least loss) / standard error)`,
-    where the error is over rows or, for new names, over units: two or three units move the
-    weights little away from equal shares, a hundred rows move them to the best member.
-
-    Args:
-        held_out: Per unit, the members' spreads and the true epochs.
-        rows_alike: Whether each row is an observation; otherwise each unit is one.
-
-    Returns:
-        Shape `(num_members,)`, sum 1.
+    Every mixture of a coarse grid counts with `exp(-2 (loss - least loss) / standard error)`, where
+    the error is over rows if `rows_alike` or, for new names, over units: two or three units move
+    the weights little away from equal shares, a hundred rows move them to the best member.
+    `held_out` holds, per unit, the members' spreads and the true epochs.
     """
     grid = _mixtures(len(held_out[0][0]))
     errors = [

@@ -1,7 +1,7 @@
 """After how many epochs a run stops improving, before it starts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -22,6 +22,15 @@ from paceline.predict.epochs._pool import Spread
 from paceline.predict.epochs._rows import SHIFTS, Runs, Shift, plain_name
 
 VERSION = 1
+SHIFT_OF_NEW: dict[tuple[bool, bool], Shift] = {
+    (False, False): "known", (False, True): "dataset", (True, False): "model", (True, True): "both",
+}  # fmt: skip
+NEW: dict[Shift, str] = {
+    "known": "known model and dataset",
+    "dataset": "new dataset",
+    "model": "new model",
+    "both": "new model and new dataset",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +72,12 @@ class ConvergencePredictor:
             ValueError: If a column is missing or bad, or the family was not fitted.
         """
         runs = rows if isinstance(rows, Runs) else Runs.from_rows(rows)
-        self._check_families(runs)
+        unknown = sorted(set(runs.family.tolist()) - set(self.own))
+        if unknown:
+            raise ValueError(
+                f"no runs of family {', '.join(unknown)} were fitted, only "
+                f"{', '.join(self.own)}; name the nearest of these"
+            )
         estimates: dict[int, Estimate] = {}
         kinds = self.shifts(runs) if shift is None else [shift] * len(runs)
         keys = list(zip(runs.family.tolist(), kinds, strict=True))
@@ -79,7 +93,7 @@ class ConvergencePredictor:
         """What is new about each run: a name that no run of the fit had."""
         known = set(self.shared.forest.features.indicators)
         return [
-            _shift(("model", model) not in known, ("dataset", dataset) not in known)
+            SHIFT_OF_NEW[("model", model) not in known, ("dataset", dataset) not in known]
             for model, dataset in zip(runs.model.tolist(), runs.dataset.tolist(), strict=True)
         ]
 
@@ -148,27 +162,8 @@ class ConvergencePredictor:
             "constant": own.constant.seen,
             "forest": _forest_state(own.forest),
             "blind": _forest_state(own.blind),
-            "calibrations": {
-                shift: {field: getattr(seen, field) for field in Calibration.__slots__}
-                for shift, seen in self.calibrations[name].items()
-            },
+            "calibrations": {s: asdict(seen) for s, seen in self.calibrations[name].items()},
         }
-
-    def _check_families(self, runs: Runs) -> None:
-        unknown = sorted(set(runs.family.tolist()) - set(self.own))
-        if unknown:
-            raise ValueError(
-                f"no runs of family {', '.join(unknown)} were fitted, only "
-                f"{', '.join(self.own)}; name the nearest of these"
-            )
-
-
-NEW: dict[Shift, str] = {
-    "known": "known model and dataset",
-    "dataset": "new dataset",
-    "model": "new model",
-    "both": "new model and new dataset",
-}
 
 
 def fit_convergence(
@@ -180,12 +175,11 @@ def fit_convergence(
 ) -> ConvergencePredictor:
     """Fit the predictor of epochs to runs that have ended.
 
-    Five members predict a spread of epochs each: the constant of the optimizer; a
-    forest on the runs of the family; the same without looking at the dataset; a
-    forest on all families; and crossed effects of model, dataset and optimizer on
-    all families. For every kind of shift, runs are held out the same way inside
-    the given ones: how the members did there sets their weights, and
-    how far off the pool was sets the intervals. About a second per 100 runs.
+    Five members predict a spread of epochs each: the constant of the optimizer; a forest on the
+    runs of the family; the same without looking at the dataset; a forest on all families; and
+    crossed effects of model, dataset and optimizer on all families. For every kind of shift, runs
+    are held out the same way inside the given ones: how the members did there sets their weights,
+    and how far off the pool was sets the intervals. About a second per 100 runs.
 
     Args:
         columns: By the names of the attributes of `Runs`, with `T_conv`.
@@ -226,12 +220,6 @@ def fit_convergence(
     return ConvergencePredictor(shared, own, calibrations, probes, len(runs))
 
 
-def _shift(new_model: bool, new_dataset: bool) -> Shift:
-    if new_model:
-        return "both" if new_dataset else "model"
-    return "dataset" if new_dataset else "known"
-
-
 def _estimates(runs: Runs, spreads: Sequence[Spread], seen: Calibration) -> list[Estimate]:
     point = bounded_epochs(runs, spreads, np.array(seen.pool))
     low = np.maximum(point * np.exp(seen.low), runs.fewest)
@@ -240,7 +228,7 @@ def _estimates(runs: Runs, spreads: Sequence[Spread], seen: Calibration) -> list
 
 
 def _forest_state(member: ForestMember) -> dict[str, Any]:
-    return {"features": member.features.to_dict(), "trees": member.forest.to_dict()}
+    return {"features": asdict(member.features), "trees": member.forest.to_dict()}
 
 
 def _forest_member(state: Mapping[str, Any]) -> ForestMember:

@@ -23,45 +23,27 @@ NAMES = ("family", "model", "dataset", "optimizer")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runs:
-    """Configurations of training runs, one array entry each, names in lower case.
+    """Configurations of training runs, one array entry each, names in lower case."""
 
-    Attributes:
-        family: Kind of architecture: "cnn", "mlp", "transformer".
-        model: Name of the model.
-        dataset: Name of the dataset.
-        optimizer: Name of the optimizer.
-        dataset_size: Examples per epoch.
-        learning_rate: As the run started.
-        batch_size: Examples per optimizer update.
-        param_count: Trainable parameters.
-        patience_P: Epochs without improvement after which the run stops.
-        min_delta: Smallest drop of the validation loss that counts.
-        max_epochs: Where the run would stop in any case; infinite if unknown.
-        T_conv: Epochs that the run took; not a number where it has not run.
-        gradient_norm_log10: Probe at initialization, optional.
-        initial_loss_log10: Probe at initialization, optional.
-    """
-
-    family: NDArray[np.str_]
-    model: NDArray[np.str_]
-    dataset: NDArray[np.str_]
-    optimizer: NDArray[np.str_]
-    dataset_size: NDArray[np.float64]
-    learning_rate: NDArray[np.float64]
-    batch_size: NDArray[np.float64]
-    param_count: NDArray[np.float64]
-    patience_P: NDArray[np.float64]
-    min_delta: NDArray[np.float64]
-    max_epochs: NDArray[np.float64]
-    T_conv: NDArray[np.float64]
-    gradient_norm_log10: NDArray[np.float64]
-    initial_loss_log10: NDArray[np.float64]
+    family: NDArray[np.str_]  # kind of architecture: "cnn", "mlp", "transformer"
+    model: NDArray[np.str_]  # name of the model
+    dataset: NDArray[np.str_]  # name of the dataset
+    optimizer: NDArray[np.str_]  # name of the optimizer
+    dataset_size: NDArray[np.float64]  # examples per epoch
+    learning_rate: NDArray[np.float64]  # as the run started
+    batch_size: NDArray[np.float64]  # examples per optimizer update
+    param_count: NDArray[np.float64]  # trainable parameters
+    patience_P: NDArray[np.float64]  # epochs without improvement after which the run stops
+    min_delta: NDArray[np.float64]  # smallest drop of the validation loss that counts
+    max_epochs: NDArray[np.float64]  # where the run would stop in any case; infinite if unknown
+    T_conv: NDArray[np.float64]  # epochs that the run took; not a number where it has not run
+    gradient_norm_log10: NDArray[np.float64]  # probe at initialization, optional
+    initial_loss_log10: NDArray[np.float64]  # probe at initialization, optional
 
     def __len__(self) -> int:
         return int(self.family.size)
 
     def take(self, rows: NDArray[Any]) -> Self:
-        """The runs at `rows`, indices or a mask."""
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @property
@@ -91,19 +73,14 @@ class Runs:
         for name, alias in ALIASES.items():
             if name not in found and alias in found:
                 found[name] = found[alias]
-        missing = [
-            field.name
-            for field in fields(cls)
-            if field.name not in found and field.name not in OPTIONAL
-        ]
-        if missing:
+        names = [field.name for field in fields(cls)]
+        if missing := [name for name in names if name not in found | OPTIONAL]:
             raise ValueError(
                 f"a table of runs needs the columns {', '.join(missing)}, which are missing "
                 f"(found: {', '.join(columns) or 'none'})"
             )
         length = np.asarray(found["model"]).size
-        arrays = [_column(f.name, found.get(f.name), length) for f in fields(cls)]
-        return cls(*arrays)
+        return cls(*(_column(name, found.get(name), length) for name in names))
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Self:
@@ -120,12 +97,7 @@ class Runs:
 
 
 def plain_name(name: str) -> str:
-    """A name without case and punctuation, so that "DeiT-Tiny" and "deit_tiny" are one.
-
-    Examples:
-        >>> plain_name("DeiT-Tiny")
-        'deittiny'
-    """
+    """A name without case and punctuation, so that "DeiT-Tiny" and "deit_tiny" are one."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
@@ -164,17 +136,9 @@ def folds(
 ) -> Iterator[Fold]:
     """Hold out what `shift` calls new, among the runs of `family`.
 
-    "known" holds out random rows, "dataset" and "model" one name at a time,
-    and "both" a model on a dataset while nothing of either stays to be
-    fitted on. Runs of other families stay for fitting unless they share the
-    held-out name.
-
-    Args:
-        runs: All runs.
-        family: Whose runs are held out.
-        shift: What is new to the fit.
-        seed: Of the random parts; used by "known" only.
-        parts: Number of random parts; used by "known" only.
+    "known" holds out `parts` random parts of the rows, "dataset" and "model" one name at a time,
+    and "both" a model on a dataset while nothing of either stays to be fitted on. Runs of other
+    families stay for fitting unless they share the held-out name.
     """
     own = np.flatnonzero(runs.family == family)
     everything = np.arange(len(runs))

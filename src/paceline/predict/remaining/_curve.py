@@ -49,11 +49,10 @@ class StopRule:
 class RemainingEpochs:
     """Predicts the epochs that are left, ever more closely as epochs end.
 
-    Curves are fitted to the metric, continued many times with noise, and each
-    continuation is stopped by the rule itself; the estimate is the middle and the
-    range of where they stop. Until three epochs have ended
-    the estimate made before the run is used alone; afterwards it is a prior on where they stop.
-    About 10 ms per estimate.
+    Curves are fitted to the metric, continued many times with noise, and each continuation is
+    stopped by the rule itself; the estimate is the middle and the range of where they stop. Until
+    three epochs have ended the estimate made before the run is used alone; afterwards it is a prior
+    on where they stop. About 10 ms per estimate.
 
     Args:
         rule: When training stops.

@@ -26,15 +26,8 @@ def draw_paths(
     shape the coefficients have the normal-inverse-gamma posterior of a weighted linear
     regression [2] (early epochs count less), and its evidence is the weight of the shape.
 
-    Args:
-        values: Metric after each epoch so far, at least 3, lower is better.
-        num_epochs: How far to go on.
-        num_paths: How many continuations.
-        seed: Of the draws; the same seed gives the same paths.
-
-    Returns:
-        Metric of the epochs to come, with noise, on equally likely paths. Shape
-        `(num_paths, num_epochs)`.
+    `values` is the metric after each epoch so far, at least 3, lower is better; the result is that
+    of the epochs to come, with noise, on equally likely paths, shape `(num_paths, num_epochs)`.
 
     References:
         [1] T. Domhan, J. Springenberg, F. Hutter, "Speeding up automatic hyperparameter

@@ -11,11 +11,10 @@ from paceline.predict.remaining._time import RemainingTime
 class LiveLine:
     """Times the steps of any loop and keeps one line up to date.
 
-    Call it at the end of each step; frameworks that take callbacks may be given the
-    object itself, arguments are ignored. In a terminal the line is rewritten in place,
-    elsewhere (a log file) a new one is written each time. On a GPU a step ends for the host
-    before it ends on the device; the pace over many steps is right all the same, as the
-    host cannot run ahead for long.
+    Call it at the end of each step; frameworks that take callbacks may be given the object itself,
+    arguments are ignored. In a terminal the line is rewritten in place, elsewhere (a log file) a
+    new one is written each time. On a GPU a step ends for the host before it ends on the device;
+    the pace over many steps is right all the same, as the host cannot run ahead for long.
 
     Args:
         remaining: Holds the steps and the price.

@@ -25,13 +25,12 @@ DEVIATIONS = 1.8  # 90 % of a normal spread, and a little for its heavy tail
 class RemainingTime:
     """Predicts the seconds that are left, ever more closely as steps end.
 
-    The pace is the mean of recent steps, with hiccups counted at a cautious rate. The
-    first three steps (allocation, compilation, cold caches) count only while there is
-    nothing else, and when the last eight steps differ clearly from those before, the
-    older ones are forgotten. The
-    range covers the uncertainty of the pace, allowing for steps that are alike their
-    neighbours, and the scatter of the steps to come. It does not cover what
-    has not shown itself yet: a validation pass, a checkpoint, a slower second epoch.
+    The pace is the mean of recent steps, with hiccups counted at a cautious rate. The first three
+    steps (allocation, compilation, cold caches) count only while there is nothing else, and when
+    the last eight steps differ clearly from those before, the older ones are forgotten. The range
+    covers the uncertainty of the pace, allowing for steps that are alike their neighbours, and the
+    scatter of the steps to come. It does not cover what has not shown itself yet: a validation
+    pass, a checkpoint, a slower second epoch.
 
     Args:
         num_steps: Steps of the whole run.
@@ -154,12 +153,7 @@ class RemainingTime:
 
 
 def shown_time(seconds: float) -> str:
-    """Seconds as people say them, to about two digits.
-
-    Examples:
-        >>> [shown_time(seconds) for seconds in (0.4, 44.2, 600, 9000, 400000)]
-        ['0.4 s', '44 s', '10 min', '2.5 h', '4.6 days']
-    """
+    """Seconds as people say them, to about two digits."""
     for limit, size, unit in ((120.0, 1.0, "s"), (7200.0, 60.0, "min"), (172800.0, 3600.0, "h")):
         if seconds < limit:
             value = seconds / size

@@ -35,23 +35,14 @@ def roofline_parts(workload: Workload, device: Device | None) -> dict[Bound, flo
         ATTAINED_BANDWIDTH * device.memory_bytes_per_s
     )
     launches = workload.num_operators or workload.num_kernels
-    launch_s = PASSES * launches * LAUNCH_S
-    return {
-        "compute": compute_s,
-        "memory": memory_s,
-        "launch": max(launch_s - compute_s - memory_s, 0.0),
-    }
+    launch_s = max(PASSES * launches * LAUNCH_S - compute_s - memory_s, 0.0)
+    return {"compute": compute_s, "memory": memory_s, "launch": launch_s}
 
 
 def shares_of_step(
     parts: Mapping[Bound, float], *, compute_s: float, loader_s: float, link_s: float
 ) -> dict[Bound, float]:
-    """Divide a step by what bounds it; `parts` are those of the compute time, in any unit.
-
-    Examples:
-        >>> shares_of_step({"compute": 3.0, "memory": 1.0}, compute_s=2.0, loader_s=2.0, link_s=0.0)
-        {'compute': 0.375, 'memory': 0.125, 'loader': 0.5, 'link': 0.0}
-    """
+    """Divide a step by what bounds it; `parts` are those of the compute time, in any unit."""
     whole = sum(parts.values()) or 1.0
     seconds: dict[Bound, float] = {name: value / whole * compute_s for name, value in parts.items()}
     seconds |= {"loader": loader_s, "link": link_s}
@@ -68,8 +59,8 @@ def what_to_change(
     saved_over_ddp: str,
 ) -> str:
     """Return what to change first; `saved_over_ddp` says what the schedule does already."""
+    largest = memory.largest_batch(device) if device is not None else 0
     if device is not None and not memory.fits(device):
-        largest = memory.largest_batch(device)
         return (
             f"it does not fit: take at most {largest} examples per step and worker"
             if largest
@@ -77,17 +68,12 @@ def what_to_change(
         )
     if bound_by in ("compute", "memory") and workload.precision_bits == 32 and device is not None:
         return "use mixed precision (precision 16), then a larger batch"
+    room = f"; up to {largest} examples fit" if largest > workload.batch_size else ""
     return {
         "compute": "arithmetic bounds it: take a faster device or more workers",
         "memory": "memory traffic bounds it: fuse operators (torch.compile) or recompute less",
-        "launch": _launch_advice(workload, memory, device),
+        "launch": f"launching operators bounds it: raise the batch{room}, or use torch.compile",
         "loader": "the loader bounds it: more loader processes, or keep decoded data",
         "link": f"the wire bounds it: {saved_over_ddp}; raise the batch per worker, accumulate "
         "gradients or take a faster link",
     }[bound_by]
-
-
-def _launch_advice(workload: Workload, memory: MemoryEstimate, device: Device | None) -> str:
-    largest = memory.largest_batch(device) if device is not None else 0
-    room = f"; up to {largest} examples fit" if largest > workload.batch_size else ""
-    return f"launching operators bounds it: raise the batch{room}, or use torch.compile"

@@ -110,8 +110,10 @@ def estimate_run(
         >>> found.epoch, round(found.cost.median, 6)
         (Estimate(median=1.0, low=1.0, high=2.0), 0.002)
     """
-    wired = _with_workers(workload, own.compute, setup, device)
-    step = own.step if setup.num_workers == 1 else wired.step.plus(own.loader_wait)
+    wired, ddp_step_s, schedule = _with_workers(workload, own.compute, setup, device)
+    exposed_s = max(wired.median - own.compute.median, 0.0)
+    saved = 1 - wired.median / ddp_step_s if exposed_s else 0.0
+    step = own.step if setup.num_workers == 1 else wired.plus(own.loader_wait)
     num_steps = -(-setup.dataset_size // (workload.batch_size * setup.num_workers))
     epoch = step.scaled(num_steps) if setup.dataset_size else None
     run = epoch.times(setup.epochs) if epoch and setup.epochs else None
@@ -120,23 +122,22 @@ def estimate_run(
         dict(own.shares) or roofline_parts(workload, device),
         compute_s=own.compute.median,
         loader_s=own.loader_wait.median,
-        link_s=wired.exposed_s,
+        link_s=exposed_s,
     )
     bound_by = max(shares, key=lambda name: shares[name])
     memory = estimate_memory(workload, num_workers=setup.num_workers, foreach=device is not None)
+    saved_over_ddp = f"{schedule} already saves {saved:.0%} of a step over DDP"
     return RunEstimate(
         step=step,
         epoch=epoch,
         run=run,
         cost=run.scaled(price) if run and price else None,
-        exposed_s=wired.exposed_s,
-        ddp_step_s=wired.ddp_step_s + own.loader_wait.median,
-        schedule=wired.schedule,
+        exposed_s=exposed_s,
+        ddp_step_s=ddp_step_s + own.loader_wait.median,
+        schedule=schedule,
         bound_by=bound_by,
         shares=shares,
-        advice=what_to_change(
-            bound_by, workload, memory, device, saved_over_ddp=wired.saved_over_ddp
-        ),
+        advice=what_to_change(bound_by, workload, memory, device, saved_over_ddp=saved_over_ddp),
         memory=memory,
         num_workers=setup.num_workers,
         source="simulated" if setup.num_workers > 1 else own.source,
@@ -151,13 +152,10 @@ def predicted_job(
     link: Link | None = None,
     device: Device | None = None,
 ) -> Job:
-    """Divide a step's predicted compute time over the traced layers.
+    """Divide a step's predicted compute time over the traced layers, by a roofline.
 
-    Each layer gets the share that a roofline gives it; a third is the forward pass. What the
-    optimizer takes is counted to the layers in proportion.
-
-    Raises:
-        ValueError: If the workload has no layers.
+    A third of a layer's share is the forward pass. What the optimizer takes is counted to the
+    layers in proportion.
     """
     if not workload.layers:
         raise ValueError(
@@ -175,8 +173,7 @@ def predicted_job(
         )
         for layer, weight in zip(workload.layers, weights, strict=True)
     )
-    workers = tuple(Worker() for _ in range(num_workers))
-    return Job(source="predicted", layers=layers, link=link, workers=workers)
+    return Job(source="predicted", layers=layers, link=link, workers=(Worker(),) * num_workers)
 
 
 def ring_link(
@@ -197,37 +194,23 @@ def ring_link(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Wired:
-    step: Estimate
-    ddp_step_s: float
-    exposed_s: float
-    schedule: str
-
-    @property
-    def saved_over_ddp(self) -> str:
-        saved = 1 - self.step.median / self.ddp_step_s if self.exposed_s else 0.0
-        return f"{self.schedule} already saves {saved:.0%} of a step over DDP"
-
-
 def _with_workers(
     workload: Workload, compute: Estimate, setup: RunSetup, device: Device | None
-) -> _Wired:
+) -> tuple[Estimate, float, str]:
+    """Return seconds per step without the loader, the same under DDP, and the plan's name."""
     if setup.num_workers == 1:
-        return _Wired(compute, compute.median, 0.0, "one worker")
+        return compute, compute.median, "one worker"
     priced = [
         _price(workload, seconds, setup, device)
         for seconds in (compute.median, compute.low, compute.high)
     ]
     median, low, high = (ours for ours, _, _ in priced)
-    step = Estimate(median, min(low, median), max(high, median))
-    return _Wired(step, priced[0][1], max(median - compute.median, 0.0), priced[0][2])
+    return Estimate(median, min(low, median), max(high, median)), *priced[0][1:]
 
 
 def _price(
     workload: Workload, compute_s: float, setup: RunSetup, device: Device | None
 ) -> tuple[float, float, str]:
-    """Return simulated seconds per step of the best plan and of DDP, and the plan's name."""
     # Imported here: the planners compile loops, which one worker does not need.
     from paceline.comm import WireProblem, plan_blocks, plan_ddp, step_time_s
 

@@ -17,7 +17,6 @@ from paceline.predict.step import (
     NUM_PROBES,
     SHIFTS,
     StepEstimate,
-    StepPredictor,
     StepRows,
     digest_of,
     fit_step_predictor,
@@ -30,6 +29,7 @@ from paceline.predict.step import (
 from paceline.predict.work import Device, Workload
 
 FORMAT = "paceline convergence predictor"
+_steps_predictor = cache(load_step_predictor)
 
 
 def fit_predictor(tables: Path, output: Path, *, source: str = "") -> dict[str, Any]:
@@ -64,20 +64,14 @@ def fit_predictor(tables: Path, output: Path, *, source: str = "") -> dict[str, 
 
 
 def convergence_file(path: Path) -> Path:
-    """Return where the epochs' predictor is, beside the one of steps.
-
-    Examples:
-        >>> convergence_file(Path("mine.json")).name
-        'mine_convergence.json'
-    """
+    """Return where the epochs' predictor is, beside the one of steps."""
     return path.with_name(f"{path.stem}_convergence{path.suffix}")
 
 
 def existing(path: Path | None) -> Path:
     """Return `path`, or that of the shipped predictor; it must be there."""
-    found = (
-        Path(str(files("paceline.predict").joinpath("predictor.json"))) if path is None else path
-    )
+    shipped = files("paceline.predict").joinpath("predictor.json")
+    found = Path(str(shipped)) if path is None else path
     if not found.is_file():
         raise ValueError(f"there is no predictor file {found}; make one with: paceline fit TABLES")
     return found
@@ -96,23 +90,13 @@ def estimate_step(workload: Workload, device: Device, *, path: Path | None = Non
         StateMismatchError: If the file is damaged or was changed.
         MissingExtraError: If LightGBM is not installed.
     """
-    (found,) = steps_predictor(existing(path)).predict(step_row(workload, device))
+    (found,) = _steps_predictor(existing(path)).predict(step_row(workload, device))
     return found
 
 
 @cache
-def steps_predictor(path: Path) -> StepPredictor:
-    """Return the predictor of steps that a file holds, read once."""
-    return load_step_predictor(path)
-
-
-@cache
 def epochs_predictor(path: Path) -> ConvergencePredictor:
-    """Return the predictor of epochs that a file holds, read once.
-
-    Raises:
-        StateMismatchError: If it holds none, or was changed.
-    """
+    """Return the predictor of epochs that a file holds, read once."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         content, digest = document["content"], document["sha256"]

@@ -5,12 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from paceline.predict._conformal import Estimate
-from paceline.predict.run._fitted import (
-    convergence_file,
-    epochs_predictor,
-    estimate_step,
-    existing,
-)
+from paceline.predict.run._fitted import convergence_file, epochs_predictor, estimate_step, existing
 from paceline.predict.work import (
     DatasetFacts,
     Datasets,
@@ -86,14 +81,14 @@ class TrainingTimePredictor:
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
         self.workload = _workload(model, dataset, optimizer, batch_size, precision)
-        self.device = _device(gpu)
+        row = gpu.row if isinstance(gpu, Devices) else gpu
+        self.device = row if isinstance(row, Device) else Device.named(row)
         self.learning_rate = learning_rate
         self._path = predictor
 
     def predict_step_time(self) -> EstimatedFloat:
         """Return seconds per step, waiting for the loader included."""
-        found = estimate_step(self.workload, self.device, path=self._path)
-        return EstimatedFloat.of(found.step)
+        return EstimatedFloat.of(estimate_step(self.workload, self.device, path=self._path).step)
 
     def predict_epoch_time(self) -> EstimatedFloat:
         """Return seconds per epoch: steps per epoch, the last one short, times the step.
@@ -164,9 +159,3 @@ def _workload(
     return catalogue_workload(
         model, dataset, batch_size=batch_size, precision=precision, optimizer=name
     )
-
-
-def _device(gpu: Devices | Device | str) -> Device:
-    if isinstance(gpu, Devices):
-        return gpu.row
-    return gpu if isinstance(gpu, Device) else Device.named(gpu)

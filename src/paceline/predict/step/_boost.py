@@ -1,7 +1,6 @@
 """Gradient-boosted trees on log residuals: LightGBM, small, deterministic, one thread."""
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,21 +13,13 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoostConfig:
-    """Size of one ensemble of trees.
+    """Size of one ensemble of trees."""
 
-    Attributes:
-        num_trees: Rounds of boosting.
-        num_leaves: Per tree.
-        min_rows: In a leaf.
-        learning_rate: Of each round.
-        seed: Of the rows and columns that each tree sees.
-    """
-
-    num_trees: int = 400
-    num_leaves: int = 31
-    min_rows: int = 10
-    learning_rate: float = 0.05
-    seed: int = 0
+    num_trees: int = 400  # rounds of boosting
+    num_leaves: int = 31  # per tree
+    min_rows: int = 10  # in a leaf
+    learning_rate: float = 0.05  # of each round
+    seed: int = 0  # of the rows and columns that each tree sees
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,12 +30,10 @@ class Boosted:
 
     @property
     def text(self) -> str:
-        """The model as text."""
         return str(self.booster.model_to_string())
 
     @classmethod
     def from_text(cls, text: str) -> "Boosted":
-        """The model that `text` describes."""
         return cls(_lightgbm().Booster(model_str=text))
 
     def predict(self, features: FloatArray) -> FloatArray:
@@ -53,11 +42,7 @@ class Boosted:
 
 
 def fit_boosted(features: FloatArray, target: FloatArray, config: BoostConfig) -> Boosted:
-    """Fit the median of `target`: absolute errors, so that outliers weigh little.
-
-    Raises:
-        MissingExtraError: If LightGBM is not installed.
-    """
+    """Fit the median of `target`: absolute errors, so that outliers weigh little."""
     lightgbm = _lightgbm()
     settings = {
         "objective": "l1",
@@ -77,12 +62,11 @@ def fit_boosted(features: FloatArray, target: FloatArray, config: BoostConfig) -
     return Boosted(lightgbm.train(settings, data, config.num_trees))
 
 
-def _lightgbm() -> ModuleType:
+def _lightgbm() -> Any:
     try:
         import lightgbm
     except ImportError:
         raise MissingExtraError(
             "predicting step times needs LightGBM; install it with pip install 'paceline[predict]'"
         ) from None
-    module: ModuleType = lightgbm
-    return module
+    return lightgbm

@@ -2,22 +2,67 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.predict._conformal import Estimate, conformal_offsets
-from paceline.predict.step._estimate import StepEstimate
-from paceline.predict.step._folds import folds, units
-from paceline.predict.step._rows import StepRows, concatenate
-from paceline.predict.step._time import WHOLE_STEP_SHIFTS, StepLogs, fit_step_models
+from paceline.predict.step._rows import FloatArray, StepRows, concatenate
+from paceline.predict.step._time import WHOLE_STEP_SHIFTS, StepLogs, check_shift, fit_step_models
+from paceline.predict.work import Bound
 
-FloatArray = NDArray[np.float64]
-
+CONFIGURATION = ("variant", "dataset", "batch_size", "precision_bits", "device")
+NUM_FOLDS = 10
 NUM_INNER_FOLDS = 5
 ANY_FAMILY = ""
+NEW = {"known": "nothing"} | {
+    shift: f"the {shift}" for shift in ("configuration", "dataset", "model", "device")
+}
 TRUST_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 QUANTITIES = ("compute", "total")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEstimate:
+    """Seconds of one worker's training step by itself, with 90 % intervals.
+
+    Attributes:
+        compute: Forward pass, backward pass and optimizer on the device.
+        total: The same and the wait for data; None for a step that never waits.
+        loader: What the host needs to deliver the batch while the device computes, where known.
+        shares: Relative parts of compute, memory and launch in the compute time, where known.
+        shift: What the predictor took to be new, one of "known", "configuration", "dataset",
+            "model" and "device"; the intervals are calibrated for it. Empty where no table
+            was asked.
+        source: "predicted", or "measured" by a probe.
+    """
+
+    compute: Estimate
+    total: Estimate | None = None
+    loader: Estimate | None = None
+    shares: tuple[tuple[Bound, float], ...] = ()
+    shift: str = ""
+    source: Literal["predicted", "measured"] = "predicted"
+
+    @property
+    def step(self) -> Estimate:
+        """Seconds of the whole step."""
+        return self.total or self.compute
+
+    @property
+    def loader_wait(self) -> Estimate:
+        """Seconds that the step waits for data."""
+        ends = [
+            max(getattr(self.step, end) - getattr(self.compute, end), 0.0)
+            for end in ("median", "low", "high")
+        ]
+        return Estimate(ends[0], min(ends), max(ends))
+
+    @property
+    def new(self) -> str:
+        """What the predictor had not seen before, in words."""
+        return NEW.get(self.shift, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +74,6 @@ class Offsets:
     high: float
 
     def estimate(self, log_seconds: float) -> Estimate:
-        """The estimate around one log prediction, in seconds."""
         ends = (self.point, self.low, self.high)
         return Estimate(*(float(np.exp(log_seconds + end)) for end in ends))
 
@@ -44,12 +88,7 @@ Calibration = Mapping[str, Mapping[str, Offsets]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
-    """Rows predicted by models that never saw their unit.
-
-    Attributes:
-        rows: The measured rows.
-        logs: Their predictions.
-    """
+    """Measured rows, and their predictions by models that never saw their unit."""
 
     rows: StepRows
     logs: StepLogs
@@ -59,13 +98,39 @@ class HeldOut:
         return self if share is None else HeldOut(self.rows, self.logs.trusting(share))
 
     def take(self, index: NDArray[np.intp]) -> "HeldOut":
-        """The rows at `index` with their predictions."""
         return HeldOut(self.rows.take(index), self.logs.take(index))
 
     def residuals(self, quantity: str) -> FloatArray:
         """`log(measured / predicted)` of "compute" or "total", shape `(num_rows,)`."""
         measured = self.rows["compute_s"] if quantity == "compute" else self.rows.total_s
         return np.asarray(np.log(measured) - getattr(self.logs, quantity), dtype=np.float64)
+
+
+def units(rows: StepRows, shift: str) -> NDArray[np.str_]:
+    """Name of the unit that each row belongs to: what is new as a whole under the shift.
+
+    Under "known" every row is its own unit. A configuration is everything but
+    the learning rate and the optimizer, as in the tables' own grouped split.
+    """
+    check_shift(shift)
+    if shift == "known":
+        return np.arange(len(rows)).astype(np.str_)
+    return rows.keys(*(CONFIGURATION if shift == "configuration" else (shift,)))
+
+
+def folds(
+    rows: StepRows, shift: str, *, seed: int = 0, num_folds: int | None = None
+) -> NDArray[np.intp]:
+    """Fold that holds each row out, shape `(num_rows,)`; rows of one unit share a fold.
+
+    With `num_folds`, units go at random to at most that many folds, equally many to each; without,
+    every dataset, model or device is a fold of its own, and rows or configurations go to 10. No
+    fold is empty.
+    """
+    names, unit = np.unique(units(rows, shift), return_inverse=True)
+    wanted = num_folds or (NUM_FOLDS if shift in ("known", "configuration") else len(names))
+    order = np.random.default_rng(seed).permutation(len(names))
+    return np.asarray(order[unit] % min(wanted, len(names)), dtype=np.intp)
 
 
 def held_out_predictions(rows: StepRows, shift: str, *, seed: int = 1) -> HeldOut:
@@ -85,7 +150,6 @@ def held_out_predictions(rows: StepRows, shift: str, *, seed: int = 1) -> HeldOu
 
 
 def join_held_out(parts: Sequence[HeldOut]) -> HeldOut:
-    """All parts, in order."""
     joined = {
         name: np.concatenate([getattr(part.logs, name) for part in parts])
         for name in StepLogs.__slots__
@@ -131,11 +195,10 @@ def calibrate(held_out: HeldOut, shift: str) -> Calibration:
 def offsets_of(residuals: FloatArray, unit: NDArray[np.str_] | None) -> Offsets:
     """Interval by `conformal_offsets`, and the guess of least relative error within it.
 
-    A guess of twice the truth has a larger relative error `|guess / measured - 1|` than one of
-    half of it, so the best guess under a wide spread lies below the median: at
-    the median weighted by 1 / measured. Only this difference is taken from the
-    residuals; their own median is the bias of a few units and says
-    little about the next one.
+    A guess of twice the truth has a larger relative error `|guess / measured - 1|` than one of half
+    of it, so the best guess under a wide spread lies below the median: at the median weighted by 1
+    / measured. Only this difference is taken from the residuals; their own median is the bias of a
+    few units and says little about the next one.
     """
     low, high = conformal_offsets(residuals, groups=unit)
     share = np.ones(len(residuals)) if unit is None else 1 / _counts(unit)

@@ -5,24 +5,25 @@ follows from a measured time, and none from a name.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paceline.predict.step._roofline import conv_rate_32
-from paceline.predict.step._rows import StepRows
-
-FloatArray = NDArray[np.float64]
+from paceline.predict.step._rows import FloatArray, StepRows
 
 
 def feature_matrix(rows: StepRows) -> tuple[FloatArray, FloatArray]:
-    """Features of the work and its fit to the device, and of the device alone.
+    """Features of the work and its fit to the device, and of the device alone, one row per step.
 
-    Returns:
-        Shapes `(num_rows, num_work_features)` and `(num_rows, num_device_features)`.
-        They come apart because a handful of devices cannot identify all
-        columns of the second, see `_step_time`.
+    They come apart because a handful of devices cannot identify all columns of the second, see
+    `DeviceModel`.
     """
-    known = rows.without_times()
-    return np.column_stack(_work(known)), np.column_stack(_device(known))
+    rows = rows.without_times()
+    device = [
+        np.log(rows["memory_bytes_per_s"]),
+        np.log(rows["fp16_flops"]), np.log(rows["fp32_flops"]), np.log(rows["tensor_flops"]),
+        np.log(np.maximum(rows["num_cores"], 1.0)),
+        rows["num_sms"], rows["boost_clock_hz"], rows["num_tensor_cores"],
+    ]  # fmt: skip
+    return np.column_stack(_work(rows)), np.column_stack(device)
 
 
 def _work(rows: StepRows) -> list[FloatArray]:
@@ -33,38 +34,15 @@ def _work(rows: StepRows) -> list[FloatArray]:
     rate = np.where(half, rows["tensor_flops"], conv_rate_32(rows))
     bandwidth = rows["memory_bytes_per_s"]
     return [
-        np.log(flops),
-        np.log(params),
-        np.log(active),
-        rows["depth"],
-        np.log(rows["num_kernels"]),
-        rows["num_norm_layers"],
-        rows["num_activation_layers"],
-        np.log(batch),
-        np.log(flops * batch),
-        np.log(active * batch),
-        np.log(flops / active),
+        np.log(flops), np.log(params), np.log(active),
+        rows["depth"], np.log(rows["num_kernels"]),
+        rows["num_norm_layers"], rows["num_activation_layers"],
+        np.log(batch), np.log(flops * batch), np.log(active * batch), np.log(flops / active),
         half.astype(np.float64),
         (rows["optimizer"] != "SGD").astype(np.float64),
         (rows["optimizer"] == "Adafactor").astype(np.float64),
-        rows["conv_fraction"],
-        rows["depthwise_fraction"],
-        rows["conv_3x3_fraction"],
-        rows["conv_1x1_fraction"],
-        np.log(flops * batch / rate),
-        np.log(active * batch / bandwidth),
+        rows["conv_fraction"], rows["depthwise_fraction"],
+        rows["conv_3x3_fraction"], rows["conv_1x1_fraction"],
+        np.log(flops * batch / rate), np.log(active * batch / bandwidth),
         np.log(params / bandwidth),
-    ]
-
-
-def _device(rows: StepRows) -> list[FloatArray]:
-    return [
-        np.log(rows["memory_bytes_per_s"]),
-        np.log(rows["fp16_flops"]),
-        np.log(rows["fp32_flops"]),
-        np.log(rows["tensor_flops"]),
-        np.log(np.maximum(rows["num_cores"], 1.0)),
-        rows["num_sms"],
-        rows["boost_clock_hz"],
-        rows["num_tensor_cores"],
-    ]
+    ]  # fmt: skip

@@ -11,18 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.predict.step._rows import StepRows
-
-FloatArray = NDArray[np.float64]
+from paceline.predict.step._rows import FloatArray, StepRows
 
 RATE_GRID = np.exp(np.linspace(np.log(1e-6), np.log(2e-2), 100))
 """Seconds per example on a grid; the least one stands for a loader that keeps up."""
-WAITING_SHARE = 0.15
-"""A step whose wait is a smaller share of it says only that the loader kept up."""
+WAITING_SHARE = 0.15  # a step that waits a smaller share of it says only that the loader kept up
 PRIOR_WIDTH = 0.35
 ERROR_SCALE = 0.1
-EXPENSIVE_SHARE = 0.05
-"""Share of datasets that may cost more than the upper end of an interval says."""
+EXPENSIVE_SHARE = 0.05  # of datasets may cost more than the upper end of an interval says
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,6 @@ class LoaderRates:
         return rates * _batch(rows)
 
     def is_known(self, rows: StepRows) -> NDArray[np.bool_]:
-        """Whether each row's dataset was measured on its host."""
         return np.isin(rows.keys("device", "family", "dataset"), list(self.seconds))
 
     def slow_feed_s(self, rows: StepRows) -> FloatArray:
@@ -58,10 +53,12 @@ class LoaderRates:
         num = len({name.rsplit("|", 1)[1] for name in slow})
         if num < 2:
             return float(RATE_GRID[-1]) * _batch(rows)
+        from scipy.special import stdtrit  # Comes with LightGBM, like all that is fitted.
+
         # A twentieth of all is a larger share of those that do not keep up.
         quantile = max(0.5, 1 - EXPENSIVE_SHARE * len(self.seconds) / len(slow))
         # The deviation has `num - 1` degrees of freedom, and the mean is uncertain too.
-        bound = _student_quantile(num - 1, quantile) * np.sqrt((num + 1) / (num - 1))
+        bound = float(stdtrit(num - 1, quantile)) * np.sqrt((num + 1) / (num - 1))
         rates = np.log(list(slow.values()))
         rate = min(float(np.exp(rates.mean() + bound * rates.std())), float(RATE_GRID[-1]))
         return rate * _batch(rows)
@@ -73,12 +70,10 @@ class LoaderRates:
         return np.array([middle[name] for name in names]) * _batch(rows)
 
     def without(self, device: str) -> "LoaderRates":
-        """The rates of all hosts but those of one device."""
         kept = {k: rate for k, rate in self.seconds.items() if k.split("|", 1)[0] != device}
         return LoaderRates(kept)
 
     def on_some_host(self, name: str) -> bool:
-        """Whether `family|dataset` was measured on any host."""
         return any(key.split("|", 1)[1] == name for key in self.seconds)
 
     def known(self, name: str) -> list[float]:
@@ -90,8 +85,7 @@ class LoaderRates:
 def fit_loader_rates(rows: StepRows) -> LoaderRates:
     """The rate of each host and dataset with the least absolute log error of the step time.
 
-    Ties go to the fastest loader, so a host that never made its device wait
-    gets the least rate.
+    Ties go to the fastest loader, so a host that never made its device wait gets the least rate.
     """
     names = rows.keys("device", "family", "dataset")
     seconds = {}
@@ -114,12 +108,6 @@ def posterior_rate(probes: StepRows, others: list[float]) -> float:
     log_weight = log_prior - _errors(probes).sum(axis=0) / ERROR_SCALE
     weight = np.cumsum(np.exp(log_weight - log_weight.max()))
     return float(RATE_GRID[np.searchsorted(weight, weight[-1] / 2)])
-
-
-def _student_quantile(degrees: int, probability: float) -> float:
-    from scipy.special import stdtrit  # Comes with LightGBM, like all that is fitted.
-
-    return float(stdtrit(degrees, probability))
 
 
 def _errors(rows: StepRows) -> FloatArray:

@@ -8,14 +8,19 @@ import numpy as np
 from paceline.predict.step._calibration import (
     Calibration,
     HeldOut,
+    StepEstimate,
     calibrate,
     chosen_trust,
     held_out_predictions,
     step_estimates,
 )
-from paceline.predict.step._estimate import StepEstimate
-from paceline.predict.step._probe import ProbeKernel, fit_probe_kernel, probed_logs
-from paceline.predict.step._probe_trials import NUM_PROBES, calibrate_probed
+from paceline.predict.step._probe import (
+    NUM_PROBES,
+    ProbeKernel,
+    calibrate_probed,
+    fit_probe_kernel,
+    probed_logs,
+)
 from paceline.predict.step._rows import StepRows, concatenate
 from paceline.predict.step._time import SHIFTS, StepLogs, StepModels, check_shift, fit_step_models
 
@@ -49,10 +54,9 @@ class StepPredictor:
 
         Args:
             rows: Work and devices; measured times, if any, are not looked at.
-            shift: What is new about the rows. By default the widest that holds for each
-                row: a device, else a dataset, else a model that the tables
-                lack, else a new configuration. A device with probes counts as
-                a device whatever is asked for.
+            shift: What is new about the rows. By default the widest that holds for each row: a
+                device, else a dataset, else a model that the tables lack, else a new configuration.
+                A device with probes counts as a device whatever is asked for.
 
         Raises:
             ValueError: If the shift is unknown or the predictor was not fitted for it.
@@ -68,9 +72,8 @@ class StepPredictor:
     def with_probes(self, probes: StepRows) -> "StepPredictor":
         """The same predictor with measured steps of the user's devices added.
 
-        Estimates for these devices then start from what an unseen device would
-        take, corrected by the probes: the user's host is not the one of the tables,
-        even when the device is.
+        Estimates for these devices then start from what an unseen device would take, corrected by
+        the probes: the user's host is not the one of the tables, even when the device is.
 
         Raises:
             ValueError: If the probes carry no times or the predictor has no kernel.
@@ -104,7 +107,6 @@ class StepPredictor:
         return self.probes.take(self.probes["device"] == device)
 
     def _predict_device(self, rows: StepRows, shift: str, device: str) -> list[StepEstimate]:
-        """Estimate rows of one device under one shift."""
         if shift not in self.calibrations:
             raise ValueError(
                 f"the predictor has no intervals for shift {shift!r}, only for "

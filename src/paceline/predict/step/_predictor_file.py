@@ -1,8 +1,7 @@
 """One JSON file for a fitted step predictor, guarded against change.
 
-The file holds coefficients, LightGBM's text models (compressed), offsets, loader
-rates by host and dataset, and where all of it came from. It holds no row of a table,
-and reading it runs no code.
+The file holds coefficients, LightGBM's text models (compressed), offsets, loader rates by host and
+dataset, and where all of it came from. It holds no row of a table, and reading it runs no code.
 """
 
 import base64
@@ -34,12 +33,8 @@ def save_step_predictor(predictor: StepPredictor, path: str | Path) -> None:
         OSError: If the file cannot be written.
     """
     content = _encode(predictor)
-    document = {
-        "format": FORMAT,
-        "version": VERSION,
-        "sha256": digest_of(content),
-        "content": content,
-    }
+    sha256 = digest_of(content)
+    document = {"format": FORMAT, "version": VERSION, "sha256": sha256, "content": content}
     Path(path).write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
 
 
@@ -51,10 +46,7 @@ def load_step_predictor(path: str | Path) -> StepPredictor:
             short, or its content was changed after it was written.
         MissingExtraError: If LightGBM is not installed.
     """
-    return _decode(_checked_content(Path(path)))
-
-
-def _checked_content(path: Path) -> dict[str, Any]:
+    path = Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -72,11 +64,10 @@ def _checked_content(path: Path) -> dict[str, Any]:
             f"the content of {path.name} does not match its sha256: it was changed after it was "
             "written; fit it again or take the original"
         )
-    return content
+    return _decode(content)
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """Return the sha256 that guards a file's content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -88,9 +79,7 @@ def _encode(predictor: StepPredictor) -> dict[str, Any]:
         "loader": dict(models.loader.seconds),
         "host": None if models.host is None else _encode_host(models.host),
         "device": None if models.device is None else _encode_device(models.device),
-        "calibrations": {
-            name: _encode_offsets(table) for name, table in predictor.calibrations.items()
-        },
+        "calibrations": {n: _encode_offsets(table) for n, table in predictor.calibrations.items()},
         "trust": dict(predictor.trust),
         "kernel": None if predictor.kernel is None else asdict(predictor.kernel),
         "probed": {str(num): _encode_offsets(table) for num, table in predictor.probed.items()},
@@ -98,18 +87,16 @@ def _encode(predictor: StepPredictor) -> dict[str, Any]:
 
 
 def _decode(content: Mapping[str, Any]) -> StepPredictor:
-    models = StepModels(
-        loader=LoaderRates(content["loader"]),
-        host=None if content["host"] is None else _decode_host(content["host"]),
-        device=None if content["device"] is None else _decode_device(content["device"]),
-    )
+    host, device, kernel = content["host"], content["device"], content["kernel"]
     return StepPredictor(
-        models=models,
-        calibrations={
-            name: _decode_offsets(table) for name, table in content["calibrations"].items()
-        },
+        models=StepModels(
+            loader=LoaderRates(content["loader"]),
+            host=None if host is None else _decode_host(host),
+            device=None if device is None else _decode_device(device),
+        ),
+        calibrations={n: _decode_offsets(table) for n, table in content["calibrations"].items()},
         trust=content["trust"],
-        kernel=None if content["kernel"] is None else ProbeKernel(**content["kernel"]),
+        kernel=None if kernel is None else ProbeKernel(**kernel),
         probed={int(num): _decode_offsets(table) for num, table in content["probed"].items()},
         seen={name: frozenset(values) for name, values in content["seen"].items()},
         provenance=content["provenance"],
@@ -118,11 +105,7 @@ def _decode(content: Mapping[str, Any]) -> StepPredictor:
 
 def _encode_host(model: HostModel) -> dict[str, Any]:
     total = None if model.total is None else _packed(model.total)
-    return {
-        "roofline": asdict(model.roofline),
-        "compute": _packed(model.compute),
-        "total": total,
-    }
+    return {"roofline": asdict(model.roofline), "compute": _packed(model.compute), "total": total}
 
 
 def _decode_host(saved: Mapping[str, Any]) -> HostModel:

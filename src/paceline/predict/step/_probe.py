@@ -13,71 +13,53 @@ References:
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.predict.step._calibration import HeldOut
+from paceline.predict.step._calibration import Calibration, HeldOut, calibrate, join_held_out
 from paceline.predict.step._loader import LoaderRates, posterior_rate
-from paceline.predict.step._rows import StepRows
+from paceline.predict.step._rows import FloatArray, StepRows
 from paceline.predict.step._time import StepLogs
-
-FloatArray = NDArray[np.float64]
 
 VARIANCE_GRID = np.array([0.0005, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32])
 NUM_SWEEPS = 3
 MAX_ROWS_PER_DEVICE = 120
+NUM_PROBES = (1, 3, 10, 30)  # that intervals are made for; in between the next lower one holds
+NUM_DRAWS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeKernel:
-    """Variances of the parts of a log residual, all of compute on one device.
+    """Variances of the parts of a log residual, all of compute on one device."""
 
-    Attributes:
-        device: Shared by everything on the device.
-        family: Shared by models of one family.
-        precision: Shared by one precision within a family.
-        variant: Shared by one model.
-        dataset: Shared by one dataset within a family.
-        run: Shared by one model on one dataset at one precision, whatever the batch size:
-            what tables measure together.
-        balance: A smooth function of what bounds the step, within a family.
-        cell: Shared by repeats of one configuration.
-        noise: Not shared.
-    """
-
-    device: float = 0.02
-    family: float = 0.04
-    precision: float = 0.01
-    variant: float = 0.02
-    dataset: float = 0.01
+    device: float = 0.02  # shared by everything on the device
+    family: float = 0.04  # shared by models of one family
+    precision: float = 0.01  # shared by one precision within a family
+    variant: float = 0.02  # shared by one model
+    dataset: float = 0.01  # shared by one dataset within a family
+    # Shared by one model on one dataset at one precision, whatever the batch size: what tables
+    # measure together.
     run: float = 0.01
-    balance: float = 0.04
-    cell: float = 0.01
-    noise: float = 0.01
+    balance: float = 0.04  # a smooth function of what bounds the step, within a family
+    cell: float = 0.01  # shared by repeats of one configuration
+    noise: float = 0.01  # not shared
 
     def covariance(self, left: "_Points", right: "_Points") -> FloatArray:
         """Shape `(num_left, num_right)`, without noise."""
-        family = left.family[:, None] == right.family[None, :]
-        variant = left.variant[:, None] == right.variant[None, :]
-        bits = left.bits[:, None] == right.bits[None, :]
-        cell = left.cell[:, None] == right.cell[None, :]
+        alike = [a[:, None] == b[None, :] for a, b in zip(left.labels, right.labels, strict=True)]
+        family, variant, bits, dataset, cell = alike
         apart = left.place[:, None, :] - right.place[None, :, :]
         near = np.exp(-0.5 * (apart**2).sum(axis=2))
-        dataset = left.dataset[:, None] == right.dataset[None, :]
         within = self.family + self.precision * bits + self.balance * near + self.dataset * dataset
         own = variant * (self.variant + self.run * (dataset & bits)) + self.cell * cell
         value = self.device + family * within + own
         return np.asarray(value, dtype=np.float64)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Points:
-    family: NDArray[np.str_]
-    variant: NDArray[np.str_]
-    bits: FloatArray
-    dataset: NDArray[np.str_]
-    cell: NDArray[np.str_]
+class _Points(NamedTuple):
+    labels: tuple[NDArray[Any], ...]  # family, variant, precision, dataset and cell
     place: FloatArray
 
 
@@ -85,30 +67,23 @@ def _points(rows: StepRows, logs: StepLogs) -> _Points:
     # What bounds the step, cut where one side is all, and the time itself, in factors of e.
     place = np.column_stack([np.clip(logs.balance, -2, 2), logs.compute / 2])
     cell = rows.keys("variant", "dataset", "batch_size", "precision_bits")
-    labels = (rows["family"], rows["variant"], rows["precision_bits"], rows["dataset"])
-    return _Points(*labels, cell, place)
+    labels = (rows["family"], rows["variant"], rows["precision_bits"], rows["dataset"], cell)
+    return _Points(labels, place)
 
 
 def fit_probe_kernel(held_out: HeldOut, *, seed: int = 0) -> ProbeKernel:
     """Variances of largest marginal likelihood over held-out devices, one coordinate at a time."""
-    samples = [
-        (_points(part.rows, part.logs), part.residuals("compute"))
-        for part in _by_device(held_out, seed)
-    ]
+    random, samples = np.random.default_rng(seed), []
+    for name in np.unique(held_out.rows["device"]):
+        rows = random.permutation(np.flatnonzero(held_out.rows["device"] == name))
+        part = held_out.take(rows[:MAX_ROWS_PER_DEVICE])
+        samples.append((_points(part.rows, part.logs), part.residuals("compute")))
     kernel = ProbeKernel()
     for _ in range(NUM_SWEEPS):
         for name in ProbeKernel.__slots__:
             options = [replace(kernel, **{name: float(value)}) for value in VARIANCE_GRID]
             kernel = max(options, key=lambda option: _log_likelihood(option, samples))
     return kernel
-
-
-def _by_device(held_out: HeldOut, seed: int) -> Iterator[HeldOut]:
-    rng = np.random.default_rng(seed)
-    for name in np.unique(held_out.rows["device"]):
-        index = np.flatnonzero(held_out.rows["device"] == name)
-        chosen = rng.permutation(index)[:MAX_ROWS_PER_DEVICE]
-        yield held_out.take(chosen)
 
 
 def _log_likelihood(kernel: ProbeKernel, samples: list[tuple[_Points, FloatArray]]) -> float:
@@ -125,17 +100,9 @@ def _log_likelihood(kernel: ProbeKernel, samples: list[tuple[_Points, FloatArray
 def probed_logs(
     rows: StepRows, logs: StepLogs, probes: HeldOut, kernel: ProbeKernel, loader: LoaderRates
 ) -> StepLogs:
-    """Predictions for rows of one device, given probes of the same device.
+    """Predictions for rows of one device, given measured and predicted probes of it.
 
-    Args:
-        rows: What to predict, all on the device of the probes.
-        logs: Its predictions without probes.
-        probes: Measured steps with their predictions.
-        kernel: Covariance of residuals.
-        loader: Rates of other hosts.
-
-    Returns:
-        The shifted predictions; without probes, `logs` itself.
+    `loader` holds the rates of other hosts; without probes, `logs` itself is returned.
     """
     if not len(probes.rows):
         return logs
@@ -160,3 +127,35 @@ def _probed_feed(
         feed[at] = np.log(rate * rows["batch_size"][at])
         known |= at
     return feed, known
+
+
+def probe_trial(
+    part: HeldOut,
+    kernel: ProbeKernel,
+    loader: LoaderRates,
+    num_probes: int,
+    rng: np.random.Generator,
+) -> HeldOut:
+    """Probe rows of one device and family at random; predict the others given the probes."""
+    order = rng.permutation(len(part.rows))
+    rest, probes = part.take(order[num_probes:]), part.take(order[:num_probes])
+    others = loader.without(str(part.rows["device"][0]))
+    return HeldOut(rest.rows, probed_logs(rest.rows, rest.logs, probes, kernel, others))
+
+
+def by_device_and_family(held_out: HeldOut) -> Iterator[HeldOut]:
+    names = held_out.rows.keys("device", "family")
+    for name in np.unique(names):
+        yield held_out.take(np.flatnonzero(names == name))
+
+
+def calibrate_probed(
+    held_out: HeldOut, kernel: ProbeKernel, loader: LoaderRates, num_probes: int
+) -> Calibration:
+    trials = []
+    for number, part in enumerate(by_device_and_family(held_out)):
+        for draw in range(NUM_DRAWS):
+            rng = np.random.default_rng([number, draw])
+            if len(part.rows) > num_probes:
+                trials.append(probe_trial(part, kernel, loader, num_probes, rng))
+    return calibrate(join_held_out(trials), "device")

@@ -1,26 +1,23 @@
 """Seconds of compute per step from first principles, with a few coefficients that are fitted.
 
 A step either waits for the host to launch kernels or for the device to execute them, and launches
-overlap with execution, so that the slower of the two counts:
-`time = (launch**p + work**p)**(1/p)` with a fitted p > 1 (p = 1 is no overlap, a large p is the
-maximum).
+overlap with execution, so that the slower of the two counts: `time = (launch**p + work**p)**(1/p)`
+with a fitted p > 1 (p = 1 is no overlap, a large p is the maximum).
 
 - launch: a constant, and seconds per kernel, more of them for mixed
   precision and for adaptive optimizers.
 - work: FLOPs over the rate of the units that run them, activation bytes and
   parameter bytes over the memory bandwidth [1], and a least time per kernel.
 
-Each coefficient is positive, is the same for all devices, and is held near
-what physics says (utilisation of a half, eight passes over parameters, ...) as
-strongly as the data are few: rows of one model say little about the next.
-What is left to a device are two factors, on launches by its host and on work by
-the device, each drawn towards 1.
+Each coefficient is positive, is the same for all devices, and is held near what physics says
+(utilisation of a half, eight passes over parameters, ...) as strongly as the data are few: rows of
+one model say little about the next. What is left to a device are two factors, on launches by its
+host and on work by the device, each drawn towards 1.
 
 References:
-    [1] S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual
-    performance model for multicore architectures", CACM 52(4), 2009. There the
-    larger of compute and memory bounds; here they add up, since layers
-    of both kinds take turns within a step.
+    [1] S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model
+    for multicore architectures", CACM 52(4), 2009. There the larger of compute and memory bounds;
+    here they add up, since layers of both kinds take turns within a step.
 """
 
 import math
@@ -30,9 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.predict.step._rows import StepRows
-
-FloatArray = NDArray[np.float64]
+from paceline.predict.step._rows import FloatArray, StepRows
 
 TF32_FLOPS_PER_CLOCK = 200
 
@@ -78,25 +73,25 @@ class Physics:
 
     def columns(self) -> FloatArray:
         """As features: the three, and which of the two bounds, shape `(num_rows, 4)`."""
-        return np.column_stack([self.total, self.launch, self.work, self.launch - self.work])
+        return np.column_stack([self.total, self.launch, self.work, self.balance])
+
+    @property
+    def balance(self) -> FloatArray:
+        """Launches over work: positive where the host bounds."""
+        return self.launch - self.work
 
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """Fitted coefficients; see the module.
+    """Fitted coefficients; see the module."""
 
-    Attributes:
-        log_coefficients: Logarithms in the order of `LAUNCH_PRIOR`, then `WORK_PRIOR`.
-        log_sharpness: Of p - 1.
-        host_launch: Log factor on launches by host, `device|family` as the host of
-            a device differed between families of tables; one that is not listed has 0.
-        device_work: Log factor on work by device; likewise.
-    """
-
+    # Logarithms in the order of `LAUNCH_PRIOR`, then `WORK_PRIOR`.
     log_coefficients: tuple[float, ...]
-    log_sharpness: float
+    log_sharpness: float  # of p - 1
+    # Log factor on launches by host, `device|family` as the host of a device differed between
+    # families of tables; one that is not listed has 0.
     host_launch: Mapping[str, float]
-    device_work: Mapping[str, float]
+    device_work: Mapping[str, float]  # log factor on work by device; likewise
 
     def predict(self, rows: StepRows) -> Physics:
         """Apply to rows; no measured column is read."""
@@ -117,14 +112,9 @@ def host_names(rows: StepRows) -> NDArray[np.str_]:
 def fit_roofline(rows: StepRows, *, known_hosts: bool = True) -> Roofline:
     """Fit to measured compute times by damped Gauss-Newton steps on a robust loss of log errors.
 
-    Args:
-        rows: Measured rows, at least one.
-        known_hosts: Fit the two factors per host and device. Leave it off to predict
-            for devices that are not in `rows`: then the coefficients are those of
-            an average device.
-
-    Returns:
-        The fit; deterministic, about half a second for 10,000 rows.
+    Deterministic, about half a second for 10,000 rows. Without `known_hosts` the two factors per
+    host and device are left out, to predict for devices that are not in `rows`: the coefficients
+    are then those of an average device.
     """
     hosts, host = _numbered(host_names(rows), known_hosts)
     devices, dev = _numbered(rows["device"].astype(str), known_hosts)
@@ -163,28 +153,18 @@ def _terms(rows: StepRows) -> tuple[FloatArray, FloatArray]:
     moved = rows["activation_bytes_per_example"] * rows["batch_size"] * per_byte
     params = 4 * rows["num_params"] * per_byte
     launch = [
-        np.ones(len(rows)),
-        kernels * conv,
-        kernels * (1 - conv),
-        kernels * half,
-        kernels * adaptive,
-        kernels * factored,
-    ]
+        np.ones(len(rows)), kernels * conv, kernels * (1 - conv),
+        kernels * half, kernels * adaptive, kernels * factored,
+    ]  # fmt: skip
     work = [
-        dense_conv * half / rows["tensor_flops"],
-        dense_conv * (1 - half) / conv_rate_32(rows),
-        matmul * half / rows["tensor_flops"],
-        matmul * (1 - half) / rows["fp32_flops"],
-        moved * conv * (1 - half),
-        moved * conv * half,
-        moved * (1 - conv) * (1 - half),
-        moved * (1 - conv) * half,
-        params,
-        params * adaptive,
-        params * half,
+        dense_conv * half / rows["tensor_flops"], dense_conv * (1 - half) / conv_rate_32(rows),
+        matmul * half / rows["tensor_flops"], matmul * (1 - half) / rows["fp32_flops"],
+        moved * conv * (1 - half), moved * conv * half,
+        moved * (1 - conv) * (1 - half), moved * (1 - conv) * half,
+        params, params * adaptive, params * half,
         flops * depthwise / rows["fp32_flops"],
         kernels / rows["boost_clock_hz"] * 1e6,
-    ]
+    ]  # fmt: skip
     return np.column_stack(launch), np.column_stack(work)
 
 

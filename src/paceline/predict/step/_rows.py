@@ -1,8 +1,7 @@
 """Steps to predict, or measured steps to learn from, as columns.
 
-A row is one configuration on one device. What describes the work and the
-device is kept apart from what was measured, so that no measured time can
-reach a feature: see `StepRows.without_times`.
+A row is one configuration on one device. What describes the work and the device is kept apart from
+what was measured, so that no measured time can reach a feature: see `StepRows.without_times`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from paceline.predict.work import Device, Workload
+
+FloatArray = NDArray[np.float64]
 
 LABELS = ("family", "dataset", "model", "variant", "optimizer", "device")
 WORK = (
@@ -24,6 +27,7 @@ DEVICE = (
     "num_tensor_cores", "boost_clock_hz",
 )  # fmt: skip
 TIMES = ("compute_s", "loader_s")
+POSITIVE = {"batch_size", "compute_s", "train_flops_per_example", "num_kernels", *DEVICE[:4]}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,15 +35,13 @@ class StepRows:
     """Columns of equal length, one entry per configuration and device.
 
     Attributes:
-        columns: `LABELS` as text; `WORK` and `DEVICE` as floats, finite and
-            not negative; and, where the steps were measured, both of `TIMES`,
-            in seconds per step. `model` and `variant` only name what is left
-            out together in an evaluation and never become features; `device` and
-            `dataset` only look up what was measured on that host.
+        columns: `LABELS` as text; `WORK` and `DEVICE` as floats, finite and not negative; and,
+            where the steps were measured, both of `TIMES`, in seconds per step. `model` and
+            `variant` only name what is left out together in an evaluation and never become
+            features; `device` and `dataset` only look up what was measured on that host.
 
     Raises:
-        ValueError: If a column is missing or unknown, lengths differ, or a
-            value is out of range.
+        ValueError: If a column is missing or unknown, lengths differ, or a value is out of range.
     """
 
     columns: Mapping[str, NDArray[Any]]
@@ -68,7 +70,6 @@ class StepRows:
 
     @property
     def is_measured(self) -> bool:
-        """Whether the rows carry times."""
         return TIMES[0] in self.columns
 
     @property
@@ -93,11 +94,7 @@ class StepRows:
 
 
 def concatenate(parts: Iterable[StepRows]) -> StepRows:
-    """All rows of all parts, in order.
-
-    Raises:
-        ValueError: If there is no part, or only some of them were measured.
-    """
+    """All rows of all parts, in order; all of them measured, or none."""
     rows = list(parts)
     if not rows or len({part.is_measured for part in rows}) != 1:
         raise ValueError("there must be at least one part, and all measured or none")
@@ -106,15 +103,36 @@ def concatenate(parts: Iterable[StepRows]) -> StepRows:
     )
 
 
+def step_row(workload: Workload, device: Device, *, device_name: str | None = None) -> StepRows:
+    """Return a workload on a device as the one row that a step predictor takes.
+
+    `device_name` is what the tables call the device; unset for its own name.
+    """
+    by_class = workload.flops_by_class
+    conv = by_class.get("conv", 0.0) + by_class.get("depthwise", 0.0)
+    conv_fraction = 1.0 if workload.family == "CNN" else conv / (sum(by_class.values()) or 1.0)
+    width = f"-{workload.width}" if workload.family == "MLP" else ""
+    labels = {
+        "family": workload.family,
+        "dataset": workload.dataset,
+        "model": workload.name,
+        "variant": workload.name + width,  # The tables keep widths of one model apart.
+        "optimizer": workload.optimizer,
+        "device": device_name or device.name,
+    }
+    numbers = {
+        **{name: getattr(workload, name) for name in WORK if name != "conv_fraction"},
+        **{name: getattr(device, name) for name in DEVICE},
+        "conv_fraction": conv_fraction,
+        "num_kernels": max(workload.num_kernels, 1),
+    }
+    columns = labels | {name: float(value) for name, value in numbers.items()}
+    return StepRows({name: np.array([value]) for name, value in columns.items()})
+
+
 def _check_number(name: str, column: NDArray[Any]) -> None:
     value = np.asarray(column, dtype=np.float64)
-    positive = name in (
-        "batch_size",
-        *TIMES[:1],
-        "train_flops_per_example",
-        "num_kernels",
-        *DEVICE[:4],
-    )
+    positive = name in POSITIVE
     bad = np.flatnonzero(~np.isfinite(value) | (value < 0) | (positive & (value == 0)))
     if bad.size:
         rule = "positive" if positive else "not negative"

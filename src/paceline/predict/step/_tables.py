@@ -12,6 +12,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,22 +30,20 @@ COMMON = (
 )  # fmt: skip
 BY_FAMILY = {
     "CNN": (
-        "input_shape",
-        "bn_layers",
-        "act_layers",
-        "flops_1x1_frac",
-        "flops_3x3_frac",
-        "flops_depthwise_frac",
-        "act_bytes_per_sample_proxy",
+        "input_shape", "bn_layers", "act_layers", "flops_1x1_frac", "flops_3x3_frac",
+        "flops_depthwise_frac", "act_bytes_per_sample_proxy",
     ),
     "MLP": ("input_shape", "embed_dim", "act_bytes_per_sample_proxy"),
     "Transformer": ("seq_len", "d_model", "d_ff", "act_bytes_per_seq_proxy"),
-}
+}  # fmt: skip
 # Weighted layers and matrix products of one block, from the papers of the architectures: two
 # perceptrons of two layers; one layer over tokens and two over channels; two 1 x 1 layers around
 # two shifted branches, then two layers; four projections, two products of attention, two layers.
 LAYERS_PER_BLOCK = {"mixer": 4, "resmlp": 3, "asmlp": 6}
 LAYERS_PER_TRANSFORMER_BLOCK = 8
+CONVOLUTIONAL = (
+    "conv_fraction", "conv_1x1_fraction", "conv_3x3_fraction", "depthwise_fraction",
+)  # fmt: skip
 TEXT_COLUMNS = frozenset({"dataset", "optimizer", "model", "architecture", "gpu_name"})
 # Token ids are 64-bit integers; image transformers resize to 224 x 224 and cut 16 x 16 patches.
 TOKEN_BYTES, RESIZED_IMAGE_BYTES, RESIZED_NUM_PATCHES = 8.0, 3.0 * 224 * 224, 196
@@ -63,9 +62,8 @@ def read_step_tables(folder: str | Path) -> StepRows:
         The rows of all files in the order of their names, times in seconds.
 
     Raises:
-        ValueError: If there is no table, a column is missing (the message
-            names the file and the columns), a number does not parse, or a value is out
-            of range.
+        ValueError: If there is no table, a column is missing (the message names the file and the
+            columns), a number does not parse, or a value is out of range.
     """
     here = Path(folder)
     here = here / "step_time" if (here / "step_time").is_dir() else here
@@ -102,30 +100,42 @@ def _check_columns(path: Path, header: Sequence[str], family: str) -> None:
 
 
 def _columns(raw: Raw, family: str) -> dict[str, NDArray[np.str_] | NDArray[np.float64]]:
-    number = {name: _numbers(name, raw[name]) for name in _numeric(raw)}
-    batch = number["batch_size"]
+    wanted = {*COMMON, *COMPUTE, *LOADER, *chain(*BY_FAMILY.values())}
+    numeric = wanted - TEXT_COLUMNS - {"input_shape"}
+    number = {name: _numbers(name, raw[name]) for name in raw if name in numeric}
+    batch, known = number["batch_size"], [_known(name) for name in raw["gpu_name"].tolist()]
+    fp16 = number["FP16"] * 1e9
     return {
+        **dict.fromkeys(CONVOLUTIONAL, np.zeros(len(batch))),
         "family": raw["architecture"],
         "dataset": raw["dataset"],
         "model": raw["model"],
-        "variant": _variant(raw, family),
+        "variant": _variant(raw) if family == "MLP" else raw["model"],
         "optimizer": raw["optimizer"],
-        "device": _device_names(raw["gpu_name"]),
+        # As the device table spells it, so that a host is found by either name.
+        "device": np.array(
+            [d.name if d else n for d, n in zip(known, raw["gpu_name"], strict=True)]
+        ),
         "batch_size": batch,
         "precision_bits": number["precision"],
         "num_params": number["param_count"],
         "depth": number["depth"],
         "train_flops_per_example": number["flops_train_per_batch"] / np.where(batch > 0, batch, 1),
         **_FAMILY_WORK[family](raw, number),
-        **_device_columns(raw, number),
+        "fp32_flops": number["FP32"] * 1e9,
+        "fp16_flops": fp16,
+        # The tables lack the rates of matrix units.
+        "tensor_flops": np.array(
+            [d.tensor_flops if d else rate for d, rate in zip(known, fp16, strict=True)]
+        ),
+        "memory_bytes_per_s": number["GPU Memory Bandwidth (GB/s)"] * 1e9,
+        "num_cores": number["Cores"],
+        "num_sms": number["SM"],
+        "num_tensor_cores": number["TC"],
+        "boost_clock_hz": number["Boost Clock (MHz)"] * 1e6,
         "compute_s": _first_of(number, COMPUTE) / 1e3,
         "loader_s": _first_of(number, LOADER) / 1e3,
     }
-
-
-def _numeric(raw: Raw) -> list[str]:
-    wanted = {*COMMON, *COMPUTE, *LOADER, *(name for names in BY_FAMILY.values() for name in names)}
-    return [name for name in raw if name in wanted - TEXT_COLUMNS - {"input_shape"}]
 
 
 def _numbers(name: str, texts: NDArray[np.str_]) -> NDArray[np.float64]:
@@ -139,9 +149,7 @@ def _first_of(number: Numbers, names: Sequence[str]) -> NDArray[np.float64]:
     return next(number[name] for name in names if name in number)
 
 
-def _variant(raw: Raw, family: str) -> NDArray[np.str_]:
-    if family != "MLP":
-        return raw["model"]
+def _variant(raw: Raw) -> NDArray[np.str_]:
     return np.char.add(np.char.add(raw["model"], "-"), raw["embed_dim"])
 
 
@@ -160,24 +168,20 @@ def _cnn_work(raw: Raw, number: Numbers) -> dict[str, NDArray[np.float64]]:
 
 
 def _mlp_work(raw: Raw, number: Numbers) -> dict[str, NDArray[np.float64]]:
-    names = [str(name) for name in raw["model"]]
-    per_block = np.array(
-        [LAYERS_PER_BLOCK.get(name, LAYERS_PER_TRANSFORMER_BLOCK) for name in names]
-    )
+    layers = [LAYERS_PER_BLOCK.get(n, LAYERS_PER_TRANSFORMER_BLOCK) for n in raw["model"].tolist()]
     return {
         "activation_bytes_per_example": number["act_bytes_per_sample_proxy"],
         "example_bytes": _image_bytes(raw),
-        **_block_layers(number["depth"], per_block),
+        **_block_layers(number["depth"], np.array(layers)),
     }
 
 
 def _transformer_work(raw: Raw, number: Numbers) -> dict[str, NDArray[np.float64]]:
     """Work of a pre-norm encoder, its FLOPs recounted.
 
-    The tables' own count multiplies by the depth once too often and by a
-    factor that grows with the sequence; 2 FLOPs per multiply-add over the four
-    projections, the feed-forward pair and the two products of attention is what a
-    trace of the same model says.
+    The tables' own count multiplies by the depth once too often and by a factor that grows with the
+    sequence; 2 FLOPs per multiply-add over the four projections, the feed-forward pair and the two
+    products of attention is what a trace of the same model says.
     """
     width, tokens = number["d_model"], number["seq_len"]
     per_token = 8 * width**2 + 4 * width * number["d_ff"] + 4 * tokens * width
@@ -194,15 +198,10 @@ def _block_layers(
     depth: NDArray[np.float64], per_block: int | NDArray[np.int_]
 ) -> dict[str, NDArray[np.float64]]:
     """Two norms and two activation-like functions per block, and the last norm."""
-    none = np.zeros(len(depth))
     return {
         "num_norm_layers": 2 * depth + 1,
         "num_kernels": depth * per_block + 4 * depth + 1,
         "num_activation_layers": 2 * depth,
-        "conv_fraction": none,
-        "conv_1x1_fraction": none,
-        "conv_3x3_fraction": none,
-        "depthwise_fraction": none,
     }
 
 
@@ -216,39 +215,10 @@ def _image_bytes(raw: Raw) -> NDArray[np.float64]:
     return np.array([float(np.prod(shape)) for shape in shapes])
 
 
-def _device_columns(raw: Raw, number: Numbers) -> dict[str, NDArray[np.float64]]:
-    return {
-        "fp32_flops": number["FP32"] * 1e9,
-        "fp16_flops": number["FP16"] * 1e9,
-        "tensor_flops": _tensor_rates(raw["gpu_name"], number["FP16"] * 1e9),
-        "memory_bytes_per_s": number["GPU Memory Bandwidth (GB/s)"] * 1e9,
-        "num_cores": number["Cores"],
-        "num_sms": number["SM"],
-        "num_tensor_cores": number["TC"],
-        "boost_clock_hz": number["Boost Clock (MHz)"] * 1e6,
-    }
-
-
-def _device_names(names: NDArray[np.str_]) -> NDArray[np.str_]:
-    """As the device table spells them, so that a host is found by either name."""
-    return np.array([_known_name(name) for name in names.tolist()])
-
-
 @cache
-def _known_name(name: str) -> str:
+def _known(name: str) -> Device | None:
+    """The row of the device table; None counts as a device without matrix units."""
     try:
-        return Device.named(name).name
+        return Device.named(name)
     except ValueError:
-        return name
-
-
-def _tensor_rates(names: NDArray[np.str_], otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rates of matrix units, which the tables lack: from the device table where it has the GPU."""
-    rates = otherwise.copy()
-    for name in np.unique(names):
-        try:
-            rates[names == name] = Device.named(str(name)).tensor_flops
-        except ValueError:
-            # A device that is in no table counts as one without matrix units.
-            continue
-    return rates
+        return None

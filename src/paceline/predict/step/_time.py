@@ -9,9 +9,7 @@ from paceline.predict.step._boost import BoostConfig, Boosted, fit_boosted
 from paceline.predict.step._features import feature_matrix
 from paceline.predict.step._loader import LoaderRates, fit_loader_rates
 from paceline.predict.step._roofline import Physics, Roofline, fit_roofline
-from paceline.predict.step._rows import StepRows
-
-FloatArray = NDArray[np.float64]
+from paceline.predict.step._rows import FloatArray, StepRows
 
 SHIFTS = ("known", "configuration", "dataset", "model", "device")
 """What is new about a row, from nothing to the whole device."""
@@ -29,25 +27,15 @@ MEMBER = BoostConfig(num_trees=200, num_leaves=8, min_rows=40)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepLogs:
-    """Predictions as logarithms of seconds, each of shape `(num_rows,)`.
+    """Predictions as logarithms of seconds, each of shape `(num_rows,)`."""
 
-    Attributes:
-        compute: Of the device.
-        feed: That the host needs for a batch, while the device computes.
-        total: Of the step.
-        physics: As `compute`, by the roofline alone.
-        slow_feed: As `feed`, for an expensive dataset.
-        balance: Launches over work in the roofline: positive where the host bounds.
-        loader_known: Whether the dataset was measured on the host; shape likewise.
-    """
-
-    compute: FloatArray
-    feed: FloatArray
-    total: FloatArray
-    physics: FloatArray
-    slow_feed: FloatArray
-    balance: FloatArray
-    loader_known: NDArray[np.bool_]
+    compute: FloatArray  # of the device
+    feed: FloatArray  # that the host needs for a batch, while the device computes
+    total: FloatArray  # of the step
+    physics: FloatArray  # as `compute`, by the roofline alone
+    slow_feed: FloatArray  # as `feed`, for an expensive dataset
+    balance: FloatArray  # launches over work in the roofline: positive where the host bounds
+    loader_known: NDArray[np.bool_]  # whether the dataset was measured on the host; shape likewise
 
     def trusting(self, share: float) -> "StepLogs":
         """With that share of what the trees add to the roofline, and the maximum as the step."""
@@ -55,7 +43,6 @@ class StepLogs:
         return replace(self, compute=compute, total=np.maximum(compute, self.feed))
 
     def take(self, index: NDArray[np.intp]) -> "StepLogs":
-        """The predictions of the rows at `index`."""
         return StepLogs(*(getattr(self, name)[index] for name in StepLogs.__slots__))
 
 
@@ -76,8 +63,7 @@ class HostModel:
             base = np.maximum(physics.total, feed)
             total = base + self.total.predict(_step_features(rows, physics, feed))
         slow, known = np.log(loader.slow_feed_s(rows)), loader.is_known(rows)
-        balance = physics.launch - physics.work
-        return StepLogs(compute, feed, total, physics.total, slow, balance, known)
+        return StepLogs(compute, feed, total, physics.total, slow, physics.balance, known)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,8 +81,7 @@ class DeviceModel:
         feed = np.log(loader.of_other_hosts(rows))
         known = np.array([loader.on_some_host(str(n)) for n in rows.keys("family", "dataset")])
         slow, total = np.log(loader.slow_feed_s(rows)), np.maximum(compute, feed)
-        balance = physics.launch - physics.work
-        return StepLogs(compute, feed, total, physics.total, slow, balance, known)
+        return StepLogs(compute, feed, total, physics.total, slow, physics.balance, known)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,11 +93,7 @@ class StepModels:
     device: DeviceModel | None = None
 
     def logs(self, rows: StepRows, shift: str) -> StepLogs:
-        """Predict under one of `SHIFTS`.
-
-        Raises:
-            ValueError: If the shift is unknown or its part was not fitted.
-        """
+        """Predict under one of `SHIFTS`; its part must have been fitted."""
         check_shift(shift)
         if shift == "device" and self.device is not None:
             return self.device.logs(rows, self.loader)
@@ -122,18 +103,15 @@ class StepModels:
 
 
 def check_shift(shift: str) -> None:
-    """Raise `ValueError` unless `shift` is one of `SHIFTS`."""
     if shift not in SHIFTS:
         raise ValueError(f"shift must be one of {', '.join(SHIFTS)}, got {shift!r}")
 
 
 def fit_step_models(rows: StepRows, shifts: tuple[str, ...] = SHIFTS) -> StepModels:
-    """Fit what the given shifts need.
+    """Fit what the given shifts need, to measured rows of any families together.
 
-    Args:
-        rows: Measured rows of any families together: kernels, bytes and FLOPs
-            mean the same for all, and together they are more rows than any one family has.
-        shifts: Those that will be asked for.
+    Kernels, bytes and FLOPs mean the same for all, and together they are more rows than any one
+    family has.
     """
     return StepModels(
         loader=fit_loader_rates(rows),
@@ -147,14 +125,13 @@ def _fit_host(rows: StepRows, shifts: tuple[str, ...]) -> HostModel:
     physics = roofline.predict(rows)
     target = np.log(rows["compute_s"]) - physics.total
     compute = fit_boosted(_features(rows, physics), target, COMPUTE)
-    total = _fit_total(rows, physics) if set(shifts) & set(WHOLE_STEP_SHIFTS) else None
-    return HostModel(roofline, compute, total)
-
-
-def _fit_total(rows: StepRows, physics: Physics) -> Boosted:
+    if not set(shifts) & set(WHOLE_STEP_SHIFTS):
+        return HostModel(roofline, compute, None)
     feed = np.log(fit_loader_rates(rows).feed_s(rows))
     target = np.log(rows.total_s) - np.maximum(physics.total, feed)
-    return fit_boosted(_step_features(rows, physics, feed), target, TOTAL)
+    return HostModel(
+        roofline, compute, fit_boosted(_step_features(rows, physics, feed), target, TOTAL)
+    )
 
 
 def _fit_device(rows: StepRows) -> DeviceModel:
@@ -163,13 +140,8 @@ def _fit_device(rows: StepRows) -> DeviceModel:
     target = np.log(rows["compute_s"]) - physics.total
     members = []
     for seed, columns in enumerate(_half_of_the_columns(feature_matrix(rows)[1].shape[1])):
-        config = BoostConfig(
-            num_trees=MEMBER.num_trees,
-            num_leaves=MEMBER.num_leaves,
-            min_rows=MEMBER.min_rows,
-            seed=seed,
-        )
-        members.append((columns, fit_boosted(_features(rows, physics, columns), target, config)))
+        features = _features(rows, physics, columns)
+        members.append((columns, fit_boosted(features, target, replace(MEMBER, seed=seed))))
     return DeviceModel(roofline, tuple(members))
 
 
@@ -179,8 +151,8 @@ def _half_of_the_columns(num_columns: int) -> list[tuple[int, ...]]:
     halves: list[tuple[int, ...]] = []
     while len(halves) < NUM_MEMBERS:
         order = rng.permutation(num_columns)
-        for part in (order[: num_columns // 2], order[num_columns // 2 :]):
-            halves.append(tuple(int(column) for column in np.sort(part)))
+        parts = np.split(order, [num_columns // 2])
+        halves += [tuple(np.sort(part).tolist()) for part in parts]
     return halves[:NUM_MEMBERS]
 
 

@@ -16,6 +16,13 @@ from typing import Any, cast
 from paceline.predict.work._devices import Device
 from paceline.predict.work._workload import Family, Workload
 
+# Columns of the catalogue that are attributes of a workload.
+WHOLE = (
+    "depth", "num_params", "num_norm_layers", "num_activation_layers", "sum_conv_outputs",
+    "max_conv_outputs", "width", "num_tokens", "num_heads", "num_kernels",
+)  # fmt: skip
+REAL = ("conv_1x1_fraction", "conv_3x3_fraction", "depthwise_fraction", "example_bytes")
+
 
 class Models(Enum):
     """Eleven models; the value is the name in the tables."""
@@ -109,6 +116,8 @@ def catalogue_workload(
     if row is None:
         fitting = ", ".join(name for kind, name in _rows() if kind == model.value)
         raise ValueError(f"{model.name} goes with {fitting}, not with {facts.name}")
+    numbers: dict[str, Any] = {name: int(row[name]) for name in WHOLE}
+    numbers |= {name: float(row[name]) for name in REAL}
     return Workload(
         name=model.value,
         dataset=facts.name,
@@ -117,25 +126,12 @@ def catalogue_workload(
         optimizer=optimizer.value if isinstance(optimizer, Optimizers) else optimizer,
         dataset_size=facts.num_examples if dataset_size is None else dataset_size,
         num_classes=facts.num_classes,
-        **_described(row, precision),
+        family=cast(Family, row["family"]),
+        forward_flops_per_example=float(row["forward_flops"]),
+        activation_bytes_per_example=float(row["activation_values"]) * precision / 8,
+        grouped_fraction=float(row["depthwise_fraction"]),
+        **numbers,
     )
-
-
-def _described(row: dict[str, str], precision: int) -> dict[str, Any]:
-    whole = (
-        "depth", "num_params", "num_norm_layers", "num_activation_layers", "sum_conv_outputs",
-        "max_conv_outputs", "width", "num_tokens", "num_heads", "num_kernels",
-    )  # fmt: skip
-    shares = ("conv_1x1_fraction", "conv_3x3_fraction", "depthwise_fraction")
-    return {
-        "family": cast(Family, row["family"]),
-        "forward_flops_per_example": float(row["forward_flops"]),
-        "activation_bytes_per_example": float(row["activation_values"]) * precision / 8,
-        "grouped_fraction": float(row["depthwise_fraction"]),
-        "example_bytes": float(row["example_bytes"]),
-        **{name: int(row[name]) for name in whole},
-        **{name: float(row[name]) for name in shares},
-    }
 
 
 @cache

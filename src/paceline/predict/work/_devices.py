@@ -66,8 +66,7 @@ class Device:
         """Find a row of `devices.csv` by a forgiving name.
 
         Case, vendor words, blanks and dashes do not matter, and parts may be left out. Where
-        several rows fit, the first of the table is taken, so look at the `name` of what comes
-        back.
+        several rows fit, the first of the table is taken, so look at the `name` of what comes back.
 
         Args:
             name: Such as "H100", "NVIDIA A100 80GB PCIe", "rtx3090" or "Tesla V100-SXM2-16GB".

@@ -7,16 +7,8 @@ from paceline.predict.work._workload import MemoryMoment, Workload
 
 # Values of 4 bytes per parameter that PyTorch's optimizers keep from step to step. Adafactor
 # keeps a row and a column per matrix, which is next to nothing.
-KEPT_VALUES = {
-    "SGD": 1.0,
-    "RMSprop": 1.0,
-    "Adagrad": 1.0,
-    "Muon": 1.0,
-    "Adafactor": 0.01,
-    "Adam": 2.0,
-    "AdamW": 2.0,
-}
-OTHER_KEPT_VALUES = 2.0
+KEPT_VALUES = {"SGD": 1.0, "RMSprop": 1.0, "Adagrad": 1.0, "Muon": 1.0, "Adafactor": 0.01}
+OTHER_KEPT_VALUES = 2.0  # Adam, AdamW
 # Values per parameter that they make for a moment where they update all parameters at once:
 # roots of second moments, and Adagrad's steps.
 FOREACH_TEMPORARIES = {"SGD": 0, "Muon": 0, "Adagrad": 2}
@@ -79,7 +71,8 @@ class MemoryEstimate:
             (False, 2029)
         """
         usable = usable_bytes(device) - self.fixed
-        return max(0, min(_examples_in(usable, moment) for moment in self.moments))
+        rooms = ((usable - m.other_bytes) / max(1.0, m.bytes_per_example) for m in self.moments)
+        return max(0, int(min(rooms)))
 
 
 def estimate_memory(
@@ -120,10 +113,6 @@ def usable_bytes(device: Device) -> int:
     return int(device.memory_bytes * (1 - RESERVED_SHARE)) - RESERVED_BYTES
 
 
-def _examples_in(usable: int, moment: MemoryMoment) -> int:
-    return int((usable - moment.other_bytes) / max(1.0, moment.bytes_per_example))
-
-
 def _updating_at_once(
     moments: tuple[MemoryMoment, ...], workload: Workload
 ) -> tuple[MemoryMoment, ...]:
@@ -138,7 +127,10 @@ def _assumed_moments(workload: Workload) -> tuple[MemoryMoment, ...]:
     """Take activations to be there until all gradients are."""
     params = workload.param_bytes
     copies = params // 2 if workload.precision_bits == 16 else 0
-    kept = workload.saved_bytes_per_example or _typically_kept(workload)
+    ratio = KEPT_PER_PROXY.get(workload.family, 1.0)
+    blocks = max(workload.depth, 1) if workload.family == "Transformer" else 1
+    typically = ratio * blocks * workload.activation_bytes_per_example
+    kept = workload.saved_bytes_per_example or typically
     inputs = workload.example_bytes
     return (
         MemoryMoment(
@@ -146,10 +138,3 @@ def _assumed_moments(workload: Workload) -> tuple[MemoryMoment, ...]:
         ),
         MemoryMoment(phase="optimizer", bytes_per_example=inputs, other_bytes=params),
     )
-
-
-def _typically_kept(workload: Workload) -> float:
-    ratio = KEPT_PER_PROXY.get(workload.family, 1.0)
-    if workload.family == "Transformer":
-        ratio *= max(workload.depth, 1)
-    return ratio * workload.activation_bytes_per_example

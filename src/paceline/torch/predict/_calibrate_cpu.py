@@ -1,7 +1,8 @@
 """Measure what operators cost on this machine's CPU, in about ten seconds."""
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,12 +50,10 @@ def calibrate_cpu(
             for run in runs:
                 run.measure()
     timings = [timing for run in runs for timing in run.operators]
-    steps = [run.step() for run in runs]
-    return fit_cpu_rates(timings, steps, machine=this_machine(num_threads))
+    return fit_cpu_rates(timings, [run.step() for run in runs], machine=this_machine(num_threads))
 
 
 def this_machine(num_threads: int) -> dict[str, str]:
-    """Return where a measurement was made, as plain text."""
     return {
         "processor": _processor(),
         "threads": str(num_threads),
@@ -77,7 +76,6 @@ class _ModelRun:
         self.operators: list[OperatorTiming] = []
 
     def measure(self) -> None:
-        """Run a recorded step and a few plain ones."""
         recorder, self._workload = record_step(self._model, self._inputs, self._setup, timed=True)
         timed = zip(recorder.calls, recorder.seconds, strict=True)
         self.operators += (OperatorTiming(work, seconds, self._name) for work, seconds in timed)
@@ -86,15 +84,13 @@ class _ModelRun:
         )
 
     def step(self) -> StepTiming:
-        """Return the median step."""
         assert self._workload is not None
         return StepTiming(self._workload, float(np.median(self._seconds)), self._name)
 
 
 def _processor() -> str:
-    try:
-        lines: Iterable[str] = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -1,50 +1,42 @@
 """Measure training steps on the device at hand into a table with the columns of CHRONOS."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
+from timeit import repeat
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from paceline.torch.predict._collect_device import device_at
+from paceline.predict.work import Device
+from paceline.torch.predict._calibrate_cpu import this_machine
 from paceline.torch.predict._collect_table import described, key_of, read_rows, timed, write_rows
 from paceline.torch.predict._trace import trace_workload
 from paceline.torch.predict._trace_setup import ExampleInput, StepSetup, build, inputs_for
 
 WARM_UP_STEPS, MEASURED_STEPS = 5, 20
+CLOCK_HZ = 2e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectConfig:
-    """What to measure: every combination of the sequences.
+    """What to measure: every combination of the sequences."""
 
-    Attributes:
-        name: Of the model in the table.
-        batch_sizes: Examples per step.
-        precisions: 32, 16 or both.
-        optimizers: Class names in `torch.optim`.
-        device: "cpu", "cuda" or "cuda:1".
-        dataset: Name for the table.
-        dataset_size: Training examples; only written down.
-        num_classes: Likewise.
-        num_steps: Measured steps of each combination, after five to warm up.
-    """
-
-    name: str
-    batch_sizes: Sequence[int]
-    precisions: Sequence[int] = (32,)
-    optimizers: Sequence[str] = ("SGD",)
-    device: str = "cpu"
-    dataset: str = "synthetic"
-    dataset_size: int = 0
-    num_classes: int = 0
-    num_steps: int = MEASURED_STEPS
+    name: str  # of the model in the table
+    batch_sizes: Sequence[int]  # examples per step
+    precisions: Sequence[int] = (32,)  # 32, 16 or both
+    optimizers: Sequence[str] = ("SGD",)  # class names in `torch.optim`
+    device: str = "cpu"  # "cpu", "cuda" or "cuda:1"
+    dataset: str = "synthetic"  # name for the table
+    dataset_size: int = 0  # training examples; only written down
+    num_classes: int = 0  # likewise
+    num_steps: int = MEASURED_STEPS  # measured steps of each combination, after five to warm up
 
     def __post_init__(self) -> None:
         if not self.batch_sizes or min(self.batch_sizes) < 1:
@@ -53,7 +45,6 @@ class CollectConfig:
             raise ValueError(f"steps must be at least 1, got {self.num_steps}")
 
     def setups(self) -> list[StepSetup]:
-        """Return every combination."""
         return [
             StepSetup(batch_size=size, precision_bits=bits, optimizer=optimizer)
             for optimizer, bits, size in product(self.optimizers, self.precisions, self.batch_sizes)
@@ -148,3 +139,35 @@ def _collated(value: Any, target: torch.device) -> Any:
 def _settle(target: torch.device) -> None:
     if target.type == "cuda":
         torch.cuda.synchronize(target)
+
+
+def device_at(name: str) -> Device:
+    """Return the row of a GPU, or what a short measurement says about this CPU."""
+    kind = name.partition(":")[0]
+    if kind == "cuda" and torch.cuda.is_available():
+        return Device.named(torch.cuda.get_device_name(name))
+    if kind != "cpu":
+        raise ValueError(f"device must be cpu, or cuda where PyTorch sees a GPU, got {name!r}")
+    return _measured_cpu()
+
+
+def _measured_cpu(side: int = 512, num_values: int = 1 << 23) -> Device:
+    square, values = torch.randn(side, side), torch.randn(num_values)
+    matmul_s = min(repeat(lambda: square @ square, number=1, repeat=5))
+    add_s = min(repeat(lambda: values + 1.0, number=1, repeat=5))
+    flops = 2 * side**3 / matmul_s
+    cores = os.cpu_count() or 1
+    return Device(
+        name=f"cpu {this_machine(torch.get_num_threads())['processor']}",
+        fp32_flops=flops,
+        fp16_flops=flops,
+        tensor_flops=flops,
+        memory_bytes_per_s=8 * num_values / add_s,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        num_cores=cores,
+        num_sms=cores,
+        num_tensor_cores=0,
+        boost_clock_hz=CLOCK_HZ,
+        price_per_hour=0.0,
+        source="measured",
+    )

@@ -14,17 +14,13 @@ FAMILIES = ("CNN", "MLP", "Transformer")
 def described(
     work: Workload, where: Device, *, dataset: str, input_shape: tuple[int, ...] | None = None
 ) -> dict[str, Any]:
-    """Return the columns that say what was run and on what.
-
-    Raises:
-        ValueError: If there are no tables of the workload's family.
-    """
+    """Return the columns that say what was run and on what."""
     if work.family not in FAMILIES:
         raise ValueError(
             f"step-time tables are of {', '.join(FAMILIES)}; the trace of {work.name} says "
             f"{work.family}"
         )
-    common = {
+    return {
         "dataset": dataset,
         "input_shape": str(tuple(input_shape or ())),
         "num_classes": work.num_classes,
@@ -45,8 +41,17 @@ def described(
         "flops_fwd_per_sample": work.forward_flops_per_example,
         "flops_train_per_sample": work.train_flops_per_example,
         "flops_train_per_batch": work.train_flops_per_batch,
+        **_family_columns(work),
+        "gpu_name": where.name,
+        "Boost Clock (MHz)": where.boost_clock_hz / 1e6,
+        "Memory (GB)": where.memory_bytes / 2**30,
+        "GPU Memory Bandwidth (GB/s)": where.memory_bytes_per_s / 1e9,
+        "Cores": where.num_cores,
+        "SM": where.num_sms,
+        "TC": where.num_tensor_cores,
+        "FP16": where.fp16_flops / 1e9,
+        "FP32": where.fp32_flops / 1e9,
     }
-    return common | _family_columns(work) | _device_columns(where)
 
 
 def _family_columns(work: Workload) -> dict[str, Any]:
@@ -73,20 +78,6 @@ def _family_columns(work: Workload) -> dict[str, Any]:
     }
 
 
-def _device_columns(where: Device) -> dict[str, Any]:
-    return {
-        "gpu_name": where.name,
-        "Boost Clock (MHz)": where.boost_clock_hz / 1e6,
-        "Memory (GB)": where.memory_bytes / 2**30,
-        "GPU Memory Bandwidth (GB/s)": where.memory_bytes_per_s / 1e9,
-        "Cores": where.num_cores,
-        "SM": where.num_sms,
-        "TC": where.num_tensor_cores,
-        "FP16": where.fp16_flops / 1e9,
-        "FP32": where.fp32_flops / 1e9,
-    }
-
-
 def timed(loader_s: list[float], compute_s: list[float]) -> dict[str, Any]:
     """Return the columns of seconds to make a batch and to compute, of each measured step."""
     loader, compute = np.array(loader_s) * 1e3, np.array(compute_s) * 1e3
@@ -101,17 +92,12 @@ def timed(loader_s: list[float], compute_s: list[float]) -> dict[str, Any]:
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return what tells one row of the table from the others."""
     names = ("model", "dataset", "optimizer", "batch_size", "precision", "gpu_name")
     return tuple(str(row[name]) for name in names)
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:
-    """Return the rows that a table holds, none if it is not there.
-
-    Raises:
-        ValueError: If the file has other columns.
-    """
+    """Return the rows that a table holds, none if it is not there."""
     if not table.exists():
         return []
     with table.open(newline="", encoding="utf-8") as file:

@@ -26,15 +26,9 @@ def measure_step(
 ) -> tuple[Workload, StepEstimate]:
     """Describe and time a few real steps on this CPU, for a model that cannot be traced.
 
-    Args:
-        model: As for `trace_workload`.
-        example_input: Likewise.
-        setup: Batch size, precision, optimizer and loss.
-        input_shape: As for `trace_workload`.
-        num_steps: Timed steps, on one thread, after one recorded and two to warm up.
-
-    Returns:
-        The workload, and the median step between the fastest and the slowest.
+    Takes the model and inputs of `trace_workload`. Runs on one thread: a recorded step, two to warm
+    up, then `num_steps` timed ones. Returns the workload, and the median step between the fastest
+    and the slowest.
 
     Raises:
         ValueError: If a step fails on these inputs.
@@ -63,15 +57,8 @@ def time_steps(
 ) -> list[float]:
     """Train for a few steps on one batch and return the seconds of each.
 
-    One step before them warms up. Weights change; the model is where the caller put it.
-
-    Args:
-        model: With real weights.
-        example_input: As for `trace_workload`.
-        setup: Batch size, precision, optimizer and loss.
-        input_shape: As for `trace_workload`.
-        num_steps: At least so many.
-        budget_s: Go on until this much time is used.
+    One step before them warms up; then there are `num_steps` or more, until `budget_s` is used.
+    Weights change; the model is where the caller put it.
     """
     inputs = inputs_for(example_input, input_shape, setup.batch_size)
     optimizer = setup.make_optimizer(model)

@@ -2,8 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -85,40 +85,35 @@ def trace_workload(
         batch_size=batch_size, precision_bits=precision, optimizer=optimizer, loss=loss
     )
     check_setup(setup)
-    with _OneFakeMode(allow_non_fake_inputs=True), _copying_fakes():
+    with _OneFakeMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+        # PyTorch warns about fake storage where modules clone their layers.
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)
         try:
-            module, inputs = _prepare(model, example_input, input_shape, batch_size)
-            recorder = _record(module, inputs, setup)
+            module, example_input = build(model, example_input, input_shape)
+            module = (_without_weights(module) if module is model else module).train()
+            inputs = inputs_for(example_input, input_shape, batch_size)
+            recorder = Recorder(module)
+            _run_recorded(
+                module, inputs, setup, setup.make_optimizer(module), recorder, warm_up=True
+            )
         except (RuntimeError, TypeError, NotImplementedError) as error:
+            first = str(error).strip().split("\n", 1)[0] or type(error).__name__
             raise TraceError(
-                f"the model cannot be traced ({_first_line(error)}); its step must follow from "
+                f"the model cannot be traced ({first}); its step must follow from "
                 "shapes alone. Measure real steps instead"
             ) from error
-        return _workload(
-            module,
-            inputs,
-            recorder,
-            setup,
-            facts={
-                "dataset_size": dataset_size,
-                "num_classes": num_classes,
-                "name": name or type(module).__name__,
-            },
-        )
+        facts = {"dataset_size": dataset_size, "num_classes": num_classes}
+        name = name or type(module).__name__
+        return _workload(module, inputs, recorder, setup, name=name, **facts)
 
 
 def record_step(
     model: nn.Module, inputs: Inputs, setup: StepSetup, *, timed: bool = False
 ) -> tuple[Recorder, Workload]:
-    """Describe a step by really running it, once to warm up and once recorded.
+    """Describe a step by really running it on the CPU, once to warm up and once recorded.
 
-    For models that cannot be traced, and to time single operators.
-
-    Args:
-        model: On the CPU, with weights; its weights change as in training.
-        inputs: One batch.
-        setup: Precision, optimizer, loss.
-        timed: Also take the time of every operator.
+    For models that cannot be traced, and with `timed`, to time single operators. Weights change as
+    in training.
     """
     check_setup(setup)
     optimizer = setup.make_optimizer(model)
@@ -126,19 +121,7 @@ def record_step(
     optimizer.zero_grad()
     recorder = Recorder(model, timed=timed)
     _run_recorded(model, inputs, setup, optimizer, recorder)
-    return recorder, _workload(model, inputs, recorder, setup, facts={"name": type(model).__name__})
-
-
-def _prepare(
-    model: nn.Module | Callable[[], Any],
-    example_input: ExampleInput | None,
-    input_shape: tuple[int, ...] | None,
-    batch_size: int,
-) -> tuple[nn.Module, Inputs]:
-    module, example_input = build(model, example_input, input_shape)
-    if isinstance(model, nn.Module):
-        module = _without_weights(model)
-    return module.train(), inputs_for(example_input, input_shape, batch_size)
+    return recorder, _workload(model, inputs, recorder, setup, name=type(model).__name__)
 
 
 def _without_weights(model: nn.Module) -> nn.Module:
@@ -150,14 +133,6 @@ def _without_weights(model: nn.Module) -> nn.Module:
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
     return copy.deepcopy(model, memo)
-
-
-def _record(model: nn.Module, inputs: Inputs, setup: StepSetup) -> Recorder:
-    """Trace a step with the optimizer's state already there."""
-    optimizer = setup.make_optimizer(model)
-    recorder = Recorder(model)
-    _run_recorded(model, inputs, setup, optimizer, recorder, warm_up=True)
-    return recorder
 
 
 def _run_recorded(
@@ -176,7 +151,9 @@ def _run_recorded(
         if loss.requires_grad:
             loss.backward()
     del loss
-    recorder.memory.fix_gradients(model)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            recorder.memory.fix(parameter.grad)
     if warm_up:
         optimizer.step()
     recorder.memory.ignore(tensors_in(list(optimizer.state.values())))
@@ -186,30 +163,29 @@ def _run_recorded(
 
 
 def _workload(
-    model: nn.Module, inputs: Inputs, recorder: Recorder, setup: StepSetup, facts: dict[str, Any]
+    model: nn.Module, inputs: Inputs, recorder: Recorder, setup: StepSetup, **facts: Any
 ) -> Workload:
     forward = [call for call in recorder.calls if call.phase == "forward"]
     kind = architecture_of(model, forward, setup.batch_size)
     trained = [p for p in model.parameters() if p.requires_grad]
+    stored_bytes = sum(
+        x.numel() * (1 if x.is_floating_point() else x.element_size()) for x in tensors_in(inputs)
+    )
     flops = sum(call.flops for call in forward) / setup.batch_size
     by_class = {key: value / setup.batch_size for key, value in flops_by_class(forward).items()}
     return Workload(
-        family=kind.family,
+        **asdict(kind),
         batch_size=setup.batch_size,
         precision_bits=setup.precision_bits,
-        optimizer=_optimizer_name(setup),
+        optimizer=next(n for n in torch.optim.__all__ if n.lower() == setup.optimizer.lower()),
         num_params=sum(p.numel() for p in trained),
         num_param_tensors=len(trained),
-        depth=kind.depth,
-        width=kind.width,
-        num_tokens=kind.num_tokens,
-        num_heads=kind.num_heads,
         forward_flops_per_example=flops,
         flops_by_class=by_class,
         num_norm_layers=sum(is_norm(call.operator) for call in forward),
         num_activation_layers=sum(call.operator in ACTIVATIONS for call in forward),
         activation_bytes_per_example=_activation_bytes(kind, forward, setup),
-        example_bytes=_stored_bytes(inputs) / setup.batch_size,
+        example_bytes=stored_bytes / setup.batch_size,
         num_kernels=sum(map(num_table_kernels, forward)),
         num_operators=sum(call.operator_class != "view" for call in forward),
         num_python_calls=recorder.num_python_calls,
@@ -268,31 +244,8 @@ def _activation_bytes(kind: Any, forward: list[OperatorWork], setup: StepSetup) 
     return (written + pooled) / setup.batch_size
 
 
-def _optimizer_name(setup: StepSetup) -> str:
-    return next(n for n in torch.optim.__all__ if n.lower() == setup.optimizer.lower())
-
-
-def _stored_bytes(inputs: Inputs) -> int:
-    return sum(
-        tensor.numel() * (1 if tensor.is_floating_point() else tensor.element_size())
-        for tensor in tensors_in(inputs)
-    )
-
-
 class _OneFakeMode(FakeTensorMode):
     """Stays the mode of tensors that a module copies; a copy of it would not know them."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_OneFakeMode":
         return self
-
-
-@contextmanager
-def _copying_fakes() -> Iterator[None]:
-    """Let modules that clone their layers do so without PyTorch's warning about fake storage."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)
-        yield
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

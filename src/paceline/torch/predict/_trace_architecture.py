@@ -32,30 +32,18 @@ class Architecture:
 def architecture_of(
     model: nn.Module, calls: Iterable[OperatorWork], batch_size: int
 ) -> Architecture:
-    """Classify a model by what ran in its forward pass.
-
-    Args:
-        model: The traced model.
-        calls: Operators of the forward pass.
-        batch_size: Examples in it.
-    """
+    """Classify a model by the operators of its forward pass on `batch_size` examples."""
     forward = list(calls)
     family = _family(model, forward)
     width, num_tokens = 0, 0
     if family in ("MLP", "Transformer", "RNN"):
         width, num_tokens = _width_and_tokens(forward, batch_size)
     heads = _attentions(forward, batch_size)
-    return Architecture(
-        family=family,
-        depth=_depth(model, family, heads),
-        width=width,
-        num_tokens=num_tokens,
-        num_heads=heads[0] if heads else 0,
-    )
+    depth = _depth(model, family, heads)
+    return Architecture(family, depth, width, num_tokens, num_heads=heads[0] if heads else 0)
 
 
 def is_norm(operator: str) -> bool:
-    """Return whether the operator normalises activations."""
     return operator.endswith(NORM_SUFFIXES)
 
 
@@ -72,7 +60,6 @@ def num_table_kernels(call: OperatorWork) -> int:
 
 
 def flops_by_class(calls: Iterable[OperatorWork]) -> dict[str, float]:
-    """Sum the FLOPs of each class of operator that has any."""
     total: dict[str, float] = {}
     for call in calls:
         if call.flops:
@@ -82,7 +69,6 @@ def flops_by_class(calls: Iterable[OperatorWork]) -> dict[str, float]:
 
 def _family(model: nn.Module, calls: list[OperatorWork]) -> Family:
     flops = flops_by_class(calls)
-    names = {call.operator for call in calls}
     if _attentions(calls):
         return "Transformer"
     if flops.get("recurrent") or any(isinstance(m, nn.RNNBase) for m in model.modules()):
@@ -91,7 +77,9 @@ def _family(model: nn.Module, calls: list[OperatorWork]) -> Family:
     conv = flops.get("conv", 0.0) + flops.get("depthwise", 0.0)
     if conv > CONV_SHARE_OF_A_CNN * total:
         return "CNN"
-    return "MLP" if flops.get("matmul") and not _scatters(names) else "other"
+    # Message passing on graphs sums rows by index.
+    scatters = any(call.operator.startswith(("index_add", "scatter")) for call in calls)
+    return "MLP" if flops.get("matmul") and not scatters else "other"
 
 
 def _attentions(calls: list[OperatorWork], batch_size: int = 1) -> list[int]:
@@ -102,21 +90,13 @@ def _attentions(calls: list[OperatorWork], batch_size: int = 1) -> list[int]:
     return fused + batched[: min(num_softmax, len(batched) // 2)]
 
 
-def _scatters(names: set[str]) -> bool:
-    """Return whether rows are summed by index, as message passing on graphs does."""
-    return any(name.startswith(("index_add", "scatter")) for name in names)
-
-
 def _width_and_tokens(calls: list[OperatorWork], batch_size: int) -> tuple[int, int]:
     """Return the input size of most linear layers, and positions per example."""
     linear = [c for c in calls if c.operator_class == "matmul" and c.dims[0] == 1]
     if not linear:
         recurrent = [c for c in calls if c.operator_class == "recurrent"]
         return (0, recurrent[0].dims[0]) if recurrent else (0, 0)
-    work: Counter[int] = Counter()
-    for call in linear:
-        work[call.dims[2]] += 1
-    width = work.most_common(1)[0][0]
+    width = Counter(call.dims[2] for call in linear).most_common(1)[0][0]
     rows = Counter(call.dims[1] for call in linear if call.dims[2] == width)
     # Of equals the fewer: layers that mix positions see as many rows as there are channels.
     positions = max(rows, key=lambda count: (rows[count], -count))
@@ -126,10 +106,8 @@ def _width_and_tokens(calls: list[OperatorWork], batch_size: int) -> tuple[int, 
 def _depth(model: nn.Module, family: Family, heads: list[int]) -> int:
     if family == "Transformer" and heads:
         return len(heads)
-    if family in ("MLP", "Transformer"):
-        blocks = _repeated_blocks(model)
-        if blocks:
-            return blocks
+    if family in ("MLP", "Transformer") and (blocks := _repeated_blocks(model)):
+        return blocks
     weighted = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear)
     return sum(isinstance(module, weighted) for module in model.modules())
 

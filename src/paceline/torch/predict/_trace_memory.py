@@ -48,7 +48,6 @@ class LiveMemory:
         self._changes: list[tuple[Phase, int, _Held]] = []
 
     def begin(self, phase: Phase) -> None:
-        """Count what follows to a phase."""
         self._phase = phase
 
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -74,12 +73,6 @@ class LiveMemory:
         if held is not None:
             found = [self._held_by(source) for source in sources]
             held.sources = tuple(each for each in found if each not in (None, held))
-
-    def fix_gradients(self, model: torch.nn.Module) -> None:
-        """Note that the gradients of parameters do not grow with the batch."""
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                self.fix(parameter.grad)
 
     def moments(self, batch_size: int) -> tuple[MemoryMoment, ...]:
         """Return the moments that are the fullest for some batch, and the optimizer's fullest."""

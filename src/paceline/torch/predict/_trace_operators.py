@@ -37,25 +37,11 @@ IGNORED_NAMESPACES = frozenset({"prim", "profiler"})
 def describe(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, phase: Phase
 ) -> OperatorWork:
-    """Return what a call of the operator `function` did.
-
-    Args:
-        function: The `OpOverload` that ran.
-        args: Its positional arguments.
-        kwargs: The others.
-        out: What it returned.
-        phase: Part of the step that it belongs to.
-    """
+    """Return what a call of the `OpOverload` `function` did."""
     name = function._overloadpacket.__name__
     if function.is_view or name in LIKE_VIEWS:
-        return OperatorWork(
-            operator=name,
-            operator_class="view",
-            phase=phase,
-            flops=0.0,
-            read_bytes=0.0,
-            written_bytes=0.0,
-        )
+        nothing: dict[str, Any] = {"flops": 0.0, "read_bytes": 0.0, "written_bytes": 0.0}
+        return OperatorWork(operator=name, operator_class="view", phase=phase, **nothing)
     inputs, outputs = list(tensors_in((args, kwargs))), list(tensors_in(out))
     if name in RECURRENT:
         # Leave out the kernel's workspace, which fake tensors do not have.
@@ -92,9 +78,8 @@ def with_workspace(function: Any, args: tuple[Any, ...], out: Any) -> Any:
 def _lstm_workspace_bytes(x: torch.Tensor, hidden: int) -> int:
     """Return what oneDNN keeps of one layer for the backward pass [1].
 
-    Four gates and the output of each position, the states on both sides of the layer, and
-    room for the gradients of all states, which are in 32 bits. Rounding up to pages is left
-    out.
+    Four gates and the output of each position, the states on both sides of the layer, and room for
+    the gradients of all states, which are in 32 bits. Rounding up to pages is left out.
 
     References:
         [1] `set_workspace_sizes` in src/cpu/rnn/rnn_utils.hpp of oneDNN 3.
@@ -114,17 +99,12 @@ def _row_bytes(num_values: int, item_bytes: int) -> int:
     return (padded + per_line * (padded % 256 == 0)) * item_bytes
 
 
-def is_ignored(function: Any) -> bool:
-    """Return whether the call is bookkeeping of the tracer or profiler."""
-    return function.namespace in IGNORED_NAMESPACES
-
-
 def _arithmetic(
     function: Any, name: str, args: tuple[Any, ...], out: Any
 ) -> tuple[str, float, tuple[int, ...]]:
-    """Return class, FLOPs and sizes."""
     if name in MATMULS:
-        return "matmul", _matmul_flops(function, args, out), _matmul_dims(name, args)
+        count: Callable[..., int] = flop_registry[function._overloadpacket]
+        return "matmul", count(*args, out_val=out), _matmul_dims(name, args)
     if name in CONVOLUTIONS:
         return _convolution(name, args, out)
     if "scaled_dot_product" in name or name.startswith(("_flash_attention", "_efficient_att")):
@@ -135,11 +115,6 @@ def _arithmetic(
         factor = 4 if name.endswith("backward") else 2
         return "recurrent", factor * steps * batch * weights, (steps, batch, weights)
     return ("gather" if name in GATHERS else "elementwise"), 0.0, ()
-
-
-def _matmul_flops(function: Any, args: tuple[Any, ...], out: Any) -> float:
-    count: Callable[..., int] = flop_registry[function._overloadpacket]
-    return count(*args, out_val=out)
 
 
 def _matmul_dims(name: str, args: tuple[Any, ...]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -14,36 +15,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from paceline.predict.work import LayerWork, OperatorWork, Phase
 from paceline.torch.model import tensors_in
 from paceline.torch.predict._trace_memory import LiveMemory
-from paceline.torch.predict._trace_operators import describe, is_ignored, with_workspace
+from paceline.torch.predict._trace_operators import IGNORED_NAMESPACES, describe, with_workspace
 
 # How a gradient comes from 16-bit ones, and from those of several uses of a parameter.
 COPIES_AND_SUMS = frozenset({"_to_copy", "add"})
 
 
 class Recorder(TorchDispatchMode):
-    """Notes every operator of a step; with `timed`, how long each one took.
-
-    Attributes:
-        phase: Part of the step that runs; `begin` sets it.
-        calls: What ran, in order, views included.
-        seconds: Time of each call; zeros unless `timed`.
-        layer_of_call: Name of the layer that ran in the forward pass; empty elsewhere.
-        memory: Living tensors, without parameters that are trained.
-        saved_bytes: Kept for the backward pass; parameters and their copies left out.
-        num_python_calls: Calls of PyTorch from Python in the forward pass.
-    """
+    """Notes every operator of a step; with `timed`, how long each one took."""
 
     def __init__(self, model: torch.nn.Module, *, timed: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.phase: Phase = "forward"
-        self.calls: list[OperatorWork] = []
-        self.seconds: list[float] = []
-        self.layer_of_call: list[str] = []
+        self.phase: Phase = "forward"  # part of the step that runs; `begin` sets it
+        self.calls: list[OperatorWork] = []  # what ran, in order, views included
+        self.seconds: list[float] = []  # of each call; zeros unless `timed`
+        self.layer_of_call: list[str] = []  # that ran in the forward pass; empty elsewhere
+        # Living tensors, without parameters that are trained.
         self.memory = LiveMemory(p for p in model.parameters() if p.requires_grad)
         self.memory.add([p for p in model.parameters() if not p.requires_grad], fixed=True)
         self.memory.add(list(model.buffers()), fixed=True)
-        self.saved_bytes = 0
-        self.num_python_calls = 0
+        self.saved_bytes = 0  # kept for the backward pass; parameters and copies left out
+        self.num_python_calls = 0  # of PyTorch in the forward pass
         self._timed = timed
         self._model = model
         self._layers: list[str] = [""]
@@ -57,7 +49,7 @@ class Recorder(TorchDispatchMode):
         begin = perf_counter() if self._timed else 0.0
         out = func(*args, **kwargs)
         seconds = perf_counter() - begin if self._timed else 0.0
-        if is_ignored(func):
+        if func.namespace in IGNORED_NAMESPACES:  # Bookkeeping of the tracer or profiler.
             return out
         out = with_workspace(func, args, out)
         self.calls.append(describe(func, args, kwargs, out, self.phase))
@@ -78,7 +70,6 @@ class Recorder(TorchDispatchMode):
             self.memory.fix(out)
 
     def begin(self, phase: Phase) -> None:
-        """Count what follows to a phase."""
         self.phase = phase
         self.memory.begin(phase)
 
@@ -88,7 +79,7 @@ class Recorder(TorchDispatchMode):
         handles = []
         for name, module in self._model.named_modules():
             if next(module.parameters(recurse=False), None) is not None:
-                handles.append(module.register_forward_pre_hook(self._enter(name)))
+                handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
                 handles.append(module.register_forward_hook(self._leave, always_call=True))
         saved = torch.autograd.graph.saved_tensors_hooks(self._on_save, lambda tensor: tensor)
         try:
@@ -98,11 +89,8 @@ class Recorder(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
 
-    def _enter(self, name: str) -> Any:
-        def hook(*_: Any) -> None:
-            self._layers.append(name)
-
-        return hook
+    def _enter(self, name: str, *_: Any) -> None:
+        self._layers.append(name)
 
     def _leave(self, *_: Any) -> None:
         self._layers.pop()
@@ -116,9 +104,7 @@ class Recorder(TorchDispatchMode):
 
     def operators(self) -> tuple[OperatorWork, ...]:
         """Return what ran, equal calls as one."""
-        return tuple(
-            replace(work, num_calls=num_calls) for work, num_calls in Counter(self.calls).items()
-        )
+        return tuple(replace(work, num_calls=n) for work, n in Counter(self.calls).items())
 
     def layers(self) -> tuple[LayerWork, ...]:
         """Return the layers in the order of their first call."""

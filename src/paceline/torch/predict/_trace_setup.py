@@ -18,18 +18,12 @@ ExampleInput = torch.Tensor | tuple[Any, ...] | dict[str, Any] | Callable[[int],
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSetup:
-    """What fixes a training step besides model and inputs.
+    """What fixes a training step besides model and inputs."""
 
-    Attributes:
-        batch_size: Examples per step.
-        precision_bits: 32, or 16 for autocast to bfloat16.
-        optimizer: Class name in `torch.optim`.
-        loss: From the model's output to a scalar; unset for the mean square.
-    """
-
-    batch_size: int
-    precision_bits: int = 32
-    optimizer: str = "SGD"
+    batch_size: int  # examples per step
+    precision_bits: int = 32  # 32, or 16 for autocast to bfloat16
+    optimizer: str = "SGD"  # class name in `torch.optim`
+    # From the model's output to a scalar; unset for the mean square.
     loss: Callable[[Any], torch.Tensor] | None = None
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -61,14 +55,7 @@ class StepSetup:
 
 
 def check_setup(setup: StepSetup) -> None:
-    """Raise a `ValueError` for a batch size, precision or optimizer that cannot be.
-
-    Examples:
-        >>> check_setup(StepSetup(batch_size=0))
-        Traceback (most recent call last):
-            ...
-        ValueError: batch_size must be at least 1, got 0
-    """
+    """Raise a `ValueError` for a batch size, precision or optimizer that cannot be."""
     Workload(
         family="other",
         batch_size=setup.batch_size,
@@ -82,11 +69,7 @@ def check_setup(setup: StepSetup) -> None:
 def inputs_for(
     example_input: ExampleInput | None, input_shape: tuple[int, ...] | None, batch_size: int
 ) -> Inputs:
-    """Return one batch of random or zero inputs on the default device.
-
-    Raises:
-        ValueError: If neither or both are given, or a shape is not positive.
-    """
+    """Return one batch of random or zero inputs on the default device."""
     if (example_input is None) == (input_shape is None):
         raise ValueError("pass either example_input or input_shape, so that a batch can be made")
     if input_shape is not None:
@@ -112,11 +95,7 @@ def build(
     example_input: ExampleInput | None = None,
     input_shape: tuple[int, ...] | None = None,
 ) -> tuple[nn.Module, ExampleInput | None]:
-    """Return the module, and its example input where the function gives one.
-
-    Raises:
-        ValueError: If the function returns something else.
-    """
+    """Return the module, and its example input where the function gives one."""
     if isinstance(model, nn.Module):
         return model, example_input
     made = model()
