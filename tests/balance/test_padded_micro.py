@@ -1,4 +1,4 @@
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -47,9 +47,7 @@ def cheapest_by_force(cost: list[float], overhead: float) -> float:
     found = []
     for cuts in product([False, True], repeat=len(cost) - 1):
         bounds = [0, *(i + 1 for i, is_cut in enumerate(cuts) if is_cut), len(cost)]
-        found.append(
-            sum((b - a) * cost[a] + overhead for a, b in zip(bounds, bounds[1:], strict=False))
-        )
+        found.append(sum((b - a) * cost[a] + overhead for a, b in pairwise(bounds)))
     return min(found)
 
 

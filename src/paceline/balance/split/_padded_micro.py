@@ -14,7 +14,7 @@ from paceline._compile import compiled
 from paceline.balance.split._sorting import descending_order
 
 # Cuts that are cheapest in sum may be too few to balance. So finer ones are tried, too: made for
-# a part of the overhead, and none of them longer than a share of a worker's mean load.
+# a part of the overhead, and none of them longer than a share of a worker's load.
 OVERHEAD_PARTS = np.array([1.0, 0.4])
 LOAD_SHARES = np.array([1.0, 0.5, 0.25])
 # Below this no cost is left to divide by.
@@ -51,14 +51,15 @@ def plan_padded_micro_batches(
     """Return the worker and the micro-batch of each example, and how many each worker gets.
 
     Each step, sorted by cost, is cut where that is cheapest in sum: an exact dynamic program over
-    contiguous cuts, in O(batch_size) because the lines that it minimises over come in the order
-    of their slopes [1]. The same is done for 0.4 of the overhead, cuts above some shares
-    of a worker's mean load are halved, thirded and so on, and micro-batches go, most expensive first, to
-    the worker that then ends first. The way whose last worker ends first is kept; ties go to the first.
+    contiguous cuts, in O(batch_size) because the lines that it minimises over come in the order of
+    their slopes [1]. The same is done for 0.4 of the overhead. In both, cuts above 1, 1/2 or 1/4 of
+    the slowest worker's share of the load are cut evenly, and micro-batches go, most expensive
+    first, to the worker that then ends first. Of these six ways the one whose last worker ends
+    first is kept; ties go to the first.
 
     Args:
-        amounts: Cost, tokens and bytes of each example, shape `(3, num_steps, batch_size)`. The cost
-            must grow with the length that is padded; no example alone is over a limit.
+        amounts: Cost, tokens and bytes of each example, shape `(3, num_steps, batch_size)`. The
+            cost must grow with the length that is padded; no example alone is over a limit.
         costs: Overhead, workers and limits; as many workers as a step has examples, at most.
 
     Returns:
@@ -94,6 +95,7 @@ def _plan_steps(
     best = _room(batch_size)
     tried = _room(batch_size)
     cheapest = np.empty(batch_size, dtype=np.int64)
+    slowest = 1.0 / (costs.rate.max() * (1.0 / costs.rate).sum())  # Its share of the load.
     for step in range(amounts.shape[1]):
         values = amounts[:, step]
         num_best, least = 0, np.inf
@@ -106,7 +108,7 @@ def _plan_steps(
                 total += (end - begin) * values[0, begin] + costs.overhead
                 begin = end
             for share in LOAD_SHARES:
-                longest = max(share * total / len(costs.rate), TINY)
+                longest = max(share * total * slowest, TINY)
                 number = _split_long(values, cheapest[:num_cheapest], longest, costs, tried)
                 ends_s = _give_away(number, costs, least, tried)
                 if ends_s < least:
@@ -136,7 +138,7 @@ def cheapest_cuts(cost: NDArray[np.float64], overhead: float, ends: NDArray[np.i
     size = len(cost)
     best, back = np.zeros(size + 1), np.zeros(size + 1, dtype=np.int64)
     # A cut from i to j costs best[i] + (j - i) * cost[i]: a line in j. Slopes only fall, so the
-    # lower envelope is a queue: new lines enter at its end, and the best one moves on from its front.
+    # lower envelope is a queue: lines enter at its end, and the best one only moves on.
     queue, head, tail = np.zeros(size + 1, dtype=np.int64), 0, 0
     for end in range(1, size + 1):
         new = end - 1
