@@ -16,7 +16,7 @@ from torch import distributed as dist
 from paceline.overlap import defer_all
 from paceline.testing import EmulatedModel, netlab
 from paceline.torch import ScheduledDataParallel
-from paceline.torch.overlap.split import Extras, SplitBackward, split_backward
+from paceline.torch.overlap.split import Extras, OpArgs, SplitBackward, split_backward
 
 NUM_LAYERS, FORWARD_S, NUM_RANKS, RATE = 24, 0.1, 2, "1gbit"
 NUM_MEASURED, NUM_TRIED = 6, 2
@@ -35,13 +35,13 @@ class EmulatedOp:
         time.sleep(self._layer.forward_s)
         return x.clone(), ()
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
+    def input_grad(self, args: OpArgs) -> Tensor:
         """Sleep through the first half."""
         time.sleep(self._layer.backward_s / 2)
-        return grad
+        return args.grad
 
     def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
+        self, args: OpArgs, wants: Sequence[bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Sleep through the second half; the gradient is real."""
         time.sleep(self._layer.backward_s / 2)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from paceline.torch.predict import Probe
+from paceline.torch.predict import TimedModel
 
 
 class Residual(nn.Module):
@@ -129,25 +129,27 @@ def convnet(widths: tuple[int, ...], residual: bool) -> Callable[[], nn.Module]:
     return build_it
 
 
-def calibration_models() -> list[Probe]:
+def calibration_models() -> list[TimedModel]:
     tokens = torch.zeros(1, 64, dtype=torch.int64)
     return [
-        Probe(perceptron(200, 300, 3), torch.zeros(1, 200), (16, 256), "AdamW"),
-        Probe(convnet((24, 48, 96), False), torch.zeros(1, 3, 32, 32), (8, 48), "SGD"),
-        Probe(lambda: Decoder(500, 96, 6, 3), tokens, (4, 24), "AdamW"),
+        TimedModel(perceptron(200, 300, 3), torch.zeros(1, 200), (16, 256), "AdamW"),
+        TimedModel(convnet((24, 48, 96), False), torch.zeros(1, 3, 32, 32), (8, 48), "SGD"),
+        TimedModel(lambda: Decoder(500, 96, 6, 3), tokens, (4, 24), "AdamW"),
     ]
 
 
-def test_models() -> dict[str, Probe]:
+def test_models() -> dict[str, TimedModel]:
     words = torch.zeros(1, 40, dtype=torch.int64)
     text = torch.zeros(1, 100, dtype=torch.int64)
     return {
-        "MLP": Probe(perceptron(784, 512, 2), torch.zeros(1, 784), (32, 128, 512), "Adam"),
-        "CNN": Probe(convnet((32, 64, 128), True), torch.zeros(1, 3, 32, 32), (8, 32, 64), "SGD"),
-        "RNN": Probe(lambda: LastOf(nn.LSTM, 2000, 64, 160), words, (8, 32, 96), "Adam"),
-        "transformer": Probe(lambda: Decoder(1000, 160, 5, 4), text, (2, 8, 20), "AdamW"),
-        "ViT-like": Probe(
+        "MLP": TimedModel(perceptron(784, 512, 2), torch.zeros(1, 784), (32, 128, 512), "Adam"),
+        "CNN": TimedModel(
+            convnet((32, 64, 128), True), torch.zeros(1, 3, 32, 32), (8, 32, 64), "SGD"
+        ),
+        "RNN": TimedModel(lambda: LastOf(nn.LSTM, 2000, 64, 160), words, (8, 32, 96), "Adam"),
+        "transformer": TimedModel(lambda: Decoder(1000, 160, 5, 4), text, (2, 8, 20), "AdamW"),
+        "ViT-like": TimedModel(
             lambda: Patches(48, 8, 144, 3, 6), torch.zeros(1, 3, 48, 48), (4, 16, 48), "AdamW"
         ),
-        "GNN-like": Probe(lambda: GraphNet(48, 3), graph(48, 6), (300, 1500, 6000), "Adam"),
+        "GNN-like": TimedModel(lambda: GraphNet(48, 3), graph(48, 6), (300, 1500, 6000), "Adam"),
     }

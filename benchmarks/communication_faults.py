@@ -111,7 +111,9 @@ def _steps(rank: int, folder: Path, fault: str) -> str:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     if fault == "other model":
         (folder / "fault").touch()
-    scheduled = paceline.ScheduledDataParallel(model, optimizer, plan=plan_p3, num_measure_steps=4)
+    scheduled = paceline.ScheduledDataParallel(
+        model, optimizer, choose=plan_p3, num_measure_steps=4
+    )
     for step in range(NUM_STEPS):
         if step == FAULT_STEP and rank == 1:
             (folder / "fault").touch()

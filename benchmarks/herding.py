@@ -9,7 +9,7 @@ from typing import Any
 
 from _record import finish, parser
 
-from paceline.cli._herding import measure_herding
+from paceline.order import measure_herding
 
 OURS, CENTRALISED = "halve-and-herd", "grab"
 # What the D-GraB reference gives at dim 1000, 1000 x 100, by round.

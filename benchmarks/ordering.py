@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paceline.order import (
-    HalveAndHerd,
     OrderPolicy,
-    PairBalance,
-    RandomReshuffling,
-    Stratified,
+    halve_and_herd,
+    pair_balance,
+    random_reshuffling,
+    stratified,
 )
 from paceline.torch.order import GradientSketch
 
@@ -72,26 +72,26 @@ class Method:
 
 
 def _reshuffled(label: Tensor, seed: int) -> OrderPolicy:
-    return RandomReshuffling(len(label), seed=seed)
+    return random_reshuffling(len(label), seed=seed)
 
 
 def _paired(label: Tensor, seed: int) -> OrderPolicy:
-    return PairBalance(len(label), seed=seed)
+    return pair_balance(len(label), seed=seed)
 
 
 def _herded(label: Tensor, seed: int) -> OrderPolicy:
-    return HalveAndHerd(len(label), seed=seed)
+    return halve_and_herd(len(label), seed=seed)
 
 
 METHODS = {
     "reshuffled": Method(policy=_reshuffled),
-    "stratified": Method(policy=lambda label, seed: Stratified(label.numpy(), seed=seed)),
+    "stratified": Method(policy=lambda label, seed: stratified(label.numpy(), seed=seed)),
     "averaged": Method(policy=_reshuffled, averages=True),
     "averaged constant": Method(policy=_reshuffled, averages=True, is_constant=True),
     "pair exact": Method(policy=_paired, dim=ALL),
     "pair sketch": Method(policy=_paired, dim=1024),
     "pair sketch, every 4": Method(policy=_paired, dim=1024, every=4),
-    # What `order="grab"` does.
+    # What `order="pair-balance"` does.
     "herded sketch": Method(policy=_herded, dim=1024),
 }
 LABELLED = tuple(key for key in METHODS if key != "averaged constant")

@@ -42,13 +42,13 @@ def lane_overhead() -> dict[str, Any]:
             start_s = time.perf_counter()
             for _ in range(NUM_TASKS):
                 lanes.submit(_nothing)
-            lanes.wait()
+            lanes.flush()
             alone_s.append((time.perf_counter() - start_s) / NUM_TASKS)
             start_s = time.perf_counter()
             for task in range(NUM_TASKS):
                 reads, writes = tensors[task % 64], tensors[task * 7 % 64]
                 lanes.submit(_nothing, lane=LANES[task % 4], reads=[reads], writes=[writes])
-            lanes.wait()
+            lanes.flush()
             ordered_s.append((time.perf_counter() - start_s) / NUM_TASKS)
             start_s = time.perf_counter()
             for _ in range(NUM_ROUND_TRIPS):
@@ -120,7 +120,7 @@ def optimizer_row(num_threads: int, turns: int) -> dict[str, Any]:
     with LaneOptimizer(model, optimizer, always=True) as update:
 
         def plain() -> float:
-            update.finish()
+            update.flush()
             return _turn_s(stepping(optimizer.step))
 
         seconds = _in_turns(
@@ -164,7 +164,7 @@ def checkpoint_row(rounds: int) -> dict[str, Any]:
             checkpoint.save(turn, {"model": model.state_dict()})
             saving_s = time.perf_counter() - start_s
             saved = steps()
-            checkpoint.wait()
+            checkpoint.flush()
             if turn:  # The first makes the buffers.
                 added.append((sum(saved) + saving_s) / sum(plain) - 1)
                 block_s.append(sum(plain))

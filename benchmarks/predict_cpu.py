@@ -1,4 +1,4 @@
-"""Claim: after ten seconds of probes, a CPU's training steps are predicted within 15 % (median)."""
+"""Claim: after ten seconds of calibration, CPU steps are predicted within 15 % (median)."""
 
 import os
 import time
@@ -11,8 +11,8 @@ from _record import finish, parser, spread
 
 from paceline.predict.remaining import RemainingTime
 from paceline.torch.predict import (
-    Probe,
     StepSetup,
+    TimedModel,
     build,
     calibrate_cpu,
     inputs_for,
@@ -22,20 +22,20 @@ from paceline.torch.predict import (
 )
 
 NUM_PASSES, MIN_STEPS, PASS_BUDGET_S = 4, 3, 0.15
-PROBE_STEPS, NEXT_STEPS = 20, 200
+FIRST_STEPS, NEXT_STEPS = 20, 200
 
 
-def measure_all(probes: dict[str, Probe]) -> dict[tuple[str, int], float]:
+def measure_all(timed_models: dict[str, TimedModel]) -> dict[tuple[str, int], float]:
     """Return the median step of each model and batch size, over passes spread in time."""
-    keys = [(name, size) for name, probe in probes.items() for size in probe.batch_sizes]
+    keys = [(name, size) for name, timed in timed_models.items() for size in timed.batch_sizes]
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in keys}
-    models = {name: probe.build() for name, probe in probes.items()}
+    models = {name: timed.build() for name, timed in timed_models.items()}
     for _ in range(NUM_PASSES):
         for name, size in keys:
-            setup = StepSetup(batch_size=size, optimizer=probes[name].optimizer)
+            setup = StepSetup(batch_size=size, optimizer=timed_models[name].optimizer)
             seconds[name, size] += time_steps(
                 models[name],
-                probes[name].example_input,
+                timed_models[name].example_input,
                 setup,
                 num_steps=MIN_STEPS,
                 budget_s=PASS_BUDGET_S,
@@ -43,49 +43,48 @@ def measure_all(probes: dict[str, Probe]) -> dict[tuple[str, int], float]:
     return {key: float(np.median(values)) for key, values in seconds.items()}
 
 
-def remaining_errors(probe: Probe, batch_size: int) -> dict[str, float]:
+def remaining_errors(timed: TimedModel, batch_size: int) -> dict[str, float]:
     """Return relative errors of 200 steps' time, predicted from the 20 before them.
 
     In wall-clock seconds, and in CPU seconds, which other load on the machine disturbs less.
     """
-    model, example_input = build(probe.build, probe.example_input)
-    setup = StepSetup(batch_size=batch_size, optimizer=probe.optimizer)
+    model, example_input = build(timed.build, timed.example_input)
+    setup = StepSetup(batch_size=batch_size, optimizer=timed.optimizer)
     inputs = inputs_for(example_input, None, batch_size)
     optimizer = setup.make_optimizer(model)
     marks = []
-    for _ in range(PROBE_STEPS + NEXT_STEPS + 1):
+    for _ in range(FIRST_STEPS + NEXT_STEPS + 1):
         marks.append((time.perf_counter(), time.process_time()))
-        optimizer.zero_grad()
-        setup.loss_of(model, inputs).backward()
-        optimizer.step()
+        setup.train(model, inputs, optimizer)
     wall_s, cpu_s = np.diff(marks, axis=0).T
     return {"wall": remaining_error(wall_s), "cpu": remaining_error(cpu_s)}
 
 
 def remaining_error(seconds: "np.ndarray[Any, Any]") -> float:
     left = RemainingTime(len(seconds))
-    for step_s in seconds[:PROBE_STEPS]:
+    for step_s in seconds[:FIRST_STEPS]:
         left.update(float(step_s))
-    return float(left.remaining().median / seconds[PROBE_STEPS:].sum() - 1.0)
+    return float(left.remaining().median / seconds[FIRST_STEPS:].sum() - 1.0)
 
 
 def main() -> None:
     options = parser(__doc__ or "").parse_args()
-    probes, load = test_models(), os.getloadavg()[0]
+    timed_models, load = test_models(), os.getloadavg()[0]
     with threads(1):
         torch.manual_seed(0)
         begin = time.perf_counter()
         rates = calibrate_cpu(calibration_models())
         calibration_s = time.perf_counter() - begin
-        measured = measure_all(probes)
+        measured = measure_all(timed_models)
         remaining = {
-            name: remaining_errors(probe, probe.batch_sizes[0]) for name, probe in probes.items()
+            name: remaining_errors(timed, timed.batch_sizes[0])
+            for name, timed in timed_models.items()
         }
     rows: list[dict[str, Any]] = []
     for (name, size), seconds in measured.items():
-        probe = probes[name]
+        timed = timed_models[name]
         work = trace_workload(
-            probe.build, probe.example_input, batch_size=size, optimizer=probe.optimizer
+            timed.build, timed.example_input, batch_size=size, optimizer=timed.optimizer
         )
         estimate = rates.step_time(work)
         rows.append(

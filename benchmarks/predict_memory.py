@@ -9,31 +9,31 @@ from _record import finish, parser, spread
 
 from paceline.predict import MemoryEstimate, estimate_memory
 from paceline.testing import measure_peak_bytes
-from paceline.torch.predict import Probe, StepSetup, threads, trace_workload
+from paceline.torch.predict import StepSetup, TimedModel, threads, trace_workload
 
 OPTIMIZERS = ("SGD", "AdamW")
 
 
-def all_models() -> dict[str, Probe]:
+def all_models() -> dict[str, TimedModel]:
     small = zip(("small MLP", "small CNN", "small transformer"), calibration_models(), strict=True)
     return {**dict(small), **test_models()}
 
 
-def row_of(name: str, probe: Probe, batch_size: int, optimizer: str) -> dict[str, Any]:
+def row_of(name: str, timed: TimedModel, batch_size: int, optimizer: str) -> dict[str, Any]:
     """Return one step's measured peak, and the peak predicted from two traces.
 
     One trace is of the step itself, the other of the model's smallest batch.
     """
     setup = StepSetup(batch_size=batch_size, optimizer=optimizer)
-    measured = measure_peak_bytes(probe.build, probe.example_input, setup)
+    measured = measure_peak_bytes(timed.build, timed.example_input, setup)
     own, small = (
-        predicted_memory(probe, traced_size, optimizer, batch_size)
-        for traced_size in (batch_size, probe.batch_sizes[0])
+        predicted_memory(timed, traced_size, optimizer, batch_size)
+        for traced_size in (batch_size, timed.batch_sizes[0])
     )
     return {
         "model": name,
         "batch_size": batch_size,
-        "smallest_batch_size": probe.batch_sizes[0],
+        "smallest_batch_size": timed.batch_sizes[0],
         "optimizer": optimizer,
         "measured_peak_bytes": measured,
         "predicted_peak_bytes": own.peak,
@@ -44,10 +44,10 @@ def row_of(name: str, probe: Probe, batch_size: int, optimizer: str) -> dict[str
 
 
 def predicted_memory(
-    probe: Probe, traced_size: int, optimizer: str, batch_size: int
+    timed: TimedModel, traced_size: int, optimizer: str, batch_size: int
 ) -> MemoryEstimate:
     work = trace_workload(
-        probe.build, probe.example_input, batch_size=traced_size, optimizer=optimizer
+        timed.build, timed.example_input, batch_size=traced_size, optimizer=optimizer
     )
     return estimate_memory(work.with_batch_size(batch_size), foreach=False)
 
@@ -67,9 +67,9 @@ def main() -> None:
     with threads(1):
         torch.manual_seed(0)
         rows = [
-            row_of(name, probe, batch_size, optimizer)
-            for name, probe in all_models().items()
-            for batch_size in (probe.batch_sizes[0], probe.batch_sizes[-1])
+            row_of(name, timed, batch_size, optimizer)
+            for name, timed in all_models().items()
+            for batch_size in (timed.batch_sizes[0], timed.batch_sizes[-1])
             for optimizer in OPTIMIZERS
         ]
     large = [row for row in rows if row["batch_size"] > row["smallest_batch_size"]]

@@ -7,11 +7,11 @@ GPU, and epochs until convergence. Errors are of *predictions* against *measured
 
 from pathlib import Path
 
+from _predict_score_epochs import evaluate_convergence
+from _predict_score_step import evaluate_regime
 from _record import finish, parser
 
 from paceline.predict import read_step_tables
-from paceline.predict.epochs import evaluate_convergence
-from paceline.predict.step import evaluate_regime
 
 RUNS = (("rand", 0), ("grp", 0), ("lodo", 0), ("lomo", 0), ("logo", 0), ("logo", 1), ("logo", 10))
 

@@ -19,6 +19,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from paceline import BalancedBatchSampler, DataLoader, watch
+from paceline.balance import BalanceConfig
 from paceline.cost import ExampleCost, QuadraticCost
 from paceline.demo import (
     Batch,
@@ -34,6 +35,7 @@ from paceline.demo import (
 )
 from paceline.testing import run_ranks
 from paceline.timeline import Summary
+from paceline.torch import Replica
 
 NUM_RANKS, BATCH_SIZE, NUM_EPOCHS, SLOWDOWN = 2, 32, 4, 3
 MODEL = {"dim": 64, "num_layers": 2, "num_heads": 4}
@@ -75,12 +77,9 @@ class Way:
         # Without cost there is nothing to tell examples apart: the shuffle is split evenly.
         self.batches = BalancedBatchSampler(
             dataset.sizes,
-            BATCH_SIZE,
+            BalanceConfig(batch_size=BATCH_SIZE, tail="drop", **options),
             cost=np.ones_like if is_random else cost,
-            num_replicas=NUM_RANKS,
-            rank=rank,
-            drop_last=True,
-            **options,
+            process_group=Replica(rank=rank, num_replicas=NUM_RANKS),
         )
         self.loader: DataLoader[Any] = DataLoader(
             dataset, batch_sampler=self.batches, collate_fn=padded_batch

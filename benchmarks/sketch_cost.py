@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from paceline.order import MeanBalance, OrderPolicy, PairBalance, herding_bound
+from paceline.order import OrderPolicy, herding_bound, mean_balance, pair_balance
 from paceline.torch.order import GradientSketch
 
 EVERY = 4
@@ -192,7 +192,7 @@ def print_peak(name: str, way: str, folder: Path) -> None:
     case = CASES[name]
     step, _ = step_of(case, way, *data_of(name, folder, case.batch_size))
     # Compiled code is loaded by the order, whatever it learns from.
-    settled(PairBalance(64), np.zeros((64, 8), np.float32), rounds=1)
+    settled(pair_balance(64), np.zeros((64, 8), np.float32), rounds=1)
     for _ in range(3 if name == "gpt" else 20):
         step()
     # Not ru_maxrss: that begins with the peak of the process that started this one.
@@ -217,12 +217,12 @@ def herding(name: str, folder: Path, seeds: int = 3) -> dict[str, Any]:
     result: dict[str, Any] = {"dim": width, "num_examples": len(x), "left_out": left_out}
     chance = np.random.default_rng(0)
     random = [bound(exact, chance.permutation(len(x))) for _ in range(5)]
-    for policy in (PairBalance, MeanBalance):
+    for policy in (pair_balance, mean_balance):
         ratios = {
             key: [bound(exact, settled(policy(len(x), seed=seed), by)) for seed in range(seeds)]
             for key, by in (("exact", isometric(exact)), ("sketch", sketches))
         }
-        result[policy.name] = {
+        result[policy(len(x)).name] = {
             **{
                 f"{key}_over_random": float(np.mean(v) / np.mean(random))
                 for key, v in ratios.items()

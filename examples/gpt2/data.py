@@ -18,9 +18,10 @@ from shards import Manifest, Split, array_path
 from torch.utils.data import Dataset
 
 import paceline
-from paceline.balance import EpochPlan
+from paceline.balance import BalanceConfig, EpochPlan
 from paceline.cost import LinearCost, QuadraticCost
 from paceline.errors import StateMismatchError
+from paceline.torch import Replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,17 +218,17 @@ class DocumentFeed:
         self._sizes = sequences.sizes
         # To the plain way all documents are alike, so it shares them out by number.
         cost = QuadraticCost(6.0 * width, 1.0) if balanced else LinearCost(0.0, fixed=1.0)
-        self._batches = paceline.BalancedBatchSampler(
-            sequences.sizes,
-            share.batch_size,
-            cost=cost,
-            num_replicas=share.num_ranks,
-            rank=share.rank,
+        config = BalanceConfig(
+            batch_size=share.batch_size,
             counts="free" if balanced else "equal",
             padded=True,
             num_microbatches=share.num_microbatches,
             tail="drop",
             seed=share.seed,
+        )
+        replica = Replica(rank=share.rank, num_replicas=share.num_ranks)
+        self._batches = paceline.BalancedBatchSampler(
+            sequences.sizes, config, cost=cost, process_group=replica
         )
         self._loader = paceline.DataLoader(
             sequences, batch_sampler=self._batches, collate_fn=collate

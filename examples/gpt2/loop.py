@@ -56,12 +56,12 @@ class Run:
                 return
 
     def _validate(self, number: int, progress: Progress, validation: Validation) -> None:
-        self._replica.settle()
+        self._replica.flush()
         progress.note_validation(number, validation.loss(self._model))
         progress.pause()
 
     def _save(self, number: int, progress: Progress, checkpoints: Checkpoints) -> None:
-        self._replica.settle()
+        self._replica.flush()
         progress.show()
         checkpoints.save(number, self._feed.state_dict())
         progress.say(f"step {number}: writing a checkpoint")

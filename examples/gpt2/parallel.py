@@ -101,7 +101,7 @@ class Replica(Protocol):
     def explain(self) -> str:
         """Say what was chosen and why."""
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Finish all updates, so that parameters may be read."""
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class Plain:
         """Say what was chosen and why."""
         return "plain PyTorch"
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Do nothing: all updates are done."""
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class Scheduled:
         """Say what was chosen and why."""
         return self.model.explain()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Finish all updates, so that parameters may be read."""
         self.model.flush()
 

@@ -136,9 +136,9 @@ def peak_flops(options: Options, device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     try:
-        from paceline.predict import device as find_device
+        from paceline.predict import Device
 
-        found = find_device(torch.cuda.get_device_name(device))
+        found = Device.named(torch.cuda.get_device_name(device))
     except (ImportError, ValueError):
         return None
     peak: float = found.peak_flops(16 if options.precision == "bf16" else 32)

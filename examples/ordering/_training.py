@@ -11,11 +11,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from paceline.order import (
-    CoordinatedPairBalance,
-    IndependentMeanBalance,
-    IndependentPairBalance,
     OrderPolicy,
-    RandomReshuffling,
+    coordinated_pair_balance,
+    independent_mean_balance,
+    independent_pair_balance,
+    random_reshuffling,
 )
 from paceline.torch.order import GradientSketch, quantise_rows
 
@@ -40,11 +40,11 @@ def parser(description: str) -> argparse.ArgumentParser:
 def policy_of(sorter: str, num_examples: int, num_workers: int, seed: int) -> OrderPolicy:
     """Return the order that a sorter's name stands for."""
     if sorter == "D-RR":
-        return RandomReshuffling(num_examples, seed=seed)
+        return random_reshuffling(num_examples, seed=seed)
     made = {
-        "D-GraB": CoordinatedPairBalance,
-        "I-B": IndependentMeanBalance,
-        "I-PB": IndependentPairBalance,
+        "D-GraB": coordinated_pair_balance,
+        "I-B": independent_mean_balance,
+        "I-PB": independent_pair_balance,
     }
     return made[sorter](num_examples, num_workers, seed=seed)
 

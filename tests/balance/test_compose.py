@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paceline.balance import BalanceConfig, measure_quality, plan_epoch
-from paceline.balance._compose import compose_steps, lag_1_autocorrelation, quiet_order
+from paceline.balance._compose import compose_steps, lag_1_autocorrelation, uncorrelated_order
 
 EPOCH = 10**6
 
@@ -29,7 +29,7 @@ def composed(
     num_workers=st.integers(2, 4),
     per_worker=st.integers(1, 3),
     window=st.integers(1, 10),
-    dear=st.lists(st.integers(0, 10**6), max_size=12),
+    expensive=st.lists(st.integers(0, 10**6), max_size=12),
     cheap=st.sampled_from([0, 1, 7]),
     seed=st.integers(0, 5),
 )
@@ -38,7 +38,7 @@ def test_examples_stay_in_their_window_and_each_is_there_once(
     num_workers: int,
     per_worker: int,
     window: int,
-    dear: list[int],
+    expensive: list[int],
     cheap: int,
     seed: int,
 ) -> None:
@@ -46,8 +46,8 @@ def test_examples_stay_in_their_window_and_each_is_there_once(
         batch_size=num_workers * per_worker, num_workers=num_workers, window=window
     )
     costs = np.full(num_steps * config.batch_size, cheap, dtype=np.float64)
-    dear = dear[: len(costs)]
-    costs[: len(dear)] = dear
+    expensive = expensive[: len(costs)]
+    costs[: len(expensive)] = expensive
     before, after = composed(costs, config, seed)
     assert after.shape == before.shape
     for first in range(0, num_steps, window):
@@ -65,14 +65,16 @@ def test_a_window_of_one_keeps_the_batches_of_the_shuffle() -> None:
 
 
 @pytest.mark.parametrize("cost", [0.0, 1.0, 0.1])
-def test_without_dear_examples_batches_stay_and_only_their_order_may_change(cost: float) -> None:
+def test_without_expensive_examples_only_the_order_of_batches_may_change(
+    cost: float,
+) -> None:
     costs = np.full(4096, cost) + np.linspace(0, cost, 4096)
     config = BalanceConfig(batch_size=256, num_workers=8, window=EPOCH)
     before, after = composed(costs, config)
     assert sorted(after.tolist()) == sorted(before.tolist())
 
 
-def test_dear_examples_meet_one_per_worker_and_others_keep_their_order() -> None:
+def test_expensive_examples_meet_one_per_worker_and_others_keep_their_order() -> None:
     costs = np.ones(64)
     costs[[3, 20, 41, 60]] = [100.0, 400.0, 300.0, 200.0]
     config = BalanceConfig(batch_size=8, num_workers=4, window=EPOCH)
@@ -86,13 +88,13 @@ def test_dear_examples_meet_one_per_worker_and_others_keep_their_order() -> None
     assert sorted(rest) == sorted(np.reshape(cheap[4:], (-1, 8)).tolist())
 
 
-def test_of_equally_dear_examples_the_first_of_the_shuffle_are_taken() -> None:
+def test_of_equally_expensive_examples_the_first_of_the_shuffle_are_taken() -> None:
     costs = np.where(np.arange(64) < 40, 1.0, 0.0)
     config = BalanceConfig(batch_size=4, num_workers=4, window=EPOCH)
     before, after = composed(costs, config)
-    dear = [example for example in before.ravel().tolist() if costs[example]]
+    expensive = [example for example in before.ravel().tolist() if costs[example]]
     cheap = [example for example in before.ravel().tolist() if not costs[example]]
-    assert sorted(after[costs[after].all(axis=1)].ravel().tolist()) == sorted(dear)
+    assert sorted(after[costs[after].all(axis=1)].ravel().tolist()) == sorted(expensive)
     kept = after[~costs[after].any(axis=1)].tolist()
     assert sorted(kept) == sorted(np.reshape(cheap, (-1, 4)).tolist())
 
@@ -139,9 +141,9 @@ def test_autocorrelation_is_as_by_hand(series: list[float], expected: float) -> 
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 40])
-def test_a_quiet_order_is_an_order_of_all_steps(num_steps: int) -> None:
+def test_a_uncorrelated_order_is_an_order_of_all_steps(num_steps: int) -> None:
     costs = np.arange(num_steps, dtype=np.float64)
-    order = quiet_order(costs, np.random.default_rng(0))
+    order = uncorrelated_order(costs, np.random.default_rng(0))
     assert sorted(order.tolist()) == list(range(num_steps))
     if num_steps == 40:
         assert abs(lag_1_autocorrelation(costs[order])) < 0.1

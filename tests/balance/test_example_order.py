@@ -21,7 +21,7 @@ from paceline.balance import (
 )
 from paceline.cost import Worker
 from paceline.errors import StateMismatchError
-from paceline.order import HalveAndHerd, PairBalance, Stratified
+from paceline.order import halve_and_herd, pair_balance, stratified
 
 NUM = 30
 COSTS = np.random.default_rng(0).integers(1, 40, NUM)
@@ -38,8 +38,8 @@ def planner_of(order: ExampleOrder | None, num_workers: int = 2) -> EpochPlanner
     return EpochPlanner(COSTS, replace(CONFIG, num_workers=num_workers), order=order)
 
 
-def learnt(num_epochs: int = 1) -> HalveAndHerd:
-    order = HalveAndHerd(NUM)
+def learnt(num_epochs: int = 1) -> halve_and_herd:
+    order = halve_and_herd(NUM)
     for _ in range(num_epochs):
         order.observe(np.arange(NUM), ROWS)
         order.end_epoch()
@@ -101,13 +101,13 @@ def test_what_is_no_order_or_undoes_it_is_refused(
 
 def test_a_planner_refuses_an_order_that_cannot_be_kept() -> None:
     with pytest.raises(ValueError, match="needs window=1, got 3"):
-        EpochPlanner(COSTS, replace(CONFIG, window=3), order=HalveAndHerd(NUM))
+        EpochPlanner(COSTS, replace(CONFIG, window=3), order=halve_and_herd(NUM))
     with pytest.raises(ValueError, match="the order is of 3 examples, and there are 30 costs"):
-        planner_of(HalveAndHerd(3))
+        planner_of(halve_and_herd(3))
 
 
 def test_an_order_that_learns_is_known_when_its_epoch_begins() -> None:
-    planner = planner_of(HalveAndHerd(NUM))
+    planner = planner_of(halve_and_herd(NUM))
     assert (planner.knows(0), planner.knows(1)) == (True, False)
     planner.plan_ahead(start(epoch=1))
     with pytest.raises(ValueError, match=r"epoch 1 has no order yet.*call set_epoch\(1\) first"):
@@ -119,7 +119,7 @@ def test_an_order_that_learns_is_known_when_its_epoch_begins() -> None:
 
 
 def test_an_order_that_learns_nothing_knows_all_epochs() -> None:
-    order = Stratified(np.arange(NUM) % 3)
+    order = stratified(np.arange(NUM) % 3)
     planner = planner_of(order)
     planner.plan_ahead(start(epoch=2))
     planner.begin_epoch(2)
@@ -134,7 +134,7 @@ def test_an_order_that_learns_nothing_knows_all_epochs() -> None:
 def test_a_state_holds_the_order_as_json(num_workers: int, num_steps: int) -> None:
     saved = planner_of(learnt())
     state = json.loads(json.dumps(saved.state_dict(replace(start(epoch=1), num_steps=num_steps))))
-    fresh = planner_of(HalveAndHerd(NUM), num_workers)
+    fresh = planner_of(halve_and_herd(NUM), num_workers)
     cursor = fresh.load_state_dict(state)
     rest = step_sets(fresh.plan(cursor))[cursor.num_steps :]
     assert rest == step_sets(saved.plan(start(epoch=1)))[num_steps:]
@@ -146,14 +146,14 @@ def test_a_state_holds_the_order_as_json(num_workers: int, num_steps: int) -> No
 
 
 def test_a_state_saved_between_epochs_ends_the_epoch_where_it_is_loaded() -> None:
-    saved, fresh = planner_of(learnt()), planner_of(HalveAndHerd(NUM))
+    saved, fresh = planner_of(learnt()), planner_of(halve_and_herd(NUM))
     cursor = fresh.load_state_dict(saved.state_dict(start(epoch=2)))
     saved.begin_epoch(2)
     assert fresh.plan(cursor).examples.tolist() == saved.plan(cursor).examples.tolist()
 
 
 def test_a_loaded_order_replaces_what_was_planned() -> None:
-    planner = planner_of(HalveAndHerd(NUM))
+    planner = planner_of(halve_and_herd(NUM))
     planner.begin_epoch(1)
     before = planner.plan(start(epoch=1)).examples.tolist()
     planner.load_state_dict(planner_of(learnt()).state_dict(start(epoch=1)))
@@ -189,7 +189,7 @@ def damaged(state: dict[str, Any], how: str) -> dict[str, Any]:
 )
 def test_a_damaged_state_changes_nothing(how: str, message: str) -> None:
     state = planner_of(learnt()).state_dict(replace(start(epoch=1), num_steps=2))
-    present = planner_of(HalveAndHerd(NUM))
+    present = planner_of(halve_and_herd(NUM))
     before = present.state_dict(start()), present.plan(start()).examples.tolist()
     with pytest.raises(StateMismatchError, match=message):
         present.load_state_dict(damaged(state, how))
@@ -199,10 +199,10 @@ def test_a_damaged_state_changes_nothing(how: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("saved", "present", "message"),
     [
-        (None, HalveAndHerd(NUM), "saved without an order of its own, and this run has 'halve"),
-        (HalveAndHerd(NUM), None, "saved with an order of its own, and this run has plain"),
-        (HalveAndHerd(NUM), PairBalance(NUM), "policy 'halve-and-herd'"),
-        (HalveAndHerd(NUM), HalveAndHerd(NUM, seed=1), "seed 0"),
+        (None, halve_and_herd(NUM), "saved without an order of its own, and this run has 'halve"),
+        (halve_and_herd(NUM), None, "saved with an order of its own, and this run has plain"),
+        (halve_and_herd(NUM), pair_balance(NUM), "policy 'halve-and-herd'"),
+        (halve_and_herd(NUM), halve_and_herd(NUM, seed=1), "seed 0"),
     ],
 )
 def test_a_state_of_another_order_is_refused(

@@ -47,7 +47,7 @@ def price(costs: list[float], is_padded: bool) -> float:
     return len(costs) * max(costs) if is_padded else fsum(costs)
 
 
-def least_dearest(costs: list[float], num_parts: int, is_padded: bool) -> float:
+def least_largest(costs: list[float], num_parts: int, is_padded: bool) -> float:
     """Try every cut of the sorted costs into parts that are not empty."""
     ordered = sorted(costs)
     cuts = combinations(range(1, len(costs)), num_parts - 1)
@@ -60,14 +60,14 @@ def least_dearest(costs: list[float], num_parts: int, is_padded: bool) -> float:
     num_parts=st.integers(1, 3),
     is_padded=st.booleans(),
 )
-def test_the_dearest_micro_batch_is_as_cheap_as_contiguous_parts_can_be(
+def test_the_most_expensive_micro_batch_is_as_cheap_as_contiguous_parts_can_be(
     costs: list[float], num_parts: int, is_padded: bool
 ) -> None:
     [parts], _ = split(costs, num_parts=num_parts, is_padded=is_padded)
     assert sorted(cost for part in parts for cost in part) == sorted(costs)
-    dearest = max(price(part, is_padded) for part in parts)
-    best = least_dearest(costs, num_parts, is_padded)
-    assert dearest == pytest.approx(best, rel=1e-6, abs=1e-300)
+    largest = max(price(part, is_padded) for part in parts)
+    best = least_largest(costs, num_parts, is_padded)
+    assert largest == pytest.approx(best, rel=1e-6, abs=1e-300)
 
 
 @given(

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paceline.balance import BalanceConfig, Counts
-from paceline.balance._padded_window import MAX_WINDOW, Pace, compose_padded_steps
+from paceline.balance._padded_window import MAX_WINDOW, compose_padded_steps
+from paceline.balance.split import Pace
 from paceline.balance.split._padded import split_padded_steps
 
 SEED = (0, 0, 1)
@@ -18,7 +19,7 @@ def text_costs(seed: int, num_examples: int) -> NDArray[np.float64]:
 
 
 def same_pace(num_workers: int) -> Pace:
-    return np.ones(num_workers), np.zeros(num_workers)
+    return Pace(np.ones(num_workers), np.zeros(num_workers))
 
 
 def compose(costs: NDArray[np.float64], config: BalanceConfig, pace: Pace) -> NDArray[np.int64]:
@@ -28,7 +29,7 @@ def compose(costs: NDArray[np.float64], config: BalanceConfig, pace: Pace) -> ND
 def makespan(costs: NDArray[np.float64], counts: Counts, pace: Pace) -> float:
     """Return the sum over steps of when the latest worker ends, computed without any help."""
     total = 0.0
-    for cost, owner in zip(costs, split_padded_steps(costs, counts, *pace), strict=True):
+    for cost, owner in zip(costs, split_padded_steps(costs, counts, pace), strict=True):
         parts = [cost[owner == worker] for worker in range(len(pace[0]))]
         load = np.array([len(part) * part.max(initial=0.0) for part in parts])
         total += float((pace[1] + load * pace[0]).max())
@@ -110,7 +111,7 @@ def test_with_equal_counts_steps_are_slices_of_the_sorted_window(batch_size: int
 @pytest.mark.parametrize("overhead", [0.0, 3.0])
 def test_equal_costs_and_overheads_end_the_search(cost: float, overhead: float) -> None:
     config = BalanceConfig(batch_size=12, num_workers=3, counts="free", padded=True, window=4)
-    pace = np.ones(3), np.full(3, overhead)
+    pace = Pace(np.ones(3), np.full(3, overhead))
     steps = compose(np.full(96, cost), config, pace)
     assert sorted(steps.ravel().tolist()) == list(range(96))
 
@@ -121,14 +122,14 @@ def test_the_order_of_the_workers_does_not_matter() -> None:
     rate, start = np.array([3.0, 1.0, 1.0, 0.5]), np.array([0.0, 1e5, 0.0, 0.0])
     found = []
     for order in ([0, 1, 2, 3], [3, 0, 2, 1]):
-        pace = rate[order], start[order]
+        pace = Pace(rate[order], start[order])
         found.append(makespan(costs[compose(costs, config, pace)], "free", pace))
     assert found[0] == found[1]
 
 
-def test_the_dearest_examples_go_to_the_fastest_worker() -> None:
+def test_the_most_expensive_examples_go_to_the_fastest_worker() -> None:
     costs = np.array([[8.0, 1.0, 1.0, 1.0, 1.0]])
-    owner = split_padded_steps(costs, "free", np.array([2.0, 1.0]), np.zeros(2))
+    owner = split_padded_steps(costs, "free", Pace(np.array([2.0, 1.0]), np.zeros(2)))
     assert owner.tolist() == [[1, 0, 0, 0, 0]]
-    owner = split_padded_steps(costs, "free", np.ones(2), np.array([5.0, 0.0]))
+    owner = split_padded_steps(costs, "free", Pace(np.ones(2), np.array([5.0, 0.0])))
     assert owner.tolist() == [[1, 0, 0, 0, 0]]

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paceline.balance import Counts, Partition, partition
-from paceline.balance.split._partition import lower_bound, pace_of
+from paceline.balance.split._pace import pace_of
 from paceline.balance.split._sorting import descending_order
+from paceline.balance.split._starts import Rules
+from paceline.balance.split._steps import lower_bound
 from paceline.cost import Worker
 
 BOTH: tuple[Counts, ...] = ("equal", "free")
@@ -57,7 +59,8 @@ def bound_of(costs: list[float], counts: Counts, workers: tuple[Worker, ...]) ->
     cost = np.array(costs)
     capacity = len(costs) // len(workers) if counts == "equal" else len(costs)
     order = descending_order(cost[None])[0]
-    return lower_bound(cost, order, capacity, counts == "free", *pace_of(workers, len(workers)))
+    rules = Rules(capacity, counts == "free", *pace_of(workers, len(workers)), 0.0)
+    return lower_bound(cost, order, rules)
 
 
 def text_costs(rng: np.random.Generator, num_examples: int) -> NDArray[np.float64]:

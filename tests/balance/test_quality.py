@@ -91,12 +91,12 @@ def test_speeds_and_overheads_count_in_makespan_and_bound() -> None:
         ({"counts": "free"}, 5 / 4),
         ({"counts": "equal"}, 6 / 4),
         ({"counts": "equal", "padded": True}, 10 / 4),
-        # The dearest one might be alone in its micro-batch.
+        # The most expensive one might be alone in its micro-batch.
         ({"counts": "equal", "padded": True, "num_microbatches": 2}, 6 / 4),
         ({"counts": "equal", "padded": True, "limits": Limits(max_examples=1)}, 6 / 4),
     ],
 )
-def test_the_dearest_example_and_what_must_come_along_bound_a_step(
+def test_the_most_expensive_example_and_what_fills_its_worker_up_bound_a_step(
     settings: dict[str, Any], bound: float
 ) -> None:
     costs = [5.0, 1.0, 1.0, 1.0]
@@ -110,7 +110,7 @@ def test_the_mean_load_bounds_an_even_step() -> None:
     assert measure_quality(plan, costs, config_of()).lower_bound == 1.0
 
 
-def test_a_wider_window_may_give_a_dear_example_company_but_not_end_before_it() -> None:
+def test_a_wider_window_may_put_expensive_examples_together_but_not_end_before_it() -> None:
     costs = [10.0, 1.0, 9.0, 1.0]
     plan = hand_made([[[0], [1]], [[2], [3]]], costs)
     assert measure_quality(plan, costs, config_of(2)).lower_bound == 19 / 10.5
@@ -301,11 +301,15 @@ def test_equal_counts_on_a_padded_model_are_pointed_to_free_ones() -> None:
     assert regime.remedied < 0.5 * regime.planned
 
 
-def test_one_dear_example_per_step_is_pointed_to_a_wider_window() -> None:
+def test_one_expensive_example_per_step_is_pointed_to_a_wider_window() -> None:
     costs = np.ones(64 * 32)
     costs[::64] = 100.0
     regime = regime_of(costs, config_of(64, 4, shuffle=False))
-    assert (regime.kind, regime.dear_share, regime.num_steps) == ("dear examples", 1.0, 32)
+    assert (regime.kind, regime.expensive_share, regime.num_steps) == (
+        "expensive examples",
+        1.0,
+        32,
+    )
     assert regime.bound == pytest.approx((100 + 15) / (163 / 4))
     assert regime.remedy == "window=16"
     assert "100% of the steps" in str(regime)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from paceline.cli import main
-from paceline.cli._collect import parse_shape
 from paceline.cli._estimate import parse_link
+from paceline.cli._model_flags import parse_shape
 from paceline.predict.cpu._rates import CpuRates
 
 MODEL = """

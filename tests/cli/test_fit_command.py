@@ -8,7 +8,7 @@ import pytest
 
 from paceline.cli import main
 from paceline.predict.work._catalogue import Datasets, Devices, Models, catalogue_workload
-from paceline.torch.predict._collect import CollectConfig, _describe
+from paceline.torch.predict._collect_table import described
 
 MODEL = """
 from torch import nn
@@ -30,8 +30,7 @@ def rows() -> list[dict[str, Any]]:
         (16, 32),
     ):
         work = catalogue_workload(model, dataset, batch_size=size, precision=precision)
-        config = CollectConfig(name=model.value, batch_sizes=(size,), dataset=dataset.value.name)
-        row = _describe(work, gpu.row, config, (3, 32, 32))
+        row = described(work, gpu.row, dataset=dataset.value.name, input_shape=(3, 32, 32))
         rate = gpu.row.peak_flops(precision)
         compute_ms = 5.0 + 4e3 * work.train_flops_per_batch / rate
         made.append(row | {"compute_ms": compute_ms, "loader_wait_ms": 0.01 * size})

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from paceline.cli import main
-from paceline.order import CoordinatedPairBalance, gaussian_unit_rows, simulate_herding
+from paceline.order import coordinated_pair_balance, gaussian_unit_rows, simulate_herding
 
 SMALL = ["--dim", "20", "--examples", "30", "--workers", "4", "--rounds", "3"]
 NAMES = {
@@ -52,7 +52,9 @@ def test_the_command_says_what_the_library_says(capsys: pytest.CaptureFixture[st
     assert main(["herding", *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
     rows = gaussian_unit_rows(20, 30, 4, seed=5)
-    run = simulate_herding(CoordinatedPairBalance(120, 4, seed=5), rows, batch_size=4, num_rounds=3)
+    run = simulate_herding(
+        coordinated_pair_balance(120, 4, seed=5), rows, batch_size=4, num_rounds=3
+    )
     assert result["policies"]["d-grab"]["bounds"] == [bound.per_step for bound in run.bounds]
 
 

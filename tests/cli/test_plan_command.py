@@ -9,7 +9,7 @@ import pytest
 
 from paceline.balance import BalanceConfig, Limits, measure_quality, plan_epoch, regime_of
 from paceline.cli import main
-from paceline.comm import WireProblem, advise_buckets, advise_fsdp
+from paceline.comm import WireProblem, advise_buckets
 from paceline.cost import Job, LayerCost, Link, QuadraticCost, Worker, example_costs
 
 SIZES = np.random.default_rng(0).integers(1, 500, 1000)
@@ -279,7 +279,6 @@ BUCKET_KEYS = {
     "scheduled_step_s",
     "bound_s",
     "step_s_of_cap",
-    "fsdp",
     "job",
     "source",
 }
@@ -311,13 +310,10 @@ def test_a_job_file_gives_the_advice_of_the_library(
     result = the_result(capsys)
     assert set(result) == BUCKET_KEYS
     problem = WireProblem.from_job(JOB, num_in_flight=2)
-    advice, fsdp = advise_buckets(problem), advise_fsdp(problem)
+    advice = advise_buckets(problem)
     assert result["bucket_cap_mb"] == advice.bucket_cap_mb
     assert result["step_s"] == advice.step_s
     assert result["step_s_of_cap"] == {str(cap): s for cap, s in advice.step_s_of_cap.items()}
-    assert result["fsdp"]["prefetch"] == fsdp.prefetch
-    assert result["fsdp"]["groups"][0][0] == "layer.0"
-    assert result["fsdp"]["groups"][-1][1] == "layer.7"
     assert result["bound_s"] <= result["scheduled_step_s"] <= result["step_s"]
     assert (result["job"], result["source"]) == ("measured", "simulated")
 
@@ -339,7 +335,6 @@ def test_the_table_marks_the_best_size(job_file: Path, capsys: pytest.CaptureFix
     assert "simulated from a job that is measured" in lines[0]
     (best,) = (line for line in lines if line.endswith("<- best"))
     assert f"bucket_cap_mb={best.split()[0]})" in lines[0]
-    assert any(line.startswith("FSDP2: ") for line in lines)
 
 
 @pytest.mark.parametrize(

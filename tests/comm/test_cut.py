@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.comm import BlockPlan, WireProblem, cut_blocks, plan_dear, plan_prophet
+from paceline.comm._cut import _snapped
 from paceline.cost import Link
 
 
@@ -34,7 +35,7 @@ def longest_bytes(problem: WireProblem) -> float:
 
 
 def merged(plan: BlockPlan) -> list[tuple[int, float, float]]:
-    """List what travels as (tensor, first byte, end), stretches that follow each other as one."""
+    """List what is sent as (tensor, first byte, end), stretches that follow each other as one."""
     found: list[tuple[int, float, float]] = []
     for tensor, first, length in zip(plan.tensor, plan.first_byte, plan.num_bytes, strict=True):
         if found and found[-1][0] == tensor and found[-1][2] == pytest.approx(first, abs=1e-6):
@@ -49,7 +50,7 @@ def merged(plan: BlockPlan) -> list[tuple[int, float, float]]:
     blocks=st.lists(st.integers(0, 3), min_size=12, max_size=12),
     num_in_flight=st.integers(2, 6),
 )
-def test_the_same_bytes_travel_in_the_same_order_in_short_blocks(
+def test_the_same_bytes_are_sent_in_the_same_order_in_short_blocks(
     num_bytes: list[float], blocks: list[int], num_in_flight: int
 ) -> None:
     problem = problem_of(num_bytes, num_in_flight=num_in_flight)
@@ -92,3 +93,20 @@ def test_a_plan_of_halves_is_left_as_it_is() -> None:
     problem = problem_of([1e6, 1e6], num_in_flight=2)
     plan = plan_dear(problem)
     assert cut_blocks(problem, plan) is plan
+
+
+@pytest.mark.parametrize(
+    ("cut", "snapped"),
+    [
+        ([1.9, 5.0], [1.9, 5.0]),
+        ([2.0, 5.0], [2.0, 5.0]),
+        ([2.5, 5.0], [3.0, 5.0]),
+        ([3.5, 5.0], [3.0, 5.0]),
+        ([4.0, 5.0], [4.0, 5.0]),
+        ([4.5, 5.0], [5.0]),
+    ],
+)
+def test_a_cut_less_than_a_byte_from_the_end_of_a_part_moves_there(
+    cut: list[float], snapped: list[float]
+) -> None:
+    assert _snapped(np.array(cut), np.array([3.0, 5.0])).tolist() == snapped

@@ -299,7 +299,7 @@ def test_what_is_carried_over_fills_the_wire_before_the_first_gradient() -> None
     plan = plan_wait_free(carried)
     late = replace(plan, tensor=plan.tensor[::-1], num_bytes=plan.num_bytes[::-1], block=plan.block)
     free = replace(late, waits_for_all=False)
-    # The rows travel from 6 s to 10 s, which ends with the forward pass: a step of 10 s.
+    # The rows are sent from 6 s to 10 s, which ends with the forward pass: a step of 10 s.
     assert step_time_s(carried, free) == 10.0
     assert step_time_s(carried, late) == 14.0
 
@@ -405,13 +405,13 @@ def test_each_block_holds_the_wire_for_what_it_costs_the_host(
 @each_policy
 @given(problem=PROBLEMS)
 @settings(max_examples=20)
-def test_dearer_blocks_never_make_a_plan_faster(policy: Policy, problem: WireProblem) -> None:
+def test_costlier_blocks_never_make_a_plan_faster(policy: Policy, problem: WireProblem) -> None:
     plan = policy(problem)
     prices = [step_time_s(replace(problem, block_cost_s=cost), plan) for cost in (0.0, 0.25, 1.0)]
     assert prices == sorted(prices)
 
 
-def test_dearer_blocks_are_fewer() -> None:
+def test_costlier_blocks_are_fewer() -> None:
     counts = [
         plan_blocks(replace(TRAINING_LIKE, block_cost_s=cost)).num_blocks for cost in (0.0, 1.0)
     ]
@@ -419,7 +419,7 @@ def test_dearer_blocks_are_fewer() -> None:
 
 
 @pytest.mark.parametrize("num_in_flight", [2, 3])
-def test_more_collectives_in_flight_hide_latency(num_in_flight: int) -> None:
+def test_more_collectives_in_flight_overlap_latency(num_in_flight: int) -> None:
     problem = replace(TRAINING_LIKE, num_in_flight=num_in_flight)
     plans = (step_time_s(each, plan_wait_free(each)) for each in (problem, TRAINING_LIKE))
     assert all(faster < slower for faster, slower in pairwise(plans))

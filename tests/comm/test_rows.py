@@ -1,4 +1,4 @@
-"""Rows first: what travels of an embedding, and that no row is read before its update."""
+"""Rows first: what is sent of an embedding, and that no row is read before its update."""
 
 from dataclasses import replace
 
@@ -58,7 +58,7 @@ OTHER = (1, 2.0, 4.0)
     ],
     ids=["by itself", "tied", "tied and summed", "tied to two stretches"],
 )
-def test_what_travels_is_what_one_counts_by_hand(
+def test_what_is_sent_is_what_one_counts_by_hand(
     heads: list[Head], pieces: list[tuple[int, float, float]]
 ) -> None:
     found = rows_first(PROBLEM, 0, use_of([0, 1, 2], [1, 2, 3, 11]), heads=heads)

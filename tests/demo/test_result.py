@@ -8,18 +8,18 @@ from rich.console import Console
 
 from paceline.demo import DemoConfig, DemoResult, show
 from paceline.demo._config import EXAMPLES_PER_RANK
-from paceline.demo._result import Segment, result_of
+from paceline.demo._result import Turn, result_of
 from paceline.timeline import Kind, Span, Timeline
 
 PREDICTED = {"plain": 4.5, "paced": 2.25}
 
 
-def segment(
+def turn(
     works: tuple[float, float],
     losses: tuple[float, ...],
     num_tokens: int = 100,
     num_padded: int = 0,
-) -> Segment:
+) -> Turn:
     """One step per loss: rank `r` works for `works[r]` seconds and waits for the other."""
     spans = []
     for step in range(len(losses)):
@@ -39,20 +39,20 @@ def segment(
                     collective=step,
                 ),
             ]
-    return Segment(Timeline.from_spans("measured", spans), losses, num_tokens, num_padded)
+    return Turn(Timeline.from_spans("measured", spans), losses, num_tokens, num_padded)
 
 
 @pytest.fixture
 def result(tmp_path: Path) -> DemoResult:
     plain = [
-        segment((90.0, 1.0), (5.0, 4.0)),
-        segment((4.0, 1.0), (3.0, 2.0), num_tokens=80, num_padded=20),
-        segment((2.0, 2.0), (1.0, 0.5), num_tokens=80, num_padded=140),
+        turn((90.0, 1.0), (5.0, 4.0)),
+        turn((4.0, 1.0), (3.0, 2.0), num_tokens=80, num_padded=20),
+        turn((2.0, 2.0), (1.0, 0.5), num_tokens=80, num_padded=140),
     ]
     paced = [
-        segment((1.0, 1.0), (5.0, 4.25)),
-        segment((2.0, 2.0), (3.0, 2.0), num_tokens=80),
-        segment((0.5, 1.0), (1.0, 0.5), num_tokens=80),
+        turn((1.0, 1.0), (5.0, 4.25)),
+        turn((2.0, 2.0), (3.0, 2.0), num_tokens=80),
+        turn((0.5, 1.0), (1.0, 0.5), num_tokens=80),
     ]
     return result_of(plain, paced, PREDICTED, DemoConfig(output=tmp_path))
 
@@ -105,8 +105,8 @@ def test_predictions_stay_beside_what_was_measured(result: DemoResult) -> None:
     ],
 )
 def test_losses_agree_up_to_the_order_of_sums(last_loss: float, difference: float) -> None:
-    plain = [segment((1.0, 1.0), (1.0, 0.5))] * 2
-    paced = [plain[0], segment((1.0, 1.0), (1.0, last_loss))]
+    plain = [turn((1.0, 1.0), (1.0, 0.5))] * 2
+    paced = [plain[0], turn((1.0, 1.0), (1.0, last_loss))]
     result = result_of(plain, paced, PREDICTED, DemoConfig())
     assert result.max_loss_difference == pytest.approx(difference)
     assert result.losses_agree is (difference < 1e-4)

@@ -67,7 +67,9 @@ def processes_of(session: int) -> Iterator[Path]:
 def is_rank_at_work(folder: Path) -> bool:
     """Say whether it is a rank that has finished its imports: it listens to Ctrl-C again."""
     try:
-        is_rank = b"spawn_main" in (folder / "cmdline").read_bytes()
+        # The fork server itself has the same command line, but never listens.
+        command = (folder / "cmdline").read_bytes()
+        is_rank = b"forkserver" in command or b"spawn_main" in command
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
     except OSError:
         return False
@@ -110,4 +112,6 @@ def test_an_interrupted_demo_ends_its_ranks_and_says_so_in_one_line(tmp_path: Pa
                 os.killpg(demo.pid, signal.SIGKILL)
     assert (demo.returncode, printed) == (130, "")
     assert complaints == "paceline: interrupted\n"
-    assert list(scratch.iterdir()) == []
+    # Importing torch._dynamo, as the first optimizer does, makes torch's own cache folder.
+    left = [path.name for path in scratch.iterdir() if not path.name.startswith("torchinductor_")]
+    assert left == []

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from paceline.balance import EpochPlan
+from paceline.balance import BalanceConfig, EpochPlan
 from paceline.testing import run_ranks
 from paceline.timeline import Kind, Timeline
 from paceline.torch import BalancedBatchSampler, DataLoader, watch
@@ -56,8 +56,9 @@ class Model(nn.Module):
         return result
 
 
-def sampler_of(**options: Any) -> BalancedBatchSampler:
-    return BalancedBatchSampler(SIZES, BATCH_SIZE, **options)
+def sampler_of(mesh: DeviceMesh | None = None, **options: Any) -> BalancedBatchSampler:
+    config = BalanceConfig(batch_size=BATCH_SIZE, **options)
+    return BalancedBatchSampler(SIZES, config, process_group=mesh)
 
 
 def mean_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -133,7 +134,7 @@ def refit_to_a_slow_rank(rank: int) -> dict[str, Any]:
 
 
 def refit_with_other_clocks(rank: int) -> dict[str, Any]:
-    batches = sampler_of(window=2, group=init_device_mesh("cpu", (2,)), tail="drop", shuffle=False)
+    batches = sampler_of(init_device_mesh("cpu", (2,)), window=2, tail="drop", shuffle=False)
     plan = batches.plan
     list(batches)
     seconds = np.tile(plan.load * [1.0, 2.0 + rank], (2, 1))

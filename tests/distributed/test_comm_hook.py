@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paceline.errors import MeasurementError
 from paceline.testing import run_ranks
-from paceline.torch.comm.ddp._watch_buckets import CommHookState, scheduled_comm_hook
+from paceline.torch.comm.ddp._watch_buckets import BucketWatch, watch_buckets
 
 Found = list[dict[str, Any]]
 NUM_LAYERS = 6
@@ -46,12 +46,11 @@ def train(ddp: DistributedDataParallel, rank: int, *, num_steps: int = 12) -> to
 
 def hooked(
     rank: int, hook: Any = None, hook_state: Any = None, **kwargs: Any
-) -> tuple[torch.Tensor, CommHookState]:
+) -> tuple[torch.Tensor, BucketWatch]:
     ddp = wrapped(0.1)
     inner = {} if hook is None else {"hook": hook, "hook_state": hook_state}
-    state = CommHookState(ddp, num_steps=6, **inner, **kwargs)
-    ddp.register_comm_hook(state, scheduled_comm_hook)
-    return train(ddp, rank), state
+    watch = watch_buckets(ddp, num_steps=6, **inner, **kwargs)
+    return train(ddp, rank), watch
 
 
 def plain(rank: int, hook: Any = None, *, bucket_cap_mb: float = 0.1) -> torch.Tensor:
@@ -68,21 +67,24 @@ def power_state() -> PowerSGDState:
 
 
 def find_all(rank: int, folder: str) -> None:
-    unmeasured = CommHookState(wrapped(0.1))
+    unmeasured = watch_buckets(wrapped(0.1))
     with pytest.raises(MeasurementError, match="no step was measured yet; train for 5 steps"):
         unmeasured.advice()
-    after, state = hooked(rank)
-    times, advice = state.times(), state.advice()
+    after, watch = hooked(rank)
+    times, advice = watch.times(), watch.advice()
+    by_hand = wrapped(0.1)  # As a framework does that takes a hook.
+    by_hand.register_comm_hook(None, BucketWatch(by_hand).hook)
     halved, _ = hooked(rank, fp16_compress_hook)
     low_rank, power = hooked(rank, powerSGD_hook, power_state(), one_at_a_time=True)
     ranks = [torch.empty_like(low_rank) for _ in range(2)]
     dist.all_gather(ranks, low_rank)
     found = {
         "plain": torch.equal(after, plain(rank)),
+        "by hand": torch.equal(after, train(by_hand, rank)),
         "fp16": torch.equal(halved, plain(rank, fp16_compress_hook)),
         "low rank": torch.equal(*ranks) and bool(low_rank.isfinite().all()),
-        "num measured": [state.num_measured, times.num_steps, power.num_measured],
-        "hooks left": len(state._handles),
+        "num measured": [watch.num_measured, times.num_steps, power.num_measured],
+        "hooks left": len(watch._handles),
         "tensors": times.tensors,
         "num_bytes": times.num_bytes.tolist(),
         "in order": bool(
@@ -106,6 +108,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 def test_numbers_stay_those_of_ddp_and_of_the_inner_hook(found: Found) -> None:
     for one in found:
         assert one["plain"]
+        assert one["by hand"]
         assert one["fp16"]
 
 

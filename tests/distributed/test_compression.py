@@ -17,10 +17,9 @@ from paceline import ScheduledDataParallel
 from paceline.comm import BlockPlan, WireProblem, plan_p3
 from paceline.testing import run_ranks
 from paceline.torch.comm._gradient_feed import GradientFeed
+from paceline.torch.comm.transfer import Payload, Piece, Route, Trained, Worker
 from paceline.torch.comm.whole._compression import compress_hook, wire_dtype
 from paceline.torch.comm.whole._executor import BlockExecutor
-from paceline.torch.comm.whole._layout import Payload, Piece
-from paceline.torch.comm.whole._round import Route
 from paceline.torch.model._partial_update import PartialUpdate
 from paceline.torch.ranks._agreement import new_group_like
 
@@ -57,18 +56,16 @@ def by_executor(
 ) -> tuple[Step, End]:
     """Drive the executor itself; return a step, and what ends it."""
     parameters, names = list(model.parameters()), [name for name, _ in model.named_parameters()]
-    update = PartialUpdate(optimizer)
+    update, trained = PartialUpdate(optimizer), Trained(parameters, names, new_group_like(None))
     executor = BlockExecutor(
-        parameters,
-        names,
+        trained,
         update,
-        new_group_like(None),
+        Worker(trained.device),
         num_in_flight=2,
         wire=wire_dtype(compression, None),
     )
     executor.use(route_of(parameters), range(len(parameters)))
-    feed = GradientFeed(parameters, names, executor)
-    feed.is_blocking = False
+    feed = GradientFeed(trained, executor)
 
     def step(batch: torch.Tensor) -> None:
         output = model(batch)
@@ -90,7 +87,7 @@ def by_wrapper(
 ) -> tuple[Step, End]:
     """Train as a user does; what ends it returns what was chosen."""
     scheduled = ScheduledDataParallel(
-        model, optimizer, plan=twelfths, num_measure_steps=4, compression=compression
+        model, optimizer, choose=twelfths, num_measure_steps=4, compression=compression
     )
 
     def step(batch: torch.Tensor) -> None:
@@ -161,7 +158,7 @@ def test_two_ranks_get_the_bits_of_ddp_with_torchs_hook(found: Found, name: str,
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", "torch.float16"), ("bf16", "torch.bfloat16")])
-def test_blocks_travel_in_the_narrow_type_alone(
+def test_blocks_are_sent_in_the_narrow_type_alone(
     found: Found, name: str, dtype: str, way: str
 ) -> None:
     for one in found:
@@ -169,6 +166,6 @@ def test_blocks_travel_in_the_narrow_type_alone(
 
 
 @pytest.mark.parametrize("name", HOOKS)
-def test_the_wrapper_walks_its_plan(found: Found, name: str) -> None:
+def test_the_wrapper_executes_its_plan(found: Found, name: str) -> None:
     for one in found:
         assert "plan: p3" in one[f"wrapper {name}"]["explain"]

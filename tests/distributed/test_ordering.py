@@ -13,25 +13,26 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from paceline.order import MeanBalance, OrderPolicy, PairBalance
+from paceline.balance import BalanceConfig
+from paceline.order import OrderPolicy, mean_balance, pair_balance
 from paceline.testing import run_ranks
-from paceline.torch import BalancedBatchSampler, DataLoader
+from paceline.torch import BalancedBatchSampler, DataLoader, Replica
 from paceline.torch.order._gradient_order import GradientOrder
 from paceline.torch.order._gradient_sketch import GradientSketch
 
 NUM, BATCH, NUM_STEPS, NUM_EPOCHS = 76, 16, 5, 3
 SIZES = np.random.default_rng(3).integers(1, 60, NUM)
-ORDERS = ("grab", "mean-balance")
+ORDERS = ("pair-balance", "grab")
+ALONE = Replica(rank=0, num_replicas=1)
+
 Found = list[dict[str, Any]]
 
 
 def sampler_of(order: str, **options: Any) -> BalancedBatchSampler:
-    chosen = MeanBalance(NUM) if order == "mean-balance" else order
+    chosen = mean_balance(NUM) if order == "grab" else order
     return BalancedBatchSampler(
         SIZES,
-        BATCH,
-        counts="free",
-        num_microbatches=2,
+        BalanceConfig(batch_size=BATCH, counts="free", num_microbatches=2),
         order=chosen,  # type: ignore[arg-type]
         **options,
     )
@@ -131,7 +132,7 @@ def test_all_ranks_have_one_order_and_one_state(found: Found, order: str) -> Non
     assert first["orders"] == second["orders"]
     assert [s["data"] for s in first["states"]] == [s["data"] for s in second["states"]]
     learnt = [first["orders"][str(epoch)] for epoch in range(NUM_EPOCHS)]
-    assert learnt[0] == PairBalance(NUM).order(0).tolist()
+    assert learnt[0] == pair_balance(NUM).order(0).tolist()
     assert learnt[1] not in (learnt[0], np.random.default_rng([0, 1]).permutation(NUM).tolist())
     assert learnt[2] != learnt[1]
 
@@ -165,7 +166,7 @@ def test_resumed_at_every_step_by_one_worker_the_orders_stay_the_same(
 ) -> None:
     straight = found[0][order]["orders"]
     for state in found[0][order]["states"][:-1]:
-        job = Job(order, num_replicas=1, rank=0)
+        job = Job(order, process_group=ALONE)
         job.load(state)
         orders = job.run().orders
         assert {str(epoch): ids for epoch, ids in orders.items()} == {
@@ -175,5 +176,5 @@ def test_resumed_at_every_step_by_one_worker_the_orders_stay_the_same(
 
 
 def test_without_ranks_the_orders_are_the_same_too(found: Found) -> None:
-    orders = Job("grab", num_replicas=1, rank=0).run().orders
-    assert {str(epoch): ids for epoch, ids in orders.items()} == found[0]["grab"]["orders"]
+    orders = Job("pair-balance", process_group=ALONE).run().orders
+    assert {str(epoch): ids for epoch, ids in orders.items()} == found[0]["pair-balance"]["orders"]

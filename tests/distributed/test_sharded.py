@@ -18,8 +18,7 @@ from paceline.torch.comm._gradient_feed import GradientFeed
 from paceline.torch.comm.sharded._executor import ShardedExecutor
 from paceline.torch.comm.sharded._layout import ShardLayout
 from paceline.torch.comm.sharded._update import ShardedUpdate
-from paceline.torch.comm.whole._layout import Payload, Piece
-from paceline.torch.comm.whole._round import Route
+from paceline.torch.comm.transfer import Payload, Piece, Route, Trained, Worker
 from paceline.torch.ranks._agreement import new_group_like
 
 NUM_STEPS = 30
@@ -74,18 +73,28 @@ class Sharded:
         self.group = new_group_like(None)
         layout = ShardLayout(self.parameters, dist.get_world_size(), segment_elements=1000)
         self.update = ShardedUpdate(optimizer, self.parameters, layout, dist.get_rank())
+        trained = Trained(self.parameters, names, self.group)
         self.executor = ShardedExecutor(
-            self.parameters, names, self.update, layout, self.group, num_in_flight=2
+            trained, self.update, layout, Worker(trained.device), num_in_flight=2
         )
+        self.num_steps, self.asked = 0, list[int]()
         number_of = {parameter: number for number, parameter in enumerate(self.parameters)}
         used = [number_of[one] for one in self.parameters if one is not model.late.weight]
         self.plan(used, 3)
-        self.feed = GradientFeed(self.parameters, names, self.executor)  # type: ignore[arg-type]
-        self.feed.is_blocking = False
+        self.is_ready, self.note_ready = self.executor.is_ready, self.executor.note_ready
+        self.finish = self.executor.finish
+        self.feed = GradientFeed(trained, self)
+        self.handles = []
         for module in model.modules():
             tensors = [number_of[one] for one in module.parameters(recurse=False)]
             hook = partial(self.wait, tensors)
-            self.feed.handles.append(module.register_forward_pre_hook(hook))
+            self.handles.append(module.register_forward_pre_hook(hook))
+
+    def begin(self) -> None:
+        """What the feed tells first."""
+        if self.executor.end_round():
+            self.asked.append(self.num_steps)
+        self.executor.begin()
 
     def wait(self, tensors: list[int], *_: object) -> None:
         self.executor.wait_updated(tensors)
@@ -114,13 +123,15 @@ class Sharded:
 
     def step(self) -> None:
         self.executor.release()
+        self.num_steps += 1
         for parameter in self.parameters:
             parameter.grad = None
 
     def close(self) -> None:
         self.executor.flush()
         self.executor.close()
-        for handle in self.feed.handles:
+        self.feed.detach()
+        for handle in self.handles:
             handle.remove()
 
 
@@ -170,7 +181,7 @@ def equals_ddp(rank: int) -> dict[str, Any]:
         whole = sharded.update.gathered_state(sharded.group)
         found[name] = {
             "differ": differ(one, two),
-            "share": sharded.update.num_state_bytes / state_bytes(optimizer.state),
+            "share": state_bytes(sharded.update._twin.state) / state_bytes(optimizer.state),
             "plain state": state_bytes(other.state),
             "same state": rank != 0 or same_state(whole, optimizer, one),
             "restored": restored(rank, whole, new, sharded),
@@ -206,7 +217,8 @@ def restored(
     groups = sharded.optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": blob[0], "param_groups": groups})
     resumed = Sharded(model, optimizer)
-    found = [float(resumed.update.num_state_bytes == sharded.update.num_state_bytes)]
+    sizes = [state_bytes(one.update._twin.state) for one in (resumed, sharded)]
+    found = [float(sizes[0] == sizes[1])]
     for batch in batches(rank)[:2]:
         for one in (sharded, resumed):
             one.backward(batch)
@@ -223,8 +235,6 @@ def clipping_and_asking(rank: int) -> dict[str, Any]:
     optimizer, other = OPTIMIZERS["sgd"](one.parameters()), OPTIMIZERS["sgd"](two.parameters())
     sharded = Sharded(two, other)
     norms: list[bool] = []
-    asked: list[int] = []
-    sharded.executor.on_must_wait = lambda: asked.append(len(norms))
     if rank == 1:
         sharded.executor.ask_to_wait()
     for step, batch in enumerate(batches(rank)[:8]):
@@ -237,7 +247,7 @@ def clipping_and_asking(rank: int) -> dict[str, Any]:
         optimizer.zero_grad()
         sharded.step()
     sharded.executor.flush()
-    found = {"norms": norms, "clipped": differ(one, two), "asked": asked}
+    found = {"norms": norms, "clipped": differ(one, two), "asked": sharded.asked}
     sharded.backward(batches(rank)[0])
     nn.utils.clip_grad_norm_(sharded.parameters, 1e-3)
     with pytest.raises(ValueError, match="was changed between backward"):

@@ -100,7 +100,7 @@ def train_on_two_ranks(rank: int, data: Path, outs: Path) -> None:
     sys.path.insert(0, str(EXAMPLE))
     main = import_module("train").main
     # A plan that goes on behind the next forward pass, from the fifth step on.
-    overlapping = partial(paceline.ScheduledDataParallel, plan=plan_p3, num_measure_steps=4)
+    overlapping = partial(paceline.ScheduledDataParallel, choose=plan_p3, num_measure_steps=4)
     with patch.object(paceline, "ScheduledDataParallel", overlapping):
         for name, flags in TWO_RANK_RUNS.items():
             assert main(run_flags(data, outs / name, flags)) == 0

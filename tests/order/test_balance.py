@@ -1,5 +1,7 @@
 """The GraB family against a few lines that follow the papers, example by example."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -63,7 +65,7 @@ SIZES = [(40, 4), (48, 3), (41, 4), (10, 3), (3, 4)]
 
 def test_grab_takes_off_the_mean_of_the_epoch_before() -> None:
     rows = rows_of(41)
-    policy = order.MeanBalance(41)
+    policy = order.mean_balance(41)
     mean, ids = np.zeros(rows.shape[1]), policy.order(0).tolist()
     for _ in range(4):
         ids = by_mean(rows, ids, mean)
@@ -74,7 +76,7 @@ def test_grab_takes_off_the_mean_of_the_epoch_before() -> None:
 @pytest.mark.parametrize(("num_examples", "num_workers"), SIZES)
 def test_independent_means_are_one_grab_per_worker(num_examples: int, num_workers: int) -> None:
     rows = rows_of(num_examples)
-    policy = order.IndependentMeanBalance(num_examples, num_workers)
+    policy = order.independent_mean_balance(num_examples, num_workers)
     lanes = lanes_of(policy.order(0).tolist(), num_workers)
     means = [np.zeros(rows.shape[1]) for _ in lanes]
     for _ in range(3):
@@ -89,7 +91,7 @@ def test_pairs_are_balanced_as_in_the_paper(
     num_examples: int, num_workers: int, is_shared: bool
 ) -> None:
     rows = rows_of(num_examples)
-    made = order.CoordinatedPairBalance if is_shared else order.IndependentPairBalance
+    made = order.coordinated_pair_balance if is_shared else order.independent_pair_balance
     policy = made(num_examples, num_workers)
     lanes = lanes_of(policy.order(0).tolist(), num_workers)
     for _ in range(4):
@@ -99,7 +101,7 @@ def test_pairs_are_balanced_as_in_the_paper(
 
 def test_pair_balance_is_its_coordinated_kind_on_one_worker() -> None:
     rows = rows_of(33)
-    one, other = order.PairBalance(33), order.CoordinatedPairBalance(33, 1)
+    one, other = order.pair_balance(33), order.coordinated_pair_balance(33, 1)
     for _ in range(3):
         assert show(one, rows) == show(other, rows)
 
@@ -107,8 +109,8 @@ def test_pair_balance_is_its_coordinated_kind_on_one_worker() -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (order.RecursiveMeanBalance(50, depth=1), order.MeanBalance(50)),
-        (order.RecursivePairBalance(50, depth=1), order.PairBalance(50)),
+        (order.recursive_mean_balance(50, depth=1), order.mean_balance(50)),
+        (order.recursive_pair_balance(50, depth=1), order.pair_balance(50)),
     ],
 )
 def test_one_level_of_recursion_is_none(one: OrderPolicy, other: OrderPolicy) -> None:
@@ -135,7 +137,7 @@ def by_recursive_pairs(rows: NDArray[np.float32], ids: list[int], depth: int) ->
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_recursion_online_is_recursion_on_lists(depth: int) -> None:
     rows = rows_of(64)
-    policy = order.RecursivePairBalance(64, depth=depth)
+    policy = order.recursive_pair_balance(64, depth=depth)
     ids = policy.order(0).tolist()
     for _ in range(3):
         ids = by_recursive_pairs(rows, ids, depth)
@@ -144,7 +146,7 @@ def test_recursion_online_is_recursion_on_lists(depth: int) -> None:
 
 def test_who_was_not_observed_comes_first_in_its_lane_and_keeps_its_place_in_the_queue() -> None:
     rows = rows_of(24)
-    policy = order.CoordinatedPairBalance(24, 4)
+    policy = order.coordinated_pair_balance(24, 4)
     before = np.array(policy.order(0)).reshape(6, 4)
     after = np.array(show(policy, rows, step=4, num=8)).reshape(6, 4)
     assert after[:4].tolist() == before[2:].tolist()
@@ -153,7 +155,7 @@ def test_who_was_not_observed_comes_first_in_its_lane_and_keeps_its_place_in_the
 
 def test_an_epoch_that_always_ends_early_leaves_no_one_out() -> None:
     rows = rows_of(30)
-    policy = order.PairBalance(30)
+    policy = order.pair_balance(30)
     seen: set[int] = set()
     for _ in range(4):
         seen |= set(policy.order(policy.epoch)[:10].tolist())
@@ -162,7 +164,7 @@ def test_an_epoch_that_always_ends_early_leaves_no_one_out() -> None:
 
 
 def test_an_epoch_without_observations_keeps_the_order() -> None:
-    policy = order.CoordinatedPairBalance(24, 4)
+    policy = order.coordinated_pair_balance(24, 4)
     learnt = show(policy, rows_of(24))
     policy.end_epoch()
     assert policy.order(2).tolist() == learnt
@@ -171,7 +173,7 @@ def test_an_epoch_without_observations_keeps_the_order() -> None:
 def test_the_walk_is_random_between_certain_ends() -> None:
     rows = np.zeros((400, 2), np.float32)
     rows[::2, 0] = 1.0
-    policy = order.SelfBalancingWalk(400, seed=3)
+    policy = order.self_balancing_walk(400, seed=3)
     policy.observe(np.arange(400), rows)
     # A sum of one length makes the sign certain, so the sum stays within it.
     assert np.abs(policy.state_dict()["learnt"]["sums"]).max() <= 2.0
@@ -180,21 +182,21 @@ def test_the_walk_is_random_between_certain_ends() -> None:
     assert 60 < (first_half % 2).sum() < 140
 
 
-@pytest.mark.parametrize("make", [order.CoordinatedPairBalance, order.IndependentMeanBalance])
-def test_there_must_be_a_worker(make: type[order.CoordinatedPairBalance]) -> None:
+@pytest.mark.parametrize("make", [order.coordinated_pair_balance, order.independent_mean_balance])
+def test_there_must_be_a_worker(make: Callable[[int, int], OrderPolicy]) -> None:
     with pytest.raises(ValueError, match="num_workers must be at least 1, got 0"):
         make(10, 0)
 
 
 def test_there_must_be_a_level() -> None:
     with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
-        order.RecursiveMeanBalance(10, depth=0)
+        order.recursive_mean_balance(10, depth=0)
 
 
 def test_coordination_is_what_makes_workers_cancel() -> None:
     rows = order.gaussian_unit_rows(64, 300, 8, seed=4)
     bounds = {}
-    for make in (order.CoordinatedPairBalance, order.IndependentPairBalance):
+    for make in (order.coordinated_pair_balance, order.independent_pair_balance):
         policy = make(2400, 8)
         for _ in range(6):
             newest = show(policy, rows, step=8)
@@ -207,7 +209,7 @@ def test_coordination_is_what_makes_workers_cancel() -> None:
     ("key", "value"), [("node", 16), ("node", -1), ("waiting_id", 12), ("waiting_id", -2)]
 )
 def test_a_state_that_points_nowhere_is_refused(key: str, value: int) -> None:
-    policy = order.RecursivePairBalance(12, depth=2)
+    policy = order.recursive_pair_balance(12, depth=2)
     policy.observe([0], np.ones((1, 3)))
     state = policy.state_dict()
     state["learnt"][key].flat[0] = value

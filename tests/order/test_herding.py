@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -6,7 +8,9 @@ from numpy.typing import NDArray
 from tests.order.test_policies import rows_of, show
 
 from paceline import order
-from paceline.order import gaussian_unit_rows, herding_bound, simulate_herding
+from paceline.order import Herding, gaussian_unit_rows, herding_bound, simulate_herding
+from paceline.order._descent import leaf_rank
+from paceline.order._herded import _depth
 from paceline.order._rows import dot, pack
 from paceline.order._stored import halve, herd, stored_mean
 
@@ -21,6 +25,12 @@ def test_the_bound_is_the_largest_prefix(num: int, dim: int, batch_size: int) ->
     assert found.per_example == pytest.approx(prefix.max(), abs=1e-9)
     steps = prefix[batch_size - 1 :: batch_size]
     assert found.per_step == pytest.approx(steps.max() if steps.size else 0.0, abs=1e-9)
+
+
+def test_a_step_is_one_example_unless_told() -> None:
+    rows = np.array([[1.0], [-1.0]], np.float32)
+    assert herding_bound(rows, [0, 1]) == Herding(per_step=1.0, per_example=1.0)
+    assert herding_bound(rows, [0, 1], batch_size=2) == Herding(per_step=0.0, per_example=1.0)
 
 
 def test_the_bound_needs_rows_and_steps_that_fit() -> None:
@@ -62,8 +72,8 @@ def stored_rows(num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
 @pytest.mark.parametrize(("num", "depth"), [(64, 1), (600, 3), (1300, 5), (7, 3), (1, 1)])
 def test_halving_is_recursive_mean_balance_of_stored_rows(num: int, depth: int) -> None:
     stored, scales, mean, centred = stored_rows(num)
-    shuffle = order.RandomReshuffling(num).order(0)
-    policy = order.RecursiveMeanBalance(num, depth=depth)
+    shuffle = order.random_reshuffling(num).order(0)
+    policy = order.recursive_mean_balance(num, depth=depth)
     newest = show(policy, centred.astype(np.float32))
     assert halve(stored, scales, mean, shuffle, depth).tolist() == newest
 
@@ -100,32 +110,55 @@ def test_a_direction_that_all_have_in_common_is_not_overshot(batch_size: int) ->
     rows = rng.standard_normal((3000, 40)) * 0.05
     rows[:, 0] += rng.standard_normal(3000)
     bounds = {}
-    for policy in (order.HalveAndHerd(3000), order.CoordinatedPairBalance(3000, batch_size)):
+    for policy in (order.halve_and_herd(3000), order.coordinated_pair_balance(3000, batch_size)):
         run = simulate_herding(policy, rows.astype(np.float32), batch_size=batch_size, num_rounds=4)
         bounds[policy.name] = [bound.per_step for bound in run.bounds]
     assert max(bounds["halve-and-herd"][1:]) < bounds["d-grab"][2]
 
 
+@pytest.mark.parametrize(
+    ("num_examples", "depth"),
+    [(1, 0), (640, 0), (641, 1), (1280, 1), (1281, 2), (640 * 1024, 10), (10**9, 10)],
+)
+def test_halving_stops_at_parts_of_two_windows(num_examples: int, depth: int) -> None:
+    assert _depth(num_examples) == depth
+
+
+@pytest.mark.parametrize(
+    ("depth", "node", "rank"),
+    [
+        (1, [0, 1, 2, 3], [-1, 0, 0, 1]),
+        (2, [4, 5, 6, 7], [0, 1, 3, 2]),
+        (2, [0, 1, 2, 3], [-1, 0, 0, 3]),
+        (3, range(8, 16), [0, 1, 3, 2, 7, 6, 4, 5]),
+    ],
+)
+def test_each_minus_turns_the_leaves_below_it(
+    depth: int, node: Sequence[int], rank: list[int]
+) -> None:
+    assert leaf_rank(np.array(node), depth).tolist() == rank
+
+
 def test_who_is_unknown_keeps_the_place_that_the_shuffle_gave() -> None:
     rows = rows_of(40)
-    policy = order.HalveAndHerd(40, seed=9)
+    policy = order.halve_and_herd(40, seed=9)
     seen = policy.order(0)[:25]
     newest = np.array(show(policy, rows, num=25))
-    shuffle = order.RandomReshuffling(40, seed=9).order(1)
+    shuffle = order.random_reshuffling(40, seed=9).order(1)
     unknown = ~np.isin(shuffle, seen)
     assert newest[unknown].tolist() == shuffle[unknown].tolist()
 
 
 def test_without_new_rows_there_is_still_a_new_order() -> None:
     rows = rows_of(400)
-    policy = order.HalveAndHerd(400)
+    policy = order.halve_and_herd(400)
     newest = [show(policy, rows)]
     for _ in range(2):
         policy.end_epoch()
         newest.append(policy.order(policy.epoch).tolist())
     first, second, third = newest
     assert first != second != third
-    chance = herding_bound(rows, order.RandomReshuffling(400).order(3), batch_size=4).per_step
+    chance = herding_bound(rows, order.random_reshuffling(400).order(3), batch_size=4).per_step
     assert herding_bound(rows, third, batch_size=4).per_step < 0.5 * chance
 
 
@@ -139,8 +172,8 @@ def test_a_distributed_order_is_under_the_centralised_floor_in_one_round() -> No
         assert len(run.bounds) == num_rounds + 1 == len(run.pass_cpu_s) + 1
         return [bound.per_step for bound in run.bounds]
 
-    floor = min(bounds(order.MeanBalance(num), 12))
-    assert max(bounds(order.HalveAndHerd(num), 2)[1:]) < floor
+    floor = min(bounds(order.mean_balance(num), 12))
+    assert max(bounds(order.halve_and_herd(num), 2)[1:]) < floor
 
 
 def test_rows_are_of_equal_length_and_centred_per_worker() -> None:
@@ -161,7 +194,7 @@ def test_rows_need_sizes(name: str) -> None:
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
-        order.WindowedGreedy(10, window=0)
+        order.windowed_greedy(10, window=0)
 
 
 def test_d_grab_is_that_of_its_reference() -> None:
@@ -182,7 +215,7 @@ def test_d_grab_is_that_of_its_reference() -> None:
             following[step, worker], following[-1 - step, worker] = one, other
         steps = following
         expected.append(largest_sum(steps))
-    policy = order.CoordinatedPairBalance(num_examples * num_workers, num_workers)
+    policy = order.coordinated_pair_balance(num_examples * num_workers, num_workers)
     made = gaussian_unit_rows(dim, num_examples, num_workers, seed=1)
     run = simulate_herding(policy, made, batch_size=num_workers, num_rounds=4)
     assert [bound.per_step for bound in run.bounds] == pytest.approx(expected, abs=1e-4)

@@ -108,9 +108,9 @@ def test_a_state_goes_on_at_every_step_also_for_other_workers(name: str) -> None
 
 def of_other_workers(name: str, num_examples: int) -> OrderPolicy:
     lanes = {
-        "i-b": order.IndependentMeanBalance,
-        "i-pb": order.IndependentPairBalance,
-        "d-grab": order.CoordinatedPairBalance,
+        "i-b": order.independent_mean_balance,
+        "i-pb": order.independent_pair_balance,
+        "d-grab": order.coordinated_pair_balance,
     }
     if name in lanes:
         return lanes[name](num_examples, 2, seed=5)

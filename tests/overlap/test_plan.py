@@ -1,5 +1,6 @@
 """Plans of what to defer: against brute force, and what they say."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -15,10 +16,10 @@ from paceline.overlap import (
     Way,
     choose_way,
     defer_all,
-    plan,
+    plan_lanes,
     step_graph,
 )
-from paceline.timeline import simulate
+from paceline.timeline import Kind, simulate
 
 seconds = st.floats(0.01, 1.0)
 parts = st.integers(1, 6).flatmap(
@@ -54,7 +55,7 @@ def test_a_plan_is_never_worse_than_plain_and_near_the_best_subset(
 
 
 def test_equal_layers_are_halved() -> None:
-    chosen = plan(job(), free_share=1.0, overhead_s=0.0)
+    chosen = plan_lanes(job(), free_share=1.0, overhead_s=0.0)
     # 8 x 10 ms forward, 8 x 10 ms input gradients, and one weight gradient behind.
     assert chosen.predicted_s == pytest.approx(0.17)
     assert chosen.plain_s == pytest.approx(0.24)
@@ -72,21 +73,92 @@ def test_equal_layers_are_halved() -> None:
     ],
 )
 def test_where_nothing_is_won_nothing_is_deferred(arguments: dict[str, float], reason: str) -> None:
-    chosen = plan(job(), **arguments)  # type: ignore[arg-type]  # all are numbers
+    chosen = plan_lanes(job(), **arguments)  # type: ignore[arg-type]  # all are numbers
     assert not chosen.defers
     assert chosen.gain == 1.0
     assert reason in str(chosen)
 
 
+@pytest.mark.parametrize(
+    ("overhead_s", "min_gain", "predicted_s"),
+    [
+        (0.0, 0.2, 4.0),
+        (0.0, 0.21, None),
+        (0.5, 0.0, 4.5),
+        (0.5, 0.11, None),
+        (1.5, 0.0, None),
+    ],
+)
+def test_a_split_is_kept_only_if_it_gains_as_much_as_it_must(
+    overhead_s: float, min_gain: float, predicted_s: float | None
+) -> None:
+    # Plain: 1 + 2 x (1 + 1). Split: the first weight gradient runs beside the second input's.
+    cost = SplitCost.of(forward_s=1.0, input_s=[1.0, 1.0], weight_s=[1.0, 1.0])
+    way = Way(None, cost)
+    chosen = choose_way(way, [way], overhead_s=overhead_s, min_gain=min_gain)
+    assert chosen.defers == (predicted_s is not None)
+    assert chosen.predicted_s == (predicted_s or 5.0)
+    assert chosen.plain_s == 5.0
+
+
+@pytest.mark.parametrize(
+    ("overhead_s", "reason"),
+    [
+        (0.0, "4000 ms instead of 5000 ms per step (simulated)"),
+        (
+            1.5,
+            "the best split takes 6000 ms, plain 5000 ms per step (simulated), and 2% must be won",
+        ),
+    ],
+)
+def test_the_reason_holds_both_times(overhead_s: float, reason: str) -> None:
+    cost = SplitCost.of(forward_s=1.0, input_s=[1.0, 1.0], weight_s=[1.0, 1.0])
+    way = Way(None, cost)
+    assert choose_way(way, [way], overhead_s=overhead_s).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("plain_s", "predicted_s", "gain"), [(3.0, 2.0, 1.5), (3.0, 0.0, 1.0), (0.0, 0.0, 1.0)]
+)
+def test_the_gain_is_plain_over_planned_seconds(
+    plain_s: float, predicted_s: float, gain: float
+) -> None:
+    assert replace(defer_all(), plain_s=plain_s, predicted_s=predicted_s).gain == gain
+
+
+def test_a_step_is_laid_out_as_by_hand() -> None:
+    cost = SplitCost.of(
+        forward_s=1.0,
+        input_s=[1.0, 2.0],
+        weight_s=[3.0, 4.0],
+        assist_s=[5.0, 6.0],
+        tail_s=0.5,
+        wire_s=[7.0, 8.0],
+    )
+    assert (cost.num_layers, cost.total_s) == (2, 11.5)
+    run = simulate(step_graph(cost, [True, False], overhead_s=0.25))
+    spans = {span.name: (span.lane, span.kind, span.start_s, span.duration_s) for span in run}
+    assert spans == {
+        "forward": ("main", Kind.FORWARD, 0.0, 1.0),
+        "input 0": ("main", Kind.BACKWARD, 1.0, 1.25),
+        "weight 0": ("assist", Kind.BACKWARD, 2.25, 5.25),
+        "all-reduce 0": ("comm", Kind.COLLECTIVE, 7.5, 7.0),
+        "input 1": ("main", Kind.BACKWARD, 2.25, 2.0),
+        "weight 1": ("main", Kind.BACKWARD, 4.25, 4.0),
+        "all-reduce 1": ("comm", Kind.COLLECTIVE, 14.5, 8.0),
+        "rest": ("main", Kind.BACKWARD, 8.25, 0.5),
+    }
+
+
 def test_a_bound_that_costs_nothing_is_taken() -> None:
-    assert plan(job(), free_share=1.0).max_pending == 1
-    assert plan(job(), free_share=0.6).max_pending is not None
+    assert plan_lanes(job(), free_share=1.0).max_pending == 1
+    assert plan_lanes(job(), free_share=0.6).max_pending is not None
 
 
-def test_the_wire_travels_behind_the_weight_gradients() -> None:
+def test_gradients_are_sent_after_the_weight_gradients() -> None:
     alone, wired = (
-        plan(job(), free_share=1.0),
-        plan(job(num_workers=2, wire_s=0.05), free_share=1.0),
+        plan_lanes(job(), free_share=1.0),
+        plan_lanes(job(num_workers=2, wire_s=0.05), free_share=1.0),
     )
     # The wire, 8 x 50 ms, begins after the forward pass and the first layer's gradients.
     assert wired.predicted_s > alone.predicted_s
@@ -96,7 +168,7 @@ def test_the_wire_travels_behind_the_weight_gradients() -> None:
 def test_layers_without_gradients_are_not_deferred() -> None:
     frozen = LayerCost(name="frozen", forward_s=0.01, backward_s=0.02, gradient_bytes=0)
     trained = job(2).layers
-    chosen = plan(Job(source="predicted", layers=(*trained, frozen)), free_share=1.0)
+    chosen = plan_lanes(Job(source="predicted", layers=(*trained, frozen)), free_share=1.0)
     assert chosen.deferred is not None
     assert "frozen" not in chosen.deferred
 
@@ -109,9 +181,9 @@ def test_of_two_ways_the_faster_is_taken() -> None:
 
 
 def test_tasks_that_cost_as_much_as_they_win_are_joined() -> None:
-    chosen = plan(job(16), free_share=1.0, overhead_s=0.008)
+    chosen = plan_lanes(job(16), free_share=1.0, overhead_s=0.008)
     assert chosen.layers_per_task > 1
-    assert chosen.predicted_s < plan(job(16), free_share=0.0).plain_s
+    assert chosen.predicted_s < plan_lanes(job(16), free_share=0.0).plain_s
     cost = SplitCost.of(forward_s=0.0, input_s=[1.0] * 4, weight_s=[1.0] * 4)
     # Three layers make a task behind the third input gradient; main does the last itself.
     run = simulate(step_graph(cost, [True] * 4, layers_per_task=3, overhead_s=0.5))
@@ -133,13 +205,13 @@ def test_all_can_be_deferred_without_asking() -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.5, np.nan])
 def test_shares_are_checked(share: float) -> None:
     with pytest.raises(ValueError, match=r"free_share must lie in \[0, 1\]"):
-        plan(job(), free_share=share)
+        plan_lanes(job(), free_share=share)
 
 
 def test_several_workers_need_a_link() -> None:
     layers = job().layers
     with pytest.raises(ValueError, match="a job of 2 workers needs a link"):
-        plan(Job(source="predicted", layers=layers, workers=(Worker(),) * 2), free_share=1.0)
+        plan_lanes(Job(source="predicted", layers=layers, workers=(Worker(),) * 2), free_share=1.0)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from _predict_score_epochs import evaluate_convergence, score_regime
 from numpy.typing import NDArray
 
 from paceline.predict import Estimate
 from paceline.predict.epochs._calibration import chosen_probes
 from paceline.predict.epochs._effects import Effects
-from paceline.predict.epochs._evaluate import evaluate_convergence, score_regime
 from paceline.predict.epochs._forest import Forest
 from paceline.predict.epochs._members import Constant
 from paceline.predict.epochs._pool import Spread, learn_pool, pooled_epochs
@@ -322,5 +322,5 @@ def test_a_folder_without_tables_is_refused(tmp_path: Any) -> None:
 
 def test_too_few_runs_after_holding_out_are_refused(runs: Runs) -> None:
     few = runs.take(np.flatnonzero((runs.model == "d") | (runs.family == "cnn")))
-    with pytest.raises(ValueError, match="are left"):
+    with pytest.raises(ValueError, match="without d: family mlp has 0 runs, at least 8 needed"):
         score_regime(few, "mlp", "model")

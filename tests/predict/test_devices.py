@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from paceline.predict.work._devices import all_devices, device, nearest_devices
+from paceline.predict.work._devices import Device, nearest_devices
 
 TABLE_NAMES = {
     "NVIDIA A100 80GB PCIe": "A100 PCIe 80GB",
@@ -54,18 +54,18 @@ ASKED_FOR = [
 
 @pytest.mark.parametrize(("name", "found"), [*TABLE_NAMES.items(), *FORGIVING.items()])
 def test_a_device_is_found_by_a_forgiving_name(name: str, found: str) -> None:
-    assert device(name).name == found
+    assert Device.named(name).name == found
 
 
 @pytest.mark.parametrize("name", ASKED_FOR)
 def test_the_devices_that_people_rent_are_there(name: str) -> None:
-    assert device(name).name
+    assert Device.named(name).name
 
 
 def test_each_row_is_found_by_its_own_name() -> None:
-    assert len(all_devices()) >= 25
-    for row in all_devices():
-        assert device(row.name) is row
+    assert len(Device.all()) >= 25
+    for row in Device.all():
+        assert Device.named(row.name) is row
 
 
 @pytest.mark.parametrize("name", ["H10", "V10", "TPU v4", "rtx", "", "h100x", "cuda"])
@@ -73,7 +73,7 @@ def test_an_unknown_device_is_answered_with_the_nearest_names(name: str) -> None
     nearest = nearest_devices(name)
     assert len(nearest) >= 1
     with pytest.raises(ValueError, match="did you mean") as caught:
-        device(name)
+        Device.named(name)
     assert ", ".join(nearest) in str(caught.value)
     assert "'cpu' measures this machine" in str(caught.value)
 
@@ -83,10 +83,8 @@ def test_a_typo_names_what_was_meant() -> None:
     assert "MI300X 192GB" in nearest_devices("MI30X")
 
 
-@pytest.mark.parametrize("row", all_devices(), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", Device.all(), ids=lambda row: row.name)
 def test_data_sheets_are_plausible(row: object) -> None:
-    from paceline.predict.work._devices import Device
-
     assert isinstance(row, Device)
     assert 1e12 < row.fp32_flops < 3e14
     assert row.fp16_flops <= row.peak_flops(16) <= 3e15
@@ -100,4 +98,4 @@ def test_data_sheets_are_plausible(row: object) -> None:
 
 
 def test_a_price_can_be_overridden() -> None:
-    assert replace(device("T4"), price_per_hour=0.5).price_per_hour == 0.5
+    assert replace(Device.named("T4"), price_per_hour=0.5).price_per_hour == 0.5

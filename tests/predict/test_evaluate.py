@@ -2,16 +2,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import predict_evaluate
 import pytest
+from _predict_score_step import REGIMES, Scored, repeats_mape, shifts_between, summary
+from predict_evaluate import main
 from tests.predict.step_tables import mlp_rows, write_table
 
+from paceline.predict import evaluate
 from paceline.predict._conformal import Estimate
-from paceline.predict.evaluate import main
 from paceline.predict.step import _probe, _time
 from paceline.predict.step._boost import BoostConfig
-from paceline.predict.step._evaluate import Scored, repeats_mape, shifts_between, summary
 from paceline.predict.step._rows import StepRows
 from paceline.predict.step._tables import read_step_tables
+from paceline.predict.step._time import SHIFTS
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +124,8 @@ def test_convergence_is_printed_as_one_line_per_family_and_regime(
 ) -> None:
     scores = {"mape": 11.7, "constant_mape": 30.25, "coverage": 91.0}
     monkeypatch.setattr(
-        "paceline.predict.epochs.evaluate_convergence",
+        predict_evaluate,
+        "evaluate_convergence",
         lambda folder, seed: {"families": {"cnn": {"cv5": scores}}},
     )
     assert main(["--data", str(tmp_path), "--target", "convergence"]) == 0
@@ -150,3 +154,18 @@ def test_errors_are_what_their_names_say() -> None:
     assert scores["mape"] == pytest.approx(20.0)
     assert scores["median_ape"] == pytest.approx(10.0)
     assert scores["coverage"] == pytest.approx(66.7)
+
+
+def test_every_regime_has_its_shift() -> None:
+    assert tuple(REGIMES.values()) == SHIFTS
+
+
+def test_the_module_runs_the_checkout_or_says_where_scores_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", "--train", "x"])
+    assert evaluate.main() == 2
+    assert "must be given together" in capsys.readouterr().err
+    monkeypatch.setattr(evaluate, "SCRIPT", Path("nowhere"))
+    assert evaluate.main() == 2
+    assert "python benchmarks/predict_evaluate.py" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.predict.work._devices import all_devices, device
+from paceline.predict.work._devices import Device
 from paceline.predict.work._memory import estimate_memory, usable_bytes
 from paceline.predict.work._workload import MemoryMoment, Workload
 
@@ -80,13 +80,11 @@ def test_a_row_of_a_table_falls_back_to_its_proxy() -> None:
     params=st.integers(0, 10**11),
     per_example=st.floats(0, 1e10),
     batch=st.integers(1, 4096),
-    row=st.sampled_from(all_devices()),
+    row=st.sampled_from(Device.all()),
 )
 def test_the_largest_batch_fits_and_one_more_does_not(
     params: int, per_example: float, batch: int, row: object
 ) -> None:
-    from paceline.predict.work._devices import Device
-
     assert isinstance(row, Device)
     first = replace(MOMENTS[0], bytes_per_example=per_example)
     work = replace(WORK, num_params=params, batch_size=batch, moments=(first, *MOMENTS[1:]))
@@ -101,5 +99,5 @@ def test_the_largest_batch_fits_and_one_more_does_not(
 
 def test_a_model_that_is_too_large_fits_with_no_batch() -> None:
     memory = estimate_memory(replace(WORK, num_params=10**10))
-    assert not memory.fits(device("T4"))
-    assert memory.largest_batch(device("T4")) == 0
+    assert not memory.fits(Device.named("T4"))
+    assert memory.largest_batch(Device.named("T4")) == 0

@@ -7,14 +7,9 @@ from hypothesis import strategies as st
 
 from paceline.cost import Link
 from paceline.predict._conformal import Estimate
-from paceline.predict.run._estimate import (
-    RunSetup,
-    StepTimes,
-    estimate_run,
-    predicted_job,
-    ring_link,
-)
-from paceline.predict.work._devices import device
+from paceline.predict.run._estimate import RunSetup, estimate_run, predicted_job, ring_link
+from paceline.predict.step import StepEstimate
+from paceline.predict.work._devices import Device
 from paceline.predict.work._workload import LayerWork, Workload
 
 LAYERS = tuple(
@@ -29,13 +24,13 @@ WORK = Workload(
     layers=LAYERS,
     num_kernels=6,
 )
-TIMES = StepTimes(compute=Estimate(0.1, 0.08, 0.15))
+OWN_STEP = StepEstimate(compute=Estimate(0.1, 0.08, 0.15))
 
 
 def test_one_worker_adds_up_by_hand() -> None:
     setup = RunSetup(dataset_size=1001, epochs=Estimate(2, 2, 2), price_per_hour=3.6)
-    found = estimate_run(WORK, TIMES, setup)
-    assert found.step == TIMES.compute
+    found = estimate_run(WORK, OWN_STEP, setup)
+    assert found.step == OWN_STEP.compute
     assert found.epoch is not None
     ends = (found.epoch.median, found.epoch.low, found.epoch.high)
     assert ends == pytest.approx((1.1, 0.88, 1.65))
@@ -47,7 +42,7 @@ def test_one_worker_adds_up_by_hand() -> None:
 
 
 def test_waiting_for_the_loader_adds_to_the_step_and_can_bound_it() -> None:
-    times = replace(TIMES, total=Estimate(0.4, 0.28, 0.65))
+    times = replace(OWN_STEP, total=Estimate(0.4, 0.28, 0.65))
     assert times.loader_wait.median == pytest.approx(0.3)
     found = estimate_run(WORK, times, RunSetup())
     assert found.step == times.total
@@ -77,7 +72,7 @@ def test_a_setup_that_cannot_be_is_refused(changes: dict[str, Any], message: str
 
 def test_several_workers_are_simulated_and_never_slower_than_ddp() -> None:
     link = ring_link(1e9, 8)
-    found = estimate_run(WORK, TIMES, RunSetup(num_workers=8, link=link, dataset_size=8000))
+    found = estimate_run(WORK, OWN_STEP, RunSetup(num_workers=8, link=link, dataset_size=8000))
     assert found.source == "simulated"
     assert found.step.median >= 0.1
     assert found.step.median <= found.ddp_step_s + 1e-12
@@ -87,7 +82,7 @@ def test_several_workers_are_simulated_and_never_slower_than_ddp() -> None:
 
 def test_a_slow_link_bounds_the_step() -> None:
     setup = RunSetup(num_workers=8, link=ring_link(1e6, 8))
-    found = estimate_run(WORK, TIMES, setup, device=device("H100"))
+    found = estimate_run(WORK, OWN_STEP, setup, device=Device.named("H100"))
     assert found.bound_by == "link"
     assert "the wire bounds it" in found.advice
 
@@ -95,15 +90,15 @@ def test_a_slow_link_bounds_the_step() -> None:
 def test_workers_need_layers() -> None:
     bare = replace(WORK, layers=())
     with pytest.raises(ValueError, match="the workload has no layers"):
-        estimate_run(bare, TIMES, RunSetup(num_workers=2, link=Link(0.0, 1e9)))
+        estimate_run(bare, OWN_STEP, RunSetup(num_workers=2, link=Link(0.0, 1e9)))
 
 
 def test_what_does_not_fit_is_said_first() -> None:
     large = replace(WORK, num_params=10**10)
-    found = estimate_run(large, TIMES, RunSetup(), device=device("T4"))
+    found = estimate_run(large, OWN_STEP, RunSetup(), device=Device.named("T4"))
     assert found.advice.startswith("it does not fit with any batch")
     tight = replace(WORK, saved_bytes_per_example=1e9)
-    found = estimate_run(tight, TIMES, RunSetup(), device=device("T4"))
+    found = estimate_run(tight, OWN_STEP, RunSetup(), device=Device.named("T4"))
     assert found.advice == "it does not fit: take at most 15 examples per step and worker"
 
 
@@ -133,9 +128,9 @@ def test_a_ring_sends_each_byte_nearly_twice() -> None:
 def test_estimates_stay_ordered_and_bounded(
     compute: float, spread: float, rate: float, workers: int
 ) -> None:
-    times = StepTimes(compute=Estimate(compute, compute / spread, compute * spread))
+    times = StepEstimate(compute=Estimate(compute, compute / spread, compute * spread))
     setup = RunSetup(num_workers=workers, link=ring_link(rate, workers))
-    found = estimate_run(WORK, times, setup, device=device("A100"))
+    found = estimate_run(WORK, times, setup, device=Device.named("A100"))
     assert found.step.low <= found.step.median <= found.step.high
     assert found.step.median >= compute * (1 - 1e-9)
     assert sum(found.shares.values()) == pytest.approx(1.0)

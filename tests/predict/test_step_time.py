@@ -12,7 +12,6 @@ from paceline.predict.step._calibration import (
     Offsets,
     calibrate,
     chosen_trust,
-    compute_estimates,
     held_out_predictions,
     offsets_of,
     step_estimates,
@@ -128,10 +127,10 @@ def test_a_part_that_was_not_fitted_and_an_unknown_shift_are_refused(rows: StepR
 
 def test_intervals_hold_held_out_rows_and_their_guesses(held_out: HeldOut) -> None:
     table = calibrate(held_out, "model")
-    family = held_out.rows["family"]
+    estimates = step_estimates(held_out.logs, held_out.rows["family"], table)
     for found, measured in (
-        (compute_estimates(held_out.logs, family, table), held_out.rows["compute_s"]),
-        (step_estimates(held_out.logs, family, table), held_out.rows.total_s),
+        ([e.compute for e in estimates], held_out.rows["compute_s"]),
+        ([e.step for e in estimates], held_out.rows.total_s),
     ):
         inside = [e.low <= y <= e.high for e, y in zip(found, measured, strict=True)]
         assert 0.88 <= np.mean(inside) <= 1
@@ -141,7 +140,7 @@ def test_intervals_hold_held_out_rows_and_their_guesses(held_out: HeldOut) -> No
 def test_a_family_without_rows_takes_the_offsets_of_all(held_out: HeldOut) -> None:
     table = calibrate(held_out, "model")
     some = held_out.take(np.arange(3))
-    (first, *_) = compute_estimates(some.logs, np.array(["RNN"] * 3), table)
+    first = step_estimates(some.logs, np.array(["RNN"] * 3), table)[0].compute
     assert first == table["compute"][ANY_FAMILY].estimate(float(some.logs.compute[0]))
 
 

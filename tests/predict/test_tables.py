@@ -9,8 +9,20 @@ from paceline.predict.step._boost import BoostConfig
 from paceline.predict.step._features import feature_matrix
 from paceline.predict.step._roofline import fit_roofline
 from paceline.predict.step._rows import StepRows, concatenate
-from paceline.predict.step._tables import FORBIDDEN, read_step_tables
+from paceline.predict.step._tables import read_step_tables
 from paceline.predict.step._time import fit_step_models
+
+# Columns that hold, or are computed from, what is to be predicted.
+FORBIDDEN = {
+    "avg_batch_time_ms",
+    "p90_batch_time_ms",
+    "loader_wait_ms",
+    "avg_loader_ms",
+    "compute_ms",
+    "avg_compute_ms",
+    "loader_ratio",
+    "examples_per_sec",
+}
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 from paceline.errors import StateMismatchError
 from paceline.predict._conformal import Estimate
 from paceline.predict.run import _training_time
-from paceline.predict.run._estimate import StepTimes
 from paceline.predict.run._training_time import (
     Datasets,
     Devices,
@@ -18,8 +17,9 @@ from paceline.predict.run._training_time import (
     TrainingTimePredictor,
     catalogue_workload,
 )
+from paceline.predict.step import StepEstimate
 from paceline.predict.step._workload_row import step_row
-from paceline.predict.work._devices import Device, device
+from paceline.predict.work._devices import Device
 from paceline.predict.work._workload import Workload
 
 IMAGES = (Datasets.Cifar10, Datasets.Cifar100, Datasets.TinyImageNet, Datasets.STL10)
@@ -47,8 +47,10 @@ class OneSecond:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def step_times(self, workload: Workload, where: Device, *, path: Path | None) -> StepTimes:
-        return StepTimes(compute=Estimate(0.75, 0.5, 1.5), total=Estimate(1.0, 0.75, 1.75))
+    def estimate_step(
+        self, workload: Workload, where: Device, *, path: Path | None
+    ) -> StepEstimate:
+        return StepEstimate(compute=Estimate(0.75, 0.5, 1.5), total=Estimate(1.0, 0.75, 1.75))
 
     def predict(self, rows: list[dict[str, Any]]) -> list[Estimate]:
         self.rows += rows
@@ -58,7 +60,7 @@ class OneSecond:
 @pytest.fixture
 def one_second(monkeypatch: pytest.MonkeyPatch) -> OneSecond:
     made = OneSecond()
-    monkeypatch.setattr(_training_time, "step_times", made.step_times)
+    monkeypatch.setattr(_training_time, "estimate_step", made.estimate_step)
     monkeypatch.setattr(_training_time, "epochs_predictor", lambda path: made)
     return made
 
@@ -121,7 +123,7 @@ def test_any_workload_size_and_device_will_do() -> None:
     work = Workload(family="RNN", batch_size=4, num_params=10, forward_flops_per_example=1e6)
     given = EXAMPLE | {"model": work, "dataset": 320, "gpu": "rtx3090", "optimizer": "RMSprop"}
     found = TrainingTimePredictor(**given)
-    assert found.device is device("RTX 3090")
+    assert found.device is Device.named("RTX 3090")
     assert (found.workload.batch_size, found.workload.optimizer) == (32, "RMSprop")
     assert found.predict_epoch_time() == pytest.approx(10.0)
     with pytest.raises(ValueError, match="epochs are predicted for CNN, MLP, Transformer"):

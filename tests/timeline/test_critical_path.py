@@ -88,6 +88,15 @@ def test_a_gap_that_nothing_explains_leads_back_on_the_same_rank() -> None:
     assert path_of((0, 0, 1, -1), (1, 0, 3, -1), (0, 4, 6, -1)) == [0, 2]
 
 
+@pytest.mark.parametrize(
+    ("offset_s", "path"), [(-2e-9, [1, 2]), (-5e-10, [0, 2]), (5e-10, [0, 2]), (2e-9, [1, 2])]
+)
+def test_ends_within_a_nanosecond_of_the_begin_count_as_that_moment(
+    offset_s: float, path: list[int]
+) -> None:
+    assert path_of((0, 0, 1 + offset_s, -1), (1, 0, 1, -1), (0, 1, 2, -1)) == path
+
+
 def test_a_span_that_still_runs_is_not_what_the_next_one_waited_for() -> None:
     assert path_of((0, 0, 2, -1), (0, 1, 5, -1), (0, 2, 9, -1)) == [0, 2]
 

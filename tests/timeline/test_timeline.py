@@ -136,3 +136,19 @@ def test_aligned_undoes_a_wrong_clock(offset_s: int, numbers: list[int]) -> None
     right = Timeline.from_spans("measured", rows)
     wrong = [row._replace(start_s=row.start_s + offset_s * row.rank) for row in rows]
     assert list(Timeline.from_spans("measured", wrong).aligned()) == list(right)
+
+
+def test_a_timeline_prints_as_a_few_lines() -> None:
+    run = Timeline.from_spans("measured", [work(0, 1, 3), work(1, 1, 2), collective(0, 3, 5)])
+    headline = "measured: 3 spans on 2 ranks, 4 s starting at 1 s"
+    assert repr(run) == f"<Timeline {headline}>"
+    assert str(run).splitlines() == [
+        headline,
+        "forward              3 s",
+        "collective           2 s",
+    ]
+
+
+def test_a_timeline_without_spans_prints_as_one_line() -> None:
+    run = Timeline.from_spans("simulated", [])
+    assert str(run) == "simulated: 0 spans on 0 ranks, 0 s starting at 0 s"

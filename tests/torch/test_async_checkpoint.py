@@ -22,13 +22,13 @@ from paceline.torch.overlap.async_checkpoint import AsyncCheckpoint
 folder, stop_in = sys.argv[1:]
 checkpoint = AsyncCheckpoint(folder)
 checkpoint.save(1, {"x": torch.ones(1000), "step": 1})
-checkpoint.wait()
+checkpoint.flush()
 def stop(*_):
     print("stopped", flush=True)
     threading.Event().wait()
 setattr(os, stop_in, stop)
 checkpoint.save(2, {"x": torch.zeros(1000), "step": 2})
-checkpoint.wait()
+checkpoint.flush()
 """
 
 
@@ -95,7 +95,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     with Lanes() as lanes, AsyncCheckpoint(tmp_path, lanes=lanes, keep=2) as checkpoint:
         for number in (5, 30, 200, 30):
             checkpoint.save(number, {"x": torch.full((3,), float(number))})
-        checkpoint.wait()
+        checkpoint.flush()
         assert sorted(path.name for path in tmp_path.iterdir()) == [
             "step_00000030",
             "step_00000200",

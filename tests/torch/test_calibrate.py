@@ -2,14 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.torch.predict._calibrate_cpu import (
-    Probe,
-    calibrate_cpu,
-    standard_probes,
-    this_machine,
-    threads,
-    time_steps,
-)
+from paceline.torch.predict._calibrate_cpu import calibrate_cpu, this_machine
+from paceline.torch.predict._calibration_models import TimedModel, standard_models
+from paceline.torch.predict._measured_step import threads, time_steps
 from paceline.torch.predict._trace import trace_workload
 from paceline.torch.predict._trace_setup import StepSetup
 
@@ -18,12 +13,12 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
 
 
-PROBE = Probe(small, torch.zeros(1, 8), (4, 64))
+MODEL = TimedModel(small, torch.zeros(1, 8), (4, 64))
 
 
 def test_a_calibrated_machine_predicts_steps() -> None:
     random = torch.get_rng_state()
-    rates = calibrate_cpu(probes=[PROBE])
+    rates = calibrate_cpu([MODEL], with_standard=False)
     work = trace_workload(small, input_shape=(8,), batch_size=16)
     estimate = rates.step_time(work)
     assert 0 < estimate.low <= estimate.median <= estimate.high
@@ -31,11 +26,11 @@ def test_a_calibrated_machine_predicts_steps() -> None:
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_the_standard_probes_run_every_class_of_operator() -> None:
+def test_the_standard_models_run_every_class_of_operator() -> None:
     classes = set()
-    for probe in standard_probes():
+    for timed in standard_models():
         work = trace_workload(
-            probe.build, probe.example_input, batch_size=2, optimizer=probe.optimizer
+            timed.build, timed.example_input, batch_size=2, optimizer=timed.optimizer
         )
         classes |= {operator.operator_class for operator in work.operators}
     assert classes == {

@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,12 +12,11 @@ from torch import nn
 from paceline.errors import TaskError
 from paceline.overlap import Lane
 from paceline.timeline import Kind
-from paceline.torch.overlap._lane_optimizer import LaneOptimizer
-from paceline.torch.overlap._lane_optimizer_trial import (
+from paceline.torch.overlap._lane_optimizer import (
     NUM_ROUNDS,
     NUM_TIMED,
     NUM_UNTIMED,
-    LaneTrial,
+    LaneOptimizer,
 )
 from paceline.torch.overlap._lanes import Lanes
 
@@ -84,7 +83,7 @@ def test_clipped_accumulated_scheduled_steps_leave_the_same_bits(name: str) -> N
             deferred.zero_grad(set_to_none=False)  # Whatever the loop does to it.
             for schedule in schedules:
                 schedule.step()
-        update.finish()
+        update.flush()
         assert_equal(plain, ours)
         spans = list(update.timeline())
     assert {span.kind for span in spans} == {Kind.OPTIMIZER}
@@ -150,7 +149,7 @@ def test_what_an_update_raises_surfaces_at_the_next_call() -> None:
     update.step()
     with pytest.raises(TaskError, match="update block 0"):
         model(torch.ones(1, 2))
-    update.finish()
+    update.flush()
     update.close()
 
 
@@ -165,25 +164,45 @@ def test_closing_leaves_the_model_as_it_was() -> None:
     assert not optimizer._optimizer_state_dict_pre_hooks
 
 
+class SimulatedClock:
+    """Shows the seconds that steps took so far; a deferred step takes `deferred_s` of its round."""
+
+    def __init__(self, deferred_s: tuple[float, float]) -> None:
+        self.deferred_s, self.now_s, self.turns = deferred_s, 0.0, list[bool]()
+        self.update: LaneOptimizer | None = None
+
+    def mark(self) -> object:
+        """Let one step pass, unless the trial has not begun."""
+        if self.update is not None and self.update._trial is not None and self.update._marks:
+            defers = bool(self.update._trial.current)
+            is_late = len(self.turns) // (2 * (NUM_UNTIMED + NUM_TIMED)) >= 2
+            self.now_s += self.deferred_s[is_late] if defers else 1.0
+            self.turns.append(defers)
+        return self.now_s
+
+    def seconds(self, marks: Sequence[object]) -> list[float]:
+        """Return the marks."""
+        return [mark for mark in marks if isinstance(mark, float)]
+
+
 @pytest.mark.parametrize(
     ("deferred_s", "defers"), [((0.9, 0.9), True), ((0.99, 0.99), False), ((0.5, 1.1), False)]
 )
 def test_deferring_stays_where_it_is_faster_in_the_median_and_in_most_rounds(
-    deferred_s: tuple[float, float], defers: bool
+    deferred_s: tuple[float, float], defers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial, now_s, number = LaneTrial(), 0.0, 0
-    turns = []
-    while True:
-        turns.append(trial.defers)
-        is_late = number // (2 * (NUM_UNTIMED + NUM_TIMED)) >= 2
-        now_s += deferred_s[is_late] if trial.defers else 1.0
-        number += 1
-        if trial.note(lambda: now_s):  # noqa: B023  # Called at once.
-            break
+    clock, model = SimulatedClock(deferred_s), nn.Linear(2, 1)
+    monkeypatch.setattr("paceline.torch.overlap._lane_optimizer.clock_of", lambda _: clock)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with LaneOptimizer(model, optimizer) as update:
+        clock.update = update
+        while update._trial is not None:
+            model(torch.ones(1, 2)).backward()
+            update.step()
+        assert update._defers is defers
+        assert "rounds" in update.explain()
+    turns = clock.turns
     assert len(turns) == 2 * NUM_ROUNDS * (NUM_UNTIMED + NUM_TIMED) == 2 * sum(turns)
-    kept, why = trial.verdict()
-    assert kept is defers
-    assert "rounds" in why
 
 
 def test_a_trial_ends_with_a_verdict_that_is_told() -> None:

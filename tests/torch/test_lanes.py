@@ -66,7 +66,7 @@ def test_dependencies_follow_from_the_tensors(lanes: Lanes) -> None:
     free.wait()
     assert not read.is_done
     gate.opened.set()
-    lanes.wait()
+    lanes.flush()
     assert order == ["free", "read 4.0"]
     assert x.tolist() == [2.0] * 4
 
@@ -84,9 +84,9 @@ def test_an_error_names_the_task_and_the_line_that_submitted_it(lanes: Lanes) ->
     with pytest.raises(
         TaskError, match=rf"'load 3' \(lane 'assist', .*{line}:\d+\): ValueError: no"
     ) as found:
-        lanes.wait()
+        lanes.flush()
     assert isinstance(found.value.__cause__, ValueError)
-    lanes.wait()  # It is told once.
+    lanes.flush()  # It is told once.
 
 
 def test_tasks_that_need_a_failed_one_fail_and_others_go_on(lanes: Lanes) -> None:
@@ -97,7 +97,7 @@ def test_tasks_that_need_a_failed_one_fail_and_others_go_on(lanes: Lanes) -> Non
         after.wait()
     with pytest.raises(TaskError, match="no such batch"):
         bad.wait()
-    lanes.wait()
+    lanes.flush()
 
 
 def test_closing_tells_of_errors_that_nobody_waited_for() -> None:
@@ -119,7 +119,7 @@ def test_what_has_not_begun_can_be_cancelled(lanes: Lanes) -> None:
     assert not running.cancel()
     assert lanes.cancel() == 2
     gate.opened.set()
-    lanes.wait()
+    lanes.flush()
     assert done == []
     for handle in (one, needs):
         with pytest.raises(TaskError, match="cancelled"):
@@ -166,7 +166,7 @@ def test_a_task_must_not_wait(lanes: Lanes) -> None:
     with pytest.raises(TaskError, match="must not wait for 'str'"):
         lanes.submit(first.wait, lane="copy").wait()
     with pytest.raises(TaskError, match="must not wait"):
-        lanes.submit(lanes.wait).wait()
+        lanes.submit(lanes.flush).wait()
 
 
 def test_two_threads_that_write_one_tensor_are_named(lanes: Lanes) -> None:
@@ -181,7 +181,7 @@ def test_two_threads_that_write_one_tensor_are_named(lanes: Lanes) -> None:
             other.submit(submit).result()
         other.submit(submit, after=[first]).result()
     gate.opened.set()
-    lanes.wait()
+    lanes.flush()
     assert x.item() == 1.0
 
 
@@ -216,7 +216,7 @@ def test_every_task_leaves_a_span(lanes: Lanes) -> None:
     lanes.step = 7
     lanes.submit(str, 1, name="a", kind=Kind.COPY, lane="copy")
     lanes.submit(str, 1, name="b").wait()
-    lanes.wait()
+    lanes.flush()
     run = lanes.timeline()
     assert run.source == "measured"
     assert {(s.name, s.lane, s.kind, s.step) for s in run} == {
@@ -229,7 +229,7 @@ def test_the_spans_kept_are_bounded() -> None:
     with Lanes(max_spans=3) as lanes:
         for number in range(5):
             lanes.submit(str, number, name=str(number))
-        lanes.wait()
+        lanes.flush()
         assert [span.name for span in lanes.timeline()] == ["2", "3", "4"]
 
 
@@ -246,7 +246,7 @@ def test_results_live_as_long_as_their_handles(lanes: Lanes) -> None:
     x = torch.zeros(8)
     handle = lanes.submit(torch.add, x, 1.0, writes=[x])
     result, source = weakref.ref(handle.wait()), weakref.ref(x)
-    lanes.wait()
+    lanes.flush()
     del handle, x
     gc.collect()
     assert result() is None
@@ -305,7 +305,7 @@ def check_program(rows: list[tuple[str, set[int], set[int]]]) -> None:
                 reads=[tensors[tensor] for tensor in reads],
                 writes=[tensors[tensor] for tensor in writes],
             )
-        lanes.wait()
+        lanes.flush()
         assert len(lanes.timeline()) == len(rows)
     assert seen == wanted
     assert version == expected
@@ -321,12 +321,12 @@ def test_streams_hold_dependencies_and_can_be_captured() -> None:
             lanes.submit(x.mul_, 1.0, lane="copy", writes=[x])
         total = lanes.submit(x.sum, lane="comm", reads=[x])
         assert total.wait().item() == 20.0 * len(x)
-        lanes.wait()
+        lanes.flush()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             lanes.submit(x.add_, 1.0, writes=[x])
             lanes.submit(x.mul_, 2.0, lane="copy", writes=[x])
-            lanes.wait()
+            lanes.flush()
         graph.replay()
         torch.cuda.synchronize()
         assert x[0].item() == 42.0

@@ -8,8 +8,9 @@ import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Dataset
 
+from paceline.balance import BalanceConfig
 from paceline.errors import StateMismatchError
-from paceline.torch import BalancedBatchSampler, DataLoader
+from paceline.torch import BalancedBatchSampler, DataLoader, Replica
 
 SIZES = np.random.default_rng(1).integers(1, 40, 30)
 WORKERS = [(0, False), (2, False), (2, True)]
@@ -34,8 +35,9 @@ def loader_of(
     workers: tuple[int, bool] = (0, False),
     **options: Any,
 ) -> tuple[BalancedBatchSampler, DataLoader[Any]]:
-    options = {"batch_size": 8, "counts": "free", **options}
-    batches = BalancedBatchSampler(SIZES, num_replicas=num_replicas, rank=rank, **options)
+    config = BalanceConfig(**{"batch_size": 8, "counts": "free", **options})
+    replica = Replica(rank=rank, num_replicas=num_replicas)
+    batches = BalancedBatchSampler(SIZES, config, process_group=replica)
     num_workers, persistent = workers
     loader = DataLoader(
         Numbers(),
@@ -126,7 +128,12 @@ def test_repeats_without_weight_are_delivered_only_to_a_rank_that_has_nothing_el
     sizes = [4, 3, 2, 1, 9]
     ends = []
     for rank in (0, 1):
-        batches = BalancedBatchSampler(sizes, 4, num_replicas=2, rank=rank, shuffle=False)
+        batches = BalancedBatchSampler(
+            sizes,
+            batch_size=4,
+            shuffle=False,
+            process_group=Replica(rank=rank, num_replicas=2),
+        )
         loader = DataLoader(Numbers(5), batch_sampler=batches)
         ends.append(list(deliveries(loader))[-1])
     assert sorted(ends) == [([4], 0.0, True), ([4], 2.0, True)]

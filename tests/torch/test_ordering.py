@@ -1,6 +1,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,19 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from paceline.balance import Shards
+from paceline.balance import BalanceConfig, Shards
 from paceline.cost import Worker
 from paceline.errors import StateMismatchError
 from paceline.order import (
-    CoordinatedPairBalance,
-    FlipFlop,
-    HalveAndHerd,
-    MeanBalance,
     OrderPolicy,
-    PairBalance,
-    Stratified,
+    coordinated_pair_balance,
+    flip_flop,
+    halve_and_herd,
+    mean_balance,
+    pair_balance,
+    stratified,
 )
-from paceline.torch import BalancedBatchSampler, DataLoader
+from paceline.torch import BalancedBatchSampler, DataLoader, Replica
 from paceline.torch.order._gradient_order import GradientOrder
 from paceline.torch.order._gradient_sketch import GradientSketch
 
@@ -35,8 +36,11 @@ Y = torch.randn(NUM, 1, generator=torch.Generator().manual_seed(1))
 
 
 def sampler(rank: int = 0, num_replicas: int = 1, **options: Any) -> BalancedBatchSampler:
-    options = {"sizes": SIZES, "batch_size": BATCH, **options}
-    return BalancedBatchSampler(num_replicas=num_replicas, rank=rank, **options)
+    names = {field.name for field in fields(BalanceConfig)} & options.keys()
+    config = BalanceConfig(batch_size=BATCH, **{name: options.pop(name) for name in names})
+    replica = Replica(rank=rank, num_replicas=num_replicas)
+    options = {"sizes": SIZES, "config": config, "process_group": replica, **options}
+    return BalancedBatchSampler(**options)
 
 
 def policy(one: BalancedBatchSampler) -> OrderPolicy:
@@ -51,7 +55,7 @@ def slices(order: NDArray[np.int64]) -> list[list[int]]:
 def run_ranks_here(
     num_ranks: int,
     until: int,
-    make: Callable[[], Any] = lambda: "grab",
+    make: Callable[[], Any] = lambda: "pair-balance",
     state: Any = None,
     saved: list[Any] | None = None,
 ) -> list[list[list[int]]]:
@@ -91,34 +95,42 @@ def test_stratified_batches_are_those_of_the_policy() -> None:
     one = sampler(order="stratified", labels=LABELS, seed=3)
     for epoch in (0, 1, 0):
         one.set_epoch(epoch)
-        expected = slices(Stratified(LABELS, seed=3).order(epoch))
+        expected = slices(stratified(LABELS, seed=3).order(epoch))
         assert [sorted(batch) for batch in one] == expected
 
 
 @pytest.mark.parametrize(
-    ("order", "kind"), [("grab", PairBalance), (MeanBalance(NUM), MeanBalance)]
+    ("order", "name"), [("pair-balance", "pair-balance"), (mean_balance(NUM), "grab")]
 )
-def test_a_name_or_a_policy_says_the_order(order: Any, kind: type) -> None:
+def test_a_name_or_a_policy_says_the_order(order: Any, name: str) -> None:
     one = sampler(order=order, seed=2)
-    assert type(one.order) is kind
+    assert one.order is not None
+    assert one.order.name == name
     assert one.planner.order is one.order
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": "sorted"}, "order must be one of 'shuffle', 'stratified', 'grab' or an Order"),
+        ({"order": "sorted"}, "one of 'shuffle', 'stratified', 'pair-balance' or an OrderPolicy"),
+        ({"order": "grab"}, "got 'grab'"),
         ({"order": "stratified"}, "need each other, got order='stratified' and no labels"),
         ({"labels": LABELS}, "need each other, got order='shuffle' and labels"),
-        ({"order": "grab", "labels": LABELS}, "need each other, got order='grab' and labels"),
-        ({"order": "stratified", "labels": LABELS[1:]}, "order is of 29 examples"),
-        ({"order": "grab", "shuffle": False}, "shuffle=False and order='grab' contradict"),
-        ({"order": "grab", "window": 2}, "needs window=1, got 2"),
-        ({"order": "grab", "longest_first": True}, "needs longest_first=False, got True"),
-        ({"order": "stratified", "labels": LABELS, "window": 2}, "needs window=1"),
-        ({"order": HalveAndHerd(3)}, "the order is of 3 examples"),
         (
-            {"order": "grab", "shards": Shards(np.zeros(NUM, int), ((0,),))},
+            {"order": "pair-balance", "labels": LABELS},
+            "need each other, got order='pair-balance' and labels",
+        ),
+        ({"order": "stratified", "labels": LABELS[1:]}, "order is of 29 examples"),
+        (
+            {"order": "pair-balance", "shuffle": False},
+            "shuffle=False and order='pair-balance' contradict",
+        ),
+        ({"order": "pair-balance", "window": 2}, "needs window=1, got 2"),
+        ({"order": "pair-balance", "longest_first": True}, "needs longest_first=False, got True"),
+        ({"order": "stratified", "labels": LABELS, "window": 2}, "needs window=1"),
+        ({"order": halve_and_herd(3)}, "the order is of 3 examples"),
+        (
+            {"order": "pair-balance", "shards": Shards(np.zeros(NUM, int), ((0,),))},
             "shards bring examples in an order of their own",
         ),
     ],
@@ -131,7 +143,7 @@ def test_what_contradicts_an_order_is_refused(options: Any, message: str) -> Non
 def test_the_next_epoch_is_planned_ahead_only_if_its_order_is_known() -> None:
     for options, is_ahead in (
         ({"order": "stratified", "labels": LABELS}, True),
-        ({"order": "grab"}, False),
+        ({"order": "pair-balance"}, False),
     ):
         one = sampler(**options)
         next(iter(one))
@@ -139,20 +151,20 @@ def test_the_next_epoch_is_planned_ahead_only_if_its_order_is_known() -> None:
 
 
 def test_an_epoch_of_the_order_ends_when_the_next_is_set_not_when_all_was_asked_for() -> None:
-    one = sampler(order="grab")
+    one = sampler(order="pair-balance")
     list(one)  # As a loader with workers does, long before the loop has seen the last batch.
     assert (one.epoch, policy(one).epoch) == (1, 0)
     policy(one).observe(np.arange(NUM), ROWS)
     one.set_epoch(1)
     assert policy(one).epoch == 1
-    expected = PairBalance(NUM)
+    expected = pair_balance(NUM)
     expected.observe(np.arange(NUM), ROWS)
     expected.end_epoch()
     assert [sorted(batch) for batch in one] == slices(expected.order(1))
 
 
 def test_between_epochs_only_set_epoch_ends_one() -> None:
-    one = sampler(order="grab")
+    one = sampler(order="pair-balance")
     list(one)
     assert len(one) == 4
     with pytest.raises(ValueError, match=r"epoch 1 has no order yet.*call set_epoch\(1\) first"):
@@ -166,7 +178,7 @@ def test_between_epochs_only_set_epoch_ends_one() -> None:
 
 
 def test_a_forgotten_epoch_ends_the_one_before() -> None:
-    one, told = sampler(order="grab"), sampler(order="grab")
+    one, told = sampler(order="pair-balance"), sampler(order="pair-balance")
     list(one)
     with pytest.warns(UserWarning, match="set_epoch was not called before epoch 1"):
         second = list(one)
@@ -175,7 +187,7 @@ def test_a_forgotten_epoch_ends_the_one_before() -> None:
 
 
 def test_an_epoch_that_is_broken_off_and_started_over_keeps_its_order() -> None:
-    one = sampler(order="grab")
+    one = sampler(order="pair-balance")
     first = next(iter(one))
     policy(one).observe(first, ROWS[first])
     one.set_epoch(0)
@@ -185,7 +197,7 @@ def test_an_epoch_that_is_broken_off_and_started_over_keeps_its_order() -> None:
 
 
 def test_a_refit_after_a_learnt_epoch_plans_nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = sampler(order="grab")
+    one = sampler(order="pair-balance")
     list(one)
     monkeypatch.setattr(
         "paceline.torch.balance._batch_sampler.busy_seconds",
@@ -201,12 +213,12 @@ def test_a_refit_after_a_learnt_epoch_plans_nothing_ahead(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: "grab",
-        lambda: MeanBalance(NUM),
-        lambda: CoordinatedPairBalance(NUM, 3),
-        lambda: FlipFlop(NUM),
+        lambda: "pair-balance",
+        lambda: mean_balance(NUM),
+        lambda: coordinated_pair_balance(NUM, 3),
+        lambda: flip_flop(NUM),
     ],
-    ids=["grab", "mean-balance", "d-grab", "flip-flop"],
+    ids=["pair-balance", "grab", "d-grab", "flip-flop"],
 )
 def test_resumed_at_every_step_on_other_ranks_orders_stay_the_same(make: Any) -> None:
     saved: list[Any] = []
@@ -220,10 +232,10 @@ def test_resumed_at_every_step_on_other_ranks_orders_stay_the_same(make: Any) ->
 
 
 def test_a_bad_state_changes_neither_order_nor_position() -> None:
-    one = sampler(order="grab")
+    one = sampler(order="pair-balance")
     next(iter(one))
     before = one.state_dict()
-    other = sampler(order="grab", sizes=SIZES + 1)
+    other = sampler(order="pair-balance", sizes=SIZES + 1)
     with pytest.raises(StateMismatchError, match="other sizes"):
         one.load_state_dict(other.state_dict())
     with pytest.raises(StateMismatchError, match="without an order of its own"):
@@ -231,16 +243,33 @@ def test_a_bad_state_changes_neither_order_nor_position() -> None:
     assert one.state_dict() == before
 
 
-class Spy(HalveAndHerd):
-    """Keeps what it is told."""
+class Spy(OrderPolicy):
+    """Herds, and keeps what it is told."""
+
+    needs_rows = True
 
     def __init__(self) -> None:
-        super().__init__(NUM)
+        self.inner = halve_and_herd(NUM)
+        self.name, self.num_examples, self.epoch = self.inner.name, NUM, 0
         self.told: list[tuple[list[int], NDArray[np.float32]]] = []
 
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        return self.inner.order(epoch)
+
     def observe(self, example_ids: Any, rows: Any, scales: Any = None) -> None:
-        super().observe(example_ids, rows, scales)
+        self.inner.observe(example_ids, rows, scales)
         self.told.append((list(example_ids), np.asarray(rows) * scales[:, None]))
+
+    def end_epoch(self) -> None:
+        self.inner.end_epoch()
+        self.epoch += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.inner.load_state_dict(state)
+        self.epoch = self.inner.epoch
 
 
 def one_by_one(model: nn.Module) -> NDArray[np.float32]:
@@ -296,7 +325,7 @@ def test_the_order_is_told_the_gradient_of_every_example_in_its_order(
     spy = Spy()
     model = train(sampler(order=spy, **options), scale=scale)
     exact = one_by_one(model)
-    order = HalveAndHerd(NUM).order(0)
+    order = halve_and_herd(NUM).order(0)
     told = [list(dict.fromkeys(ids)) for ids, _ in spy.told]
     last = list(dict.fromkeys([*order[:2].tolist(), *order[24:].tolist()]))
     assert told[:3] == [order[b : b + BATCH].tolist() for b in (0, 8, 16)]
@@ -341,7 +370,7 @@ def test_only_every_fourth_epoch_is_sketched_and_all_are_ordered() -> None:
 
 
 def test_orders_of_a_resumed_run_are_those_of_one_that_went_on() -> None:
-    straight, stopped, resumed = (sampler(order="grab") for _ in range(3))
+    straight, stopped, resumed = (sampler(order="pair-balance") for _ in range(3))
     train(straight, 3)
     train(stopped, 2)
     resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
@@ -350,7 +379,7 @@ def test_orders_of_a_resumed_run_are_those_of_one_that_went_on() -> None:
 
 
 def test_batches_that_are_loaded_ahead_change_no_order() -> None:
-    plain, ahead = sampler(order="grab"), sampler(order="grab")
+    plain, ahead = sampler(order="pair-balance"), sampler(order="pair-balance")
     train(plain, 2)
     train(ahead, 2, num_workers=1)
     for one in (plain, ahead):
@@ -363,7 +392,7 @@ def test_batches_that_are_loaded_ahead_change_no_order() -> None:
     [
         ({}, "the order 'shuffle' learns nothing from gradients"),
         ({"order": "stratified", "labels": LABELS}, "'stratified' learns nothing"),
-        ({"order": "grab", "num_replicas": 2}, "2 ranks need a process group"),
+        ({"order": "pair-balance", "num_replicas": 2}, "2 ranks are gathered in a process group"),
     ],
 )
 def test_sketches_for_nothing_or_without_a_way_are_refused(options: Any, message: str) -> None:
@@ -372,7 +401,7 @@ def test_sketches_for_nothing_or_without_a_way_are_refused(options: Any, message
 
 
 def test_steps_that_do_not_fit_are_refused() -> None:
-    one = sampler(order="grab", num_microbatches=2)
+    one = sampler(order="pair-balance", num_microbatches=2)
     model = nn.Linear(3, 1)
     sketch = GradientSketch(model)
     order = GradientOrder(sketch, one)
@@ -389,7 +418,7 @@ def test_steps_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_copy_of_a_sampler_has_an_order_of_its_own() -> None:
-    one = sampler(order="grab")
+    one = sampler(order="pair-balance")
     next(iter(one))
     twin = copy.deepcopy(one)
     twin.set_epoch(1)

@@ -35,7 +35,7 @@ def test_the_next_batch_is_loaded_before_it_is_asked_for() -> None:
     with Lanes() as lanes:
         steps = iter(Prefetch(loader(), lanes))
         assert next(steps) == 0
-        lanes.wait()
+        lanes.flush()
         assert begun == [0, 1]
         assert list(steps) == [1, 2, 3]
 
@@ -43,7 +43,7 @@ def test_the_next_batch_is_loaded_before_it_is_asked_for() -> None:
 def test_loading_and_waiting_are_spans() -> None:
     with Lanes() as lanes:
         list(Prefetch(batches(3), lanes))
-        lanes.wait()
+        lanes.flush()
         found = [(span.name, span.lane, span.kind) for span in lanes.timeline()]
     assert found.count((WAIT, "main", Kind.DATA)) == 4
     assert found.count((LOAD, "copy", Kind.DATA)) == 4

@@ -3,6 +3,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,41 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.data import BatchSampler, DistributedSampler, Sampler
 from torch.utils.data import DataLoader as TorchDataLoader
 
-from paceline.balance import Limits, Shards
+from paceline.balance import BalanceConfig, Limits, Shards
 from paceline.cost import QuadraticCost, Worker
 from paceline.errors import StateMismatchError
 from paceline.timeline import Kind, Source, Timeline
-from paceline.torch import BalancedBatchSampler, BalancedSampler, example_sizes
-from paceline.torch.ranks._replica import Group, process_group_of, replica_of
+from paceline.torch import (
+    BalancedBatchSampler,
+    BalancedSampler,
+    Replica,
+    example_sizes,
+    gather_timeline,
+    measure_job,
+    measure_link,
+    watch,
+)
+from paceline.torch.ranks import Group, process_group_of, replica_of
 
 SIZES = np.random.default_rng(0).integers(1, 40, 30)
+SHORT = {"batch_size", "counts", "shuffle", "seed", "drop_last"}
 WORLD = {"RANK": "2", "WORLD_SIZE": "4"}
 
 
+def with_config(options: dict[str, Any]) -> dict[str, Any]:
+    """Put what only a `BalanceConfig` takes, and all else of it, into one."""
+    names = {field.name for field in fields(BalanceConfig)}
+    policy = {name: value for name, value in options.items() if name in names}
+    if policy.keys() <= SHORT or "config" in options:
+        return options
+    rest = {name: value for name, value in options.items() if name not in names}
+    return {**rest, "config": BalanceConfig(**policy)}
+
+
 def samplers(num_replicas: int = 2, **options: Any) -> list[BalancedBatchSampler]:
-    options = {"sizes": SIZES, "batch_size": 8, **options}
-    return [
-        BalancedBatchSampler(num_replicas=num_replicas, rank=rank, **options)
-        for rank in range(num_replicas)
-    ]
+    options = with_config({"sizes": SIZES, "batch_size": 8, **options})
+    replicas = [Replica(rank=rank, num_replicas=num_replicas) for rank in range(num_replicas)]
+    return [BalancedBatchSampler(process_group=one, **options) for one in replicas]
 
 
 def sampler(**options: Any) -> BalancedBatchSampler:
@@ -112,8 +131,35 @@ def test_partitioned_data_stay_where_they_can_be_read() -> None:
 def test_drop_last_is_short_for_a_tail() -> None:
     assert sampler(drop_last=True).planner.config.tail == "drop"
     assert sampler().planner.config.tail == "zero-weight"
-    with pytest.raises(ValueError, match="drop_last=True and tail='pad' contradict"):
-        sampler(drop_last=True, tail="pad")
+    assert sampler(tail="pad").planner.config.tail == "pad"
+
+
+def test_keywords_and_a_config_say_the_same() -> None:
+    config = BalanceConfig(batch_size=8, counts="free", tail="drop", shuffle=False, seed=3)
+    place = Replica(rank=1, num_replicas=2)
+    whole = BalancedBatchSampler(SIZES, config, process_group=place)
+    short = samplers(counts="free", drop_last=True, shuffle=False, seed=3)[1]
+    assert whole.planner.config == short.planner.config
+    assert (whole.num_replicas, whole.rank) == (2, 1)
+    assert list(whole) == list(short)
+
+
+@pytest.mark.parametrize("kind", [BalancedBatchSampler, BalancedSampler])
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (None, {}, "needs the examples per step over all ranks, got none; pass batch_size="),
+        (BalanceConfig(batch_size=8), {"seed": 0}, "got one and seed=0; set it in the config"),
+        (BalanceConfig(batch_size=8), {"drop_last": False}, "got one and drop_last=False"),
+        (BalanceConfig(batch_size=8, num_workers=2), {}, "is for 2 workers, and there are 1"),
+        (32, {}, "config must be a BalanceConfig, got 32; pass batch_size=32"),
+    ],
+)
+def test_a_config_and_keywords_are_not_mixed(
+    kind: Any, config: Any, options: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(SIZES, config, **options)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +171,7 @@ def test_drop_last_is_short_for_a_tail() -> None:
         ({"sizes": [1.0, float("nan")]}, r"sizes\[1\] is nan"),
         ({"sizes": [1e200], "cost": QuadraticCost(1.0, 1.0)}, "costs must be finite"),
         ({"sizes": [[1.0, 2.0]]}, "sizes must be one-dimensional"),
-        ({"example_bytes": [1.0]}, "example_bytes must have shape"),
+        ({"example_bytes": [1.0]}, "example_bytes must have 30 entries like costs, got 1"),
     ],
 )
 def test_bad_values_are_refused_at_once(options: Any, message: str) -> None:
@@ -409,30 +455,50 @@ def test_arguments_come_before_the_environment(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert replica_of(num_replicas, rank, None) == expected
+    assert astuple(replica_of(num_replicas=num_replicas, rank=rank)) == expected[::-1]
 
 
 def test_the_environment_comes_before_the_process_group(
     monkeypatch: pytest.MonkeyPatch, single_group: dist.ProcessGroup
 ) -> None:
-    assert replica_of(None, None, None) == (1, 0)
+    assert replica_of() == Replica(rank=0, num_replicas=1)
     assert process_group_of(None, 1) is single_group
     assert process_group_of(None, 2) is None
     for name, value in WORLD.items():
         monkeypatch.setenv(name, value)
-    assert replica_of(None, None, None) == (4, 2)
-    assert replica_of(None, None, single_group) == (1, 0)
+    assert replica_of() == Replica(rank=2, num_replicas=4)
+    assert replica_of(single_group) == Replica(rank=0, num_replicas=1)
     assert process_group_of(single_group, 1) is single_group
 
 
 def test_a_device_mesh_of_one_axis_is_a_group(single_group: dist.ProcessGroup) -> None:
     mesh: DeviceMesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "tp"))
-    assert replica_of(None, None, mesh["dp"]) == (1, 0)
+    assert replica_of(mesh["dp"]) == Replica(rank=0, num_replicas=1)
     group = process_group_of(mesh["dp"], 1)
     assert group is not None
     assert dist.get_world_size(group) == 1
     with pytest.raises(ValueError, match=r"got 2 axes \('dp', 'tp'\); pass the data-parallel one"):
-        replica_of(None, None, mesh)
+        replica_of(mesh)
+
+
+def test_one_axis_of_a_mesh_will_do_wherever_a_process_group_does(
+    single_group: dist.ProcessGroup,
+) -> None:
+    mesh: DeviceMesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "tp"))
+    batches = BalancedBatchSampler(SIZES, batch_size=8, process_group=mesh["dp"])
+    assert (batches.num_replicas, batches.rank) == (1, 0)
+    assert batches.process_group is not None
+    assert measure_link(mesh["dp"]).alpha_s >= 0
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    with watch(model, optimizer, process_group=mesh["dp"]) as run:
+        model(torch.ones(1, 2)).sum().backward()
+    gathered = gather_timeline(run.timeline(), mesh["dp"])
+    assert gathered.rank.tolist() == run.timeline().rank.tolist()
+    job = measure_job(model, torch.ones(1, 2), num_steps=4, process_group=mesh["dp"])
+    assert len(job.workers) == 1
+    with pytest.raises(ValueError, match="process_group must be one axis"):
+        measure_link(mesh)
 
 
 @pytest.mark.parametrize(
@@ -448,12 +514,12 @@ def test_a_rank_that_is_not_known_is_refused(
     num_replicas: int | None, rank: int | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        replica_of(num_replicas, rank, None)
+        replica_of(num_replicas=num_replicas, rank=rank)
 
 
 def test_a_group_and_numbers_together_are_refused(single_group: Group) -> None:
-    with pytest.raises(ValueError, match="either group, or num_replicas and rank"):
-        replica_of(2, 0, single_group)
+    with pytest.raises(ValueError, match="either process_group, or num_replicas and rank"):
+        replica_of(single_group, num_replicas=2, rank=0)
 
 
 def balanced(num_replicas: int = 2, **options: Any) -> list[BalancedSampler]:
@@ -507,6 +573,30 @@ def test_an_order_without_shuffling_needs_no_epoch() -> None:
 def test_a_balanced_sampler_refuses_too_few_examples() -> None:
     with pytest.raises(ValueError, match="3 examples are fewer than 4 replicas"):
         balanced(4, sizes=[1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("counts", "free", "counts='equal', got 'free'"),
+        ("num_microbatches", 2, "num_microbatches=1, got 2"),
+        ("limits", Limits(max_cost=9.0), "limits=Limits"),
+        ("longest_first", True, "longest_first=False, got True"),
+        ("tail", "zero-weight", "tail='pad', got 'zero-weight'"),
+    ],
+)
+def test_a_balanced_sampler_refuses_what_needs_weights(name: str, value: Any, needed: str) -> None:
+    config = BalanceConfig(batch_size=8, **{"tail": "pad", name: value})
+    with pytest.raises(ValueError, match=f"BalancedSampler needs {needed}"):
+        BalancedSampler(SIZES, config)
+
+
+def test_a_balanced_sampler_takes_a_config() -> None:
+    config = BalanceConfig(batch_size=8, padded=True, window=2, tail="drop", seed=4)
+    ranks = [BalancedSampler(SIZES, config, num_replicas=2, rank=rank) for rank in (0, 1)]
+    assert [one.config.num_workers for one in ranks] == [2, 2]
+    assert all(one.drop_last for one in ranks)
+    assert len({example for one in ranks for example in one}) == 30
 
 
 def test_torchs_loader_takes_both_samplers() -> None:

@@ -15,10 +15,11 @@ from torch.nn import functional
 from paceline.comm import BlockPlan, WireProblem, plan_p3
 from paceline.cost import Link
 from paceline.torch.comm._candidates import candidates, first_plan
-from paceline.torch.comm._step_probe import StepCost
-from paceline.torch.comm.whole._layout import Payload, Piece, payloads_of
+from paceline.torch.comm._settings import Settings
+from paceline.torch.comm._step_probe import StepCost, StepProbe
+from paceline.torch.comm.transfer import Payload, Piece, Route, payloads_of
 from paceline.torch.comm.whole._payload import pack, unpack
-from paceline.torch.comm.whole._round import Flight, Round, Route
+from paceline.torch.comm.whole._round import Flight, Round
 from paceline.torch.model._param_use import ParamUse
 from paceline.torch.model._partial_update import PartialUpdate
 from paceline.torch.model._stream_order import StreamOrder
@@ -274,6 +275,58 @@ def test_measured_costs_survive_the_trip() -> None:
     assert other.order([True, True]) == [1, 0]
     assert other.order([True, False]) == [0]
     assert other.forward_s.tolist() == [0.1, 0.0, 0.3]
+
+
+def test_each_module_waits_for_the_parameters_that_it_was_seen_to_use() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    parameters = list(model.parameters())
+    probe = StepProbe(model, parameters, 4)
+    for _ in range(4):
+        with probe.forward():
+            loss = model(torch.ones(2)).sum()
+        probe.mark_backward()
+        loss.backward()
+        for tensor in reversed(range(4)):
+            probe.mark_gradient(tensor)
+        probe.mark_backward_end()
+        probe.end_step()
+    assert probe.waits() == {model[0]: [0, 1], model[2]: [2, 3]}
+    cost = probe.cost()
+    assert cost.layer.tolist() == [2, 2, 3, 3]
+    assert len(cost.forward_s) == 4
+    assert cost.order([True] * 4) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"choose": "best"}, "choose must be 'measured', 'simulated', a BlockPlan, or a function"),
+        ({"choose": None}, "got None; leave it unset"),
+        ({"num_measure_steps": 1}, "num_measure_steps must be at least 2, got 1"),
+        ({"num_trial_steps": 0}, "at least 1, got 0; pass choose='simulated' to skip the trial"),
+        ({"num_in_flight": 0}, "num_in_flight must be at least 1, got 0"),
+    ],
+)
+def test_a_bad_setting_is_refused_with_the_way_out(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(**wrong)
+
+
+def settings(**changed: Any) -> Settings:
+    usual = {"choose": "measured", "num_measure_steps": 2, "num_trial_steps": 1, "num_in_flight": 1}
+    return Settings(**{**usual, **changed})
+
+
+def test_a_plan_a_planner_or_the_way_to_choose_may_be_given() -> None:
+    problem = problem_of([40.0, 12.0])
+    assert settings().planner is settings(choose="simulated").planner is None
+    assert settings(choose=plan_p3).planner is plan_p3
+    plan = plan_p3(problem)
+    planner = settings(choose=plan).planner
+    assert planner is not None
+    assert planner(problem) is plan
+    with pytest.raises(ValueError, match=r"this model's 2 gradients of 53 bytes, .* 2 of 52 bytes"):
+        planner(problem_of([40.0, 13.0]))
 
 
 @pytest.mark.gpu

@@ -12,8 +12,7 @@ from paceline.torch.comm.sharded._layout import Segment, ShardLayout
 from paceline.torch.comm.sharded._round import ShardRoute
 from paceline.torch.comm.sharded._rows import from_rows, to_rows
 from paceline.torch.comm.sharded._update import ELEMENTWISE, ShardedUpdate, check_elementwise
-from paceline.torch.comm.whole._layout import Payload, Piece
-from paceline.torch.comm.whole._round import Route
+from paceline.torch.comm.transfer import Payload, Piece, Route
 
 
 @given(

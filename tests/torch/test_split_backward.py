@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from paceline.errors import TaskError
 from paceline.overlap import LanePlan, SplitCost, Threads, defer_all
 from paceline.torch.overlap._lanes import Lanes
+from paceline.torch.overlap.split._find_plan import MeasuredPass, PassPlan, find_plan
 from paceline.torch.overlap.split._site import Mode
 from paceline.torch.overlap.split._split_backward import split_backward
-from paceline.torch.overlap.split._trial import Order, Passed, trial
 
 ALL = defer_all()
 
@@ -426,22 +426,22 @@ def test_the_trial_ends_and_says_what_it_found() -> None:
     split.close()
 
 
-def passed(input_s: float, weight_s: float, num_layers: int = 4) -> Passed:
+def passed(input_s: float, weight_s: float, num_layers: int = 4) -> MeasuredPass:
     times, names = [0.0, 1.0], []
     for layer in range(num_layers):
         times += [times[-1] + input_s, times[-1] + input_s + weight_s]
         names += [str(layer)] * 2
-    return Passed([*times, times[-1]], names)
+    return MeasuredPass([*times, times[-1]], names)
 
 
-def whole(seconds: float) -> Passed:
-    return Passed([0.0, seconds / 2, seconds], [])
+def whole(seconds: float) -> MeasuredPass:
+    return MeasuredPass([0.0, seconds / 2, seconds], [])
 
 
 def run_trial(
     split_s: float, *, num_cores: int = 2, weight_s: float = 1.0
-) -> tuple[LanePlan, list[Order]]:
-    orders, steps = [], trial(num_cores, num_cores, 0.0)
+) -> tuple[LanePlan, list[PassPlan]]:
+    orders, steps = [], find_plan(num_cores, num_cores, 0.0)
     order = next(steps)
     while True:
         orders.append(order)

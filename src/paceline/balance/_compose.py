@@ -1,10 +1,10 @@
 """Which examples make up each global batch.
 
 A *window* is the number of steps over which examples may move. With a window of 1 the
-global batches are those of the plain shuffle. In a wider window the few examples
-that are dearer than a worker's share keep each other company, one per worker, while
-all others stay in the order of the shuffle, so balance and mixing are had together.
-The steps of a window come in an order in which a dear step does not foretell the next.
+global batches are those of the plain shuffle. In a wider window the few examples that
+cost more than a worker's share are put into the same steps, one per worker. All others
+stay in the order of the shuffle, so most of the mixing is kept. The steps of a window are
+ordered such that the cost of one says little about the next.
 """
 
 import numpy as np
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from paceline.balance._config import BalanceConfig
 
-# An example sets the pace of its step once it comes near the mean load of a worker;
-# just below, the cheap examples of the other workers can still make up for it.
-DEAR_SHARE = 0.8
-# Dear examples are ranked by cost times a random factor of this spread, so that their
-# company changes from epoch to epoch while it stays alike in cost.
-COMPANY_SPREAD = 0.05
+# An example decides how long its step takes once it costs about the mean load of a worker;
+# just below, the worker's other examples can be cheaper to make up for it.
+EXPENSIVE_SHARE = 0.8
+# Expensive examples are ranked by cost times a random factor of this spread, so that in
+# each epoch other examples share a step, of about the same cost.
+RANK_SPREAD = 0.05
 # Orders of the steps that are drawn before the least autocorrelated one is taken.
 NUM_ORDERS = 8
 
@@ -53,44 +53,46 @@ def _mix(
     num_workers: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Give the dear examples of some steps company, and leave the others to chance."""
+    """Put expensive examples into the same steps, one per worker; leave the others shuffled."""
     num_steps, batch_size = steps.shape
     examples = steps.ravel()
     cost = costs[examples]
     descending = -np.sort(-cost)
     num_heavy = _num_heavy_steps(descending, num_steps, num_workers)
     if not num_heavy:
-        return steps[quiet_order(costs[steps].sum(axis=1), rng)]
-    num_dear = num_heavy * num_workers
+        return steps[uncorrelated_order(costs[steps].sum(axis=1), rng)]
+    num_expensive = num_heavy * num_workers
     # Not by argpartition: which of equal costs it takes is up to the processor.
-    is_dear = cost > descending[num_dear - 1]
-    equal = np.flatnonzero(cost == descending[num_dear - 1])
-    is_dear[equal[: num_dear - is_dear.sum()]] = True
-    dear, others = examples[is_dear], examples[~is_dear]
-    rank = costs[dear] * (1 + COMPANY_SPREAD * rng.standard_normal(num_dear))
-    dear = dear[np.argsort(-rank, kind="stable")].reshape(num_heavy, num_workers)
+    is_expensive = cost > descending[num_expensive - 1]
+    equal = np.flatnonzero(cost == descending[num_expensive - 1])
+    is_expensive[equal[: num_expensive - is_expensive.sum()]] = True
+    expensive, others = examples[is_expensive], examples[~is_expensive]
+    rank = costs[expensive] * (1 + RANK_SPREAD * rng.standard_normal(num_expensive))
+    expensive = expensive[np.argsort(-rank, kind="stable")].reshape(num_heavy, num_workers)
     num_fillers = num_heavy * (batch_size - num_workers)
-    heavy = np.concatenate([dear, others[:num_fillers].reshape(num_heavy, -1)], axis=1)
+    heavy = np.concatenate([expensive, others[:num_fillers].reshape(num_heavy, -1)], axis=1)
     mixed = np.concatenate([heavy, others[num_fillers:].reshape(-1, batch_size)])
-    return mixed[quiet_order(costs[mixed].sum(axis=1), rng)]
+    return mixed[uncorrelated_order(costs[mixed].sum(axis=1), rng)]
 
 
 def _num_heavy_steps(descending: NDArray[np.float64], num_steps: int, num_workers: int) -> int:
-    """Return how many steps of one dear example per worker leave no dear one elsewhere.
+    """Return how many steps hold all expensive examples, one per worker.
 
-    An example is dear if it costs more than `DEAR_SHARE` of a worker's mean load in a
-    step without dear ones; taking dear ones out lowers that mean, so more become dear.
+    An example is expensive if it costs more than `EXPENSIVE_SHARE` of a worker's mean load
+    in a step without expensive ones. Taking those out lowers the mean, so more become so.
     """
     left = descending.sum() - np.concatenate([[0.0], np.cumsum(descending)])
     num_examples, num_heavy = len(descending), np.arange(num_steps + 1)
     first = np.minimum(num_heavy * num_workers, num_examples - 1)
     mean = left[first] / (num_examples - first) * (num_examples / num_steps / num_workers)
-    is_enough = descending[first] <= DEAR_SHARE * mean
+    is_enough = descending[first] <= EXPENSIVE_SHARE * mean
     is_enough[-1] = True
     return int(is_enough.argmax())
 
 
-def quiet_order(step_costs: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+def uncorrelated_order(
+    step_costs: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int64]:
     """Return the least autocorrelated of a few random orders of the steps."""
     orders = [rng.permutation(len(step_costs)) for _ in range(NUM_ORDERS)]
     return min(orders, key=lambda order: abs(lag_1_autocorrelation(step_costs[order])))

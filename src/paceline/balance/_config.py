@@ -15,7 +15,7 @@ class Limits:
     """What one micro-batch may hold at most; unset is no limit.
 
     Attributes:
-        max_cost: Summed cost; for padded models count times the dearest.
+        max_cost: Summed cost; for padded models count times the most expensive.
         max_tokens: Summed size; for padded models count times the longest.
         max_bytes: Like `max_tokens`, in the bytes that `example_bytes` gives.
         max_examples: Number of examples.
@@ -43,22 +43,22 @@ class BalanceConfig:
 
     Attributes:
         batch_size: Examples per step over all workers: the global batch.
-        num_workers: Data-parallel ranks.
+        num_workers: Data-parallel ranks; samplers fill in how many there are.
         counts: `"equal"`: every worker gets `batch_size / num_workers` examples of each
             step; `"free"`: any number, at least one. Free counts need exact loss weights.
         padded: Whether a micro-batch is padded to its longest example, so that it costs
-            its number of examples times the cost of its dearest.
+            its number of examples times the cost of the most expensive.
         window: Steps over which examples may move. 1 keeps each global batch of the
             plain shuffle, and so its gradient; more than an epoch has means all.
         num_microbatches: Micro-batches per worker and step, for gradient accumulation
             or pipelines; more where `limits` demand it, equally many for all workers
             of a step, ordered light to heavy.
         limits: What one micro-batch may hold.
-        tail: What becomes of a last global batch that is not full. `"drop"` leaves it
+        tail: What happens to a last global batch that is not full. `"drop"` leaves it
             out; `"pad"` fills it by repeating its own examples, `"wrap"` by repeating
             the first of the epoch, which then count twice in the loss; `"zero-weight"`
             pads, and repeats count nothing.
-        longest_first: Whether the dearest step comes first, so that a job that runs out
+        longest_first: Whether the most expensive step is the first, so that a job that runs out
             of memory does so at once.
         shuffle: Whether each epoch has an order of its own.
         seed: Of the shuffle.
@@ -68,7 +68,7 @@ class BalanceConfig:
     """
 
     batch_size: int
-    num_workers: int
+    num_workers: int = 1
     counts: Counts = "equal"
     padded: bool = False
     window: int = 1

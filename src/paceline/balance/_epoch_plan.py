@@ -84,9 +84,12 @@ class EpochPlan:
 
         In the unit of the costs, with the speeds and overheads of `workers`.
         """
-        speed = np.array([worker.speed for worker in self.workers])
-        overhead = np.array([worker.overhead_s for worker in self.workers])
+        speed, overhead = speeds_and_overheads(self.workers)
         return np.asarray(overhead + self.load / speed)
+
+    def makespan(self) -> float:
+        """Return the sum over steps of when the latest worker is done."""
+        return float(self.finish_times().max(axis=1).sum())
 
     def _step_slots(self, step: int, worker: int) -> slice:
         per_worker = self.num_microbatches(step)
@@ -97,6 +100,14 @@ class EpochPlan:
     def _num_counting(self, slots: slice) -> int:
         repeats = self.is_repeat[slots]
         return len(repeats) if self.weighs_repeats else int((~repeats).sum())
+
+
+def speeds_and_overheads(
+    workers: tuple[Worker, ...],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the speed and the overhead of each worker."""
+    speeds = np.array([worker.speed for worker in workers])
+    return speeds, np.array([worker.overhead_s for worker in workers])
 
 
 def longest_first(plan: EpochPlan) -> EpochPlan:

@@ -1,5 +1,7 @@
 """Cut each worker's share of a step into micro-batches, light to heavy, within limits."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +9,22 @@ from paceline._compile import compiled
 from paceline.balance._config import BalanceConfig, Limits
 
 NUM_BISECTIONS = 30
+
+
+class Rules(NamedTuple):
+    """What compiled code knows of the micro-batches besides their examples.
+
+    Attributes:
+        num_workers: Number of workers.
+        least_parts: Least number of micro-batches per worker and step.
+        is_padded: Whether a micro-batch is padded to its longest example.
+        most: Cost, tokens, bytes and examples that one micro-batch may hold.
+    """
+
+    num_workers: int
+    least_parts: int
+    is_padded: bool
+    most: NDArray[np.float64]
 
 
 def check_limits(amounts: NDArray[np.float64], limits: Limits) -> None:
@@ -43,7 +61,7 @@ def split_micro_batches(
 
     Each worker's examples, sorted by cost, are cut into as few contiguous parts as
     the limits allow, but no fewer than `config.num_microbatches`, and all workers of a
-    step into equally many, so that the dearest part is cheap. Micro-batch 0 is the
+    step into equally many, so that the most expensive part is cheap. Micro-batch 0 is the
     lightest. A worker with too few examples for that takes the cheapest of the
     worker with the most: `owner` is changed.
 
@@ -59,20 +77,11 @@ def split_micro_batches(
     """
     limits = config.limits
     most = np.array([limits.max_cost, limits.max_tokens, limits.max_bytes, limits.max_examples])
+    rules = Rules(config.num_workers, config.num_microbatches, config.padded, most)
     micro = np.zeros_like(owner)
     num_parts = np.zeros(len(steps), dtype=np.int64)
     ascending = np.argsort(amounts[0][steps], axis=1, kind="stable")
-    _split_steps(
-        steps,
-        owner,
-        ascending,
-        amounts,
-        most,
-        config.padded,
-        (config.num_workers, config.num_microbatches),
-        micro,
-        num_parts,
-    )
+    _split_steps(steps, owner, ascending, amounts, rules, micro, num_parts)
     too_many = np.flatnonzero(num_parts * config.num_workers > steps.shape[1])
     if too_many.size:
         raise ValueError(
@@ -89,20 +98,18 @@ def _split_steps(
     owner: NDArray[np.int64],
     ascending: NDArray[np.int64],
     amounts: NDArray[np.float64],
-    most: NDArray[np.float64],
-    is_padded: bool,
-    least: tuple[int, int],
+    rules: Rules,
     micro: NDArray[np.int64],
     num_parts: NDArray[np.int64],
 ) -> None:
-    num_workers, least_parts = least
+    num_workers = rules.num_workers
     part = np.empty(steps.shape[1], dtype=np.int64)
     for step in range(len(steps)):
-        parts = least_parts
+        parts = rules.least_parts
         for worker in range(num_workers):
             mine = _slots_of(owner[step], ascending[step], worker)
             values = amounts[:, steps[step][mine]]
-            parts = max(parts, _cut(values, most, np.inf, is_padded, 0, part))
+            parts = max(parts, _cut(values, rules, np.inf, 0, part))
         num_parts[step] = parts
         if parts * num_workers > steps.shape[1]:
             return
@@ -110,9 +117,9 @@ def _split_steps(
         for worker in range(num_workers):
             mine = _slots_of(owner[step], ascending[step], worker)
             values = amounts[:, steps[step][mine]]
-            limit = _least_largest(values, most, is_padded, parts, part)
-            _cut(values, most, limit, is_padded, parts, part)
-            micro[step, mine] = _light_to_heavy(values[0], part[: len(mine)], is_padded, parts)
+            limit = _least_largest(values, rules, parts, part)
+            _cut(values, rules, limit, parts, part)
+            micro[step, mine] = _light_to_heavy(values[0], part[: len(mine)], rules, parts)
 
 
 @compiled
@@ -142,19 +149,19 @@ def _level_counts(
 @compiled
 def _cut(
     values: NDArray[np.float64],
-    most: NDArray[np.float64],
+    rules: Rules,
     max_cost: float,
-    is_padded: bool,
     num_parts: int,
     part: NDArray[np.int64],
 ) -> int:
-    """Fill parts greedily from the dearest example down; return how many it took.
+    """Fill parts greedily from the most expensive example down; return how many it took.
 
     With `num_parts` of 0 as few as possible; else one example is left for each part that
     is still to come, so that none stays empty.
     """
+    is_padded, most = rules.is_padded, rules.most
     current, size = -1, 0
-    held = np.zeros(3)  # Sums, or the dearest, longest and largest if padded.
+    held = np.zeros(3)  # Sums, or the largest of each if padded.
     for position in range(values.shape[1] - 1, -1, -1):
         is_over = current < 0 or size + 1 > most[3] or position + 1 <= num_parts - 1 - current
         for row in range(3):
@@ -180,9 +187,10 @@ def _joined(held: float, value: float, is_padded: bool) -> float:
 
 @compiled
 def _light_to_heavy(
-    costs: NDArray[np.float64], part: NDArray[np.int64], is_padded: bool, num_parts: int
+    costs: NDArray[np.float64], part: NDArray[np.int64], rules: Rules, num_parts: int
 ) -> NDArray[np.int64]:
-    """Renumber parts, which are cut from the dearest down, by what they cost."""
+    """Renumber parts, which are cut from the most expensive down, by what they cost."""
+    is_padded = rules.is_padded
     cost, size = np.zeros(num_parts), np.zeros(num_parts)
     for position in range(len(part) - 1, -1, -1):
         here = num_parts - 1 - part[position]
@@ -196,8 +204,7 @@ def _light_to_heavy(
 @compiled
 def _least_largest(
     values: NDArray[np.float64],
-    most: NDArray[np.float64],
-    is_padded: bool,
+    rules: Rules,
     num_parts: int,
     part: NDArray[np.int64],
 ) -> float:
@@ -208,7 +215,7 @@ def _least_largest(
     high: float = low * values.shape[1]
     for _ in range(NUM_BISECTIONS):
         middle = low + (high - low) / 2
-        if _cut(values, most, middle, is_padded, num_parts, part) <= num_parts:
+        if _cut(values, rules, middle, num_parts, part) <= num_parts:
             high = middle
         else:
             low = middle

@@ -2,8 +2,8 @@
 
 Within one global batch the few longest examples force wide groups: with eight workers
 and 256 examples of text, 40 % of the work is padding. Over a window of steps,
-each step can take some of the longest examples and fill up with a run of others that
-suits them, so that more of its workers share the wide end of the window.
+each step can take some of the longest examples and fill up with a run of others of
+similar length, so that fewer steps pad to the longest.
 """
 
 from typing import TypeVar
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline._compile import compiled
-from paceline.balance._compose import quiet_order
+from paceline.balance._compose import uncorrelated_order
 from paceline.balance._config import BalanceConfig
-from paceline.balance.split import earliest_end, fastest_first
+from paceline.balance.split import Pace, earliest_end, fastest_first
 
 # Beyond this many steps the search costs more than the padding that it saves.
 MAX_WINDOW = 16
@@ -27,7 +27,6 @@ MIN_STRIDE = 128
 PRECISION = 1e-3
 
 Number = TypeVar("Number", np.int64, np.float64)
-Pace = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def compose_padded_steps(
@@ -53,8 +52,7 @@ def compose_padded_steps(
         seed: Derives the order of the steps within each window.
     """
     rng = np.random.default_rng(seed)
-    fastest = fastest_first(*pace)
-    pace = pace[0][fastest], pace[1][fastest]
+    _, pace = fastest_first(pace)
     steps = shuffled.reshape(-1, config.batch_size).copy()
     window = min(config.window, MAX_WINDOW)
     for first in range(0, len(steps), window):
@@ -63,7 +61,9 @@ def compose_padded_steps(
         if config.counts == "free" and len(part) > 1:
             examples = examples[_compose(costs[examples], config.batch_size, pace)]
         composed = examples.reshape(part.shape)
-        steps[first : first + window] = composed[quiet_order(costs[composed].sum(axis=1), rng)]
+        steps[first : first + window] = composed[
+            uncorrelated_order(costs[composed].sum(axis=1), rng)
+        ]
     return steps
 
 
@@ -85,18 +85,18 @@ def _compose(descending: NDArray[np.float64], batch_size: int, pace: Pace) -> ND
 def _best_step(descending: NDArray[np.float64], batch_size: int, pace: Pace) -> tuple[int, int]:
     """Return how many of the longest to take, and where the run of the others begins.
 
-    What is left is priced as slices of `batch_size`. Behind the run these are the slices
+    What is left is priced as slices of `batch_size`. After the run these are the slices
     of the whole, before it they depend on the number of longest alone, so each choice
     takes two prices: its step's, and that of the slice around the hole.
     """
     num_steps = len(descending) // batch_size
-    behind = np.zeros(num_steps + 1)
+    after = np.zeros(num_steps + 1)
     for step in range(num_steps - 1, -1, -1):
         first = step * batch_size
         price = _price(descending[first : first + batch_size], pace)
-        behind[step] = behind[step + 1] + price
-    best, num_longest, run = behind[0], batch_size, 0
-    grid = GRID if len(pace[0]) <= 16 else GRID // 2
+        after[step] = after[step + 1] + price
+    best, num_longest, run = after[0], batch_size, 0
+    grid = GRID if len(pace.rate) <= 16 else GRID // 2
     for share in range(1, grid):
         longest = share * batch_size // grid
         before, num_before = 0.0, 0
@@ -113,9 +113,9 @@ def _best_step(descending: NDArray[np.float64], batch_size: int, pace: Pace) -> 
             if first < begin:
                 until = end + batch_size - (begin - first)
                 around = np.concatenate((descending[first:begin], descending[end:until]))
-                price += _price(around, pace) + behind[num_before + 2]
+                price += _price(around, pace) + after[num_before + 2]
             else:
-                price += behind[num_before + 1]
+                price += after[num_before + 1]
             if price < best:
                 best, num_longest, run = price, longest, begin
     return num_longest, run
@@ -203,4 +203,4 @@ def _price_pair(
 @compiled
 def _price(descending: NDArray[np.float64], pace: Pace) -> float:
     """Return when the latest worker of a step ends."""
-    return earliest_end(descending, pace[0], pace[1], PRECISION)
+    return earliest_end(descending, pace, PRECISION)

@@ -3,12 +3,12 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.balance._compose import DEAR_SHARE, compose_steps
+from paceline.balance._compose import EXPENSIVE_SHARE, compose_steps
 from paceline.balance._config import BalanceConfig, Limits
 from paceline.balance._epoch_plan import EpochPlan, longest_first
 from paceline.balance._example_order import check_keeps_order
 from paceline.balance._micro import check_limits, split_micro_batches
-from paceline.balance._padded_window import Pace, compose_padded_steps
+from paceline.balance._padded_window import compose_padded_steps
 from paceline.balance._shards import (
     Shards,
     check_readable,
@@ -19,6 +19,7 @@ from paceline.balance._shards import (
 from paceline.balance.split import (
     TOLERANCE,
     WINDOW_TOLERANCE,
+    Pace,
     check_worker_counts,
     checked_costs,
     group_rows,
@@ -181,6 +182,11 @@ def _matching(
         if limit < np.inf:
             raise ValueError(f"a limit on {name} of {limit:g} needs {name}, got none")
         return np.zeros(num_examples)
+    return column_like_costs(name, values, num_examples)
+
+
+def column_like_costs(name: str, values: ArrayLike, num_examples: int) -> NDArray[np.float64]:
+    """Return a checked column; raise a `ValueError` if it is not as long as the costs."""
     column = checked_column(name, values)
     if len(column) != num_examples:
         raise ValueError(f"{name} must have {num_examples} entries like costs, got {len(column)}")
@@ -229,19 +235,19 @@ def _owners(
 ) -> NDArray[np.int64]:
     if shards is not None:
         allowed = shards.can_read(config.num_workers)
-        return partition_shards(cost[steps], shards.shard[steps], allowed, *pace)
+        return partition_shards(cost[steps], shards.shard[steps], allowed, pace)
     if config.padded:
-        return split_padded_steps(cost[steps], config.counts, *pace)
+        return split_padded_steps(cost[steps], config.counts, pace)
     step_costs = cost[steps]
-    return partition_steps(step_costs, config.counts, *pace, _tolerance(step_costs, config))
+    return partition_steps(step_costs, config.counts, pace, _tolerance(step_costs, config))
 
 
 def _tolerance(step_costs: NDArray[np.float64], config: BalanceConfig) -> float:
-    """Return how near its bound a step must come: less near where dear examples were moved."""
+    """Return how near its bound a step must be: less where expensive examples were moved."""
     if config.window == 1 or not step_costs.size:
         return TOLERANCE
     mean_load = step_costs.sum() / (len(step_costs) * config.num_workers)
-    return WINDOW_TOLERANCE if step_costs.max() > DEAR_SHARE * mean_load else TOLERANCE
+    return WINDOW_TOLERANCE if step_costs.max() > EXPENSIVE_SHARE * mean_load else TOLERANCE
 
 
 def _arrange(

@@ -1,4 +1,4 @@
-"""How good a plan is: balance, the bound on it, mixing, and how quiet the steps are."""
+"""How good a plan is: balance, the bound on it, mixing, and how the costs of steps vary."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline.balance._compose import lag_1_autocorrelation
 from paceline.balance._config import BalanceConfig
-from paceline.balance._epoch_plan import EpochPlan
+from paceline.balance._epoch_plan import EpochPlan, speeds_and_overheads
 from paceline.cost import checked_column
 
 
@@ -46,13 +46,12 @@ def measure_quality(
     """Say how well a plan balances and mixes.
 
     The bound of a step is the larger of the mean time of all workers, and the time of
-    its dearest example on the worker that ends it first, together with what must come
-    along: with equal counts the cheapest examples that fill that worker up, which a
-    padded model also pays as the dearest if all are in one micro-batch. Windows above 1
-    may compose steps anew, so there the bound of the epoch is used: the mean over all
-    steps, raised by what the dearest example adds even if the dearest others of the
-    dataset keep it company. It is loose between 1 and a whole epoch, and for padded
-    models with free counts.
+    its most expensive example on the worker that ends it first, with equal counts together
+    with the cheapest examples that fill that worker up. In a padded micro-batch these cost
+    as much as the most expensive one. Windows above 1 may compose steps anew, so there the
+    bound of the epoch is used: the mean over all steps, raised by what the most expensive
+    example adds even if the next most expensive share its step. It is loose between 1 and
+    a whole epoch, and for padded models with free counts.
 
     Takes O(n log n) time and O(n) memory for n slots.
 
@@ -76,10 +75,9 @@ def measure_quality(
     """
     slot_cost, step_cost = slot_and_step_costs(plan, costs)
     total = float(step_cost.sum())
-    makespan = float(plan.finish_times().max(axis=1).sum())
     mean, excess = mean_and_excess(plan, slot_cost, step_cost, config)
     return PlanQuality(
-        imbalance=over_mean_cost(makespan, total, plan.num_workers),
+        imbalance=over_mean_cost(plan.makespan(), total, plan.num_workers),
         lower_bound=over_mean_cost(mean + float(excess.sum()), total, plan.num_workers),
         reunion=None if next_plan is None else reunion(plan, next_plan),
         cost_autocorrelation=lag_1_autocorrelation(step_cost),
@@ -130,11 +128,10 @@ def mean_and_excess(
         config: Counts, padding, window and, for windows above 1, the batch size.
 
     Returns:
-        The mean time of all workers, summed over steps; and by how much the dearest
+        The mean time of all workers, summed over steps; and by how much the most expensive
         example exceeds it, shape `(num_steps,)` for a window of 1, else `(1,)`.
     """
-    speed = np.array([worker.speed for worker in plan.workers])
-    overhead = np.array([worker.overhead_s for worker in plan.workers])
+    speed, overhead = speeds_and_overheads(plan.workers)
     all_speed, all_overhead = speed.sum(), overhead @ speed
     if config.window == 1:
         forced, carried = _forced_by_step(plan, slot_cost, config), step_cost
@@ -148,29 +145,29 @@ def mean_and_excess(
 def _forced_by_step(
     plan: EpochPlan, slot_cost: NDArray[np.float64], config: BalanceConfig
 ) -> NDArray[np.float64]:
-    """Return what the worker with the dearest example of each step must do at least."""
+    """Return what the worker with the most expensive example of each step does at least."""
     sizes = np.diff(plan.micro_offsets[plan.step_offsets])
     ends = np.cumsum(sizes)
     ascending = slot_cost[np.lexsort((slot_cost, _step_of_slot(plan)))]
-    dearest: NDArray[np.float64] = ascending[ends - 1]
+    highest: NDArray[np.float64] = ascending[ends - 1]
     if config.counts == "free":
-        return dearest
+        return highest
     capacity = np.maximum(sizes // plan.num_workers, 1)
-    if _is_padded_to_the_dearest(config):
-        return np.asarray(dearest * capacity, dtype=np.float64)
+    if _is_padded_to_the_longest(config):
+        return np.asarray(highest * capacity, dtype=np.float64)
     running = np.concatenate([[0.0], np.cumsum(ascending)])
     first = ends - sizes
     fillers = running[first + capacity - 1] - running[first]
-    return np.asarray(dearest + fillers, dtype=np.float64)
+    return np.asarray(highest + fillers, dtype=np.float64)
 
 
 def _forced_by_epoch(
     slot_cost: NDArray[np.float64], config: BalanceConfig
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what the dearest example forces upon its worker, and what its step may carry.
+    """Return what the most expensive example forces upon its worker, and what its step may carry.
 
-    However steps are composed, the step of the dearest example carries at most the
-    dearest `batch_size` slots, so at least the rest is left to the other steps.
+    However steps are composed, the step of the most expensive example holds at most
+    the `batch_size` most expensive slots, so at least the rest is left to the other steps.
     """
     if not len(slot_cost):
         return np.zeros(0), np.zeros(0)
@@ -179,13 +176,13 @@ def _forced_by_epoch(
     forced = ascending[-1]
     if config.counts == "equal":
         capacity = config.batch_size // config.num_workers
-        is_padded = _is_padded_to_the_dearest(config)
+        is_padded = _is_padded_to_the_longest(config)
         forced = forced * capacity if is_padded else forced + ascending[: capacity - 1].sum()
     return np.array([forced]), np.array([carried])
 
 
-def _is_padded_to_the_dearest(config: BalanceConfig) -> bool:
-    """Whether all examples of a worker and step cost as much as its dearest."""
+def _is_padded_to_the_longest(config: BalanceConfig) -> bool:
+    """Whether all examples of a worker and step cost as much as its most expensive."""
     return config.padded and config.num_microbatches == 1 and config.limits.is_unlimited
 
 

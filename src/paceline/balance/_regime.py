@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.balance._config import BalanceConfig, Limits
-from paceline.balance._epoch_plan import EpochPlan
+from paceline.balance._epoch_plan import speeds_and_overheads
 from paceline.balance._plan import plan_epoch
 from paceline.balance._quality import mean_and_excess, over_mean_cost, slot_and_step_costs
 from paceline.cost import Worker, checked_column
 
-RegimeKind = Literal["balancing helps", "already even", "padding", "dear examples"]
+RegimeKind = Literal["balancing helps", "already even", "padding", "expensive examples"]
 
 # Below this gain nobody would notice.
 NOTABLE = 1.02
@@ -33,12 +33,12 @@ class Regime:
     Attributes:
         kind: `"already even"`: the plain shuffle is within 2 % of the plan;
             `"padding"`: equal counts on a padded model, where the longest example sets
-            the step; `"dear examples"`: single examples cost more than the mean load of
+            the step; `"expensive examples"`: single examples cost more than the mean load of
             a worker; else `"balancing helps"`.
         plain: Imbalance of the plain shuffle.
         planned: Imbalance of the plan.
         bound: What no plan of the planned steps can fall below.
-        dear_share: Share of steps that one example decides, whatever the plan.
+        expensive_share: Share of steps that one example decides, whatever the plan.
         remedy: The change of the configuration that helps most; None if none does.
         remedied: Imbalance with it.
         num_steps: Steps that were sampled.
@@ -48,7 +48,7 @@ class Regime:
     plain: float
     planned: float
     bound: float
-    dear_share: float
+    expensive_share: float
     remedy: str | None
     remedied: float | None
     num_steps: int
@@ -68,10 +68,10 @@ class Regime:
                     "Equal counts cannot balance a padded model, the longest example still sets "
                     f"the step: imbalance {numbers}."
                 )
-            case "dear examples":
+            case "expensive examples":
                 return (
                     f"One example alone costs more than a worker's mean load in "
-                    f"{self.dear_share:.0%} of the steps, so that no plan of these steps gets "
+                    f"{self.expensive_share:.0%} of the steps, so that no plan of these steps gets "
                     f"below {self.bound:.3f}: imbalance {numbers}."
                 )
             case _:
@@ -101,7 +101,7 @@ def regime_of(
         >>> regime_of([1.0] * 64, config).kind
         'already even'
         >>> regime_of([1.0] * 63 + [64.0], config).kind
-        'dear examples'
+        'expensive examples'
     """
     cost = checked_column("costs", costs)
     config = replace(config, limits=Limits(), tail="zero-weight")
@@ -111,14 +111,14 @@ def regime_of(
     total = float(step_cost.sum())
     over_mean = partial(over_mean_cost, total=total, num_workers=plan.num_workers)
     mean, excess = mean_and_excess(plan, slot_cost, step_cost, replace(config, window=1))
-    remedy, remedied = _remedy(cost, config, workers, sample, _makespan(plan))
+    remedy, remedied = _remedy(cost, config, workers, sample, plan.makespan())
     steps = np.resize(sample, (plan.num_steps, config.batch_size))
     found = Regime(
         kind="balancing helps",
         plain=over_mean(_plain_makespan(cost[steps], config, plan.workers)),
-        planned=over_mean(_makespan(plan)),
+        planned=over_mean(plan.makespan()),
         bound=over_mean(mean + float(excess.sum())),
-        dear_share=float((excess > 0).mean()),
+        expensive_share=float((excess > 0).mean()),
         remedy=remedy,
         remedied=over_mean(remedied) if remedy else None,
         num_steps=plan.num_steps,
@@ -132,7 +132,7 @@ def _kind(found: Regime, config: BalanceConfig, mean: float) -> RegimeKind:
     if config.padded and config.counts == "equal":
         return "padding"
     if found.bound > NOTABLE * mean:
-        return "dear examples"
+        return "expensive examples"
     return "already even" if found.plain < NOTABLE * found.planned else "balancing helps"
 
 
@@ -153,10 +153,6 @@ def _sample(num_examples: int, config: BalanceConfig) -> NDArray[np.int64]:
     return examples.ravel()
 
 
-def _makespan(plan: EpochPlan) -> float:
-    return float(plan.finish_times().max(axis=1).sum())
-
-
 def _plain_makespan(
     step_costs: NDArray[np.float64], config: BalanceConfig, workers: tuple[Worker, ...]
 ) -> float:
@@ -169,8 +165,7 @@ def _plain_makespan(
     else:
         part = np.add.reduceat(step_costs, bounds[:-1], axis=1)
     load = part.reshape(num_steps, config.num_workers, -1).sum(axis=2)
-    speed = np.array([worker.speed for worker in workers])
-    overhead = np.array([worker.overhead_s for worker in workers])
+    speed, overhead = speeds_and_overheads(workers)
     return float((overhead + load / speed).max(axis=1).sum())
 
 
@@ -195,7 +190,7 @@ def _remedy(
         ),
     ]
     tried = [
-        (name, _makespan(plan_epoch(cost, changed, workers=workers, remaining=sample)))
+        (name, plan_epoch(cost, changed, workers=workers, remaining=sample).makespan())
         for name, is_open, changed in candidates
         if is_open
     ]

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline._compile import compiled
 from paceline.balance._config import BalanceConfig
-from paceline.balance.split import descending_order
+from paceline.balance.split import Pace, descending_order
 from paceline.cost import checked_column
 
 MAX_ROUNDS = 64
@@ -137,8 +137,7 @@ def partition_shards(
     costs: NDArray[np.float64],
     shard: NDArray[np.int64],
     allowed: NDArray[np.bool_],
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
+    pace: Pace,
 ) -> NDArray[np.int64]:
     """Return the worker of each example, none that cannot read it.
 
@@ -149,15 +148,14 @@ def partition_shards(
         costs: Shape `(num_steps, batch_size)`.
         shard: Shard of each example, same shape.
         allowed: Who reads what, shape `(num_shards, num_workers)`.
-        rate: Time per unit of cost of each worker.
-        start: Time of each worker that no example causes.
+        pace: Of each worker.
 
     Raises:
         ValueError: If a worker finds nothing in a step that it can read; names both.
     """
     owner = np.zeros(costs.shape, dtype=np.int64)
-    _partition(costs, descending_order(costs), shard, allowed, rate, start, owner)
-    num_workers = len(rate)
+    _partition(costs, descending_order(costs), shard, allowed, pace, owner)
+    num_workers = len(pace.rate)
     at = np.arange(len(costs))[:, None] * num_workers + owner
     held = np.bincount(at.ravel(), minlength=len(costs) * num_workers)
     empty = np.flatnonzero(held == 0)
@@ -190,22 +188,21 @@ def _partition(
     descending: NDArray[np.int64],
     shard: NDArray[np.int64],
     allowed: NDArray[np.bool_],
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
+    pace: Pace,
     owner: NDArray[np.int64],
 ) -> None:
     for step in range(len(costs)):
-        time = start.copy()
+        time = pace.start.copy()
         for example in descending[step]:
             cost, readers = costs[step, example], allowed[shard[step, example]]
-            worker = _earliest(time, rate, cost, readers)
+            worker = _earliest(time, pace.rate, cost, readers)
             owner[step, example] = worker
-            time[worker] += cost * rate[worker]
+            time[worker] += cost * pace.rate[worker]
         for _ in range(MAX_ROUNDS):
             late = int(np.argmax(time))
-            if not _relieve(costs[step], shard[step], allowed, rate, time, owner[step], late):
+            if not _relieve(costs[step], shard[step], allowed, pace.rate, time, owner[step], late):
                 break
-        _feed_empty(descending[step], shard[step], allowed, owner[step], len(rate))
+        _feed_empty(descending[step], shard[step], allowed, owner[step], len(pace.rate))
 
 
 @compiled

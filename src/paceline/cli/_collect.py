@@ -1,19 +1,16 @@
 """`paceline collect`: measure training steps on one's own device into a table."""
 
 import argparse
-import importlib.util
 import json
-import sys
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.cli._model_flags import add_model_flags, example_input, load_function
 from paceline.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from paceline.torch.predict import CollectConfig
-
-INTEGERS = ("int64", "int32")
 
 
 def add_collect(commands: Any) -> None:
@@ -53,20 +50,18 @@ def run_collect(options: argparse.Namespace) -> int:
     config = _config(options)
     example, shape = example_input(options.input_shape)
     function = load_function(options.model)
-    num_measured = num_kept = 0
+    is_new: Counter[bool] = Counter()
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(config.name, total=len(config.setups()))
-        for _, is_new in collect_steps(
-            function, example, config, options.output, input_shape=shape
+        steps = collect_steps(function, example, config, options.output, input_shape=shape)
+        for _, is_measured in progress.track(
+            steps, total=len(config.setups()), description=config.name
         ):
-            num_measured += is_new
-            num_kept += not is_new
-            progress.advance(task)
-    result = {"table": str(options.output), "measured": num_measured, "kept": num_kept}
+            is_new[is_measured] += 1
+    result = {"table": str(options.output), "measured": is_new[True], "kept": is_new[False]}
     if options.json:
         print(json.dumps(result))
     else:
-        print(f"{options.output}: {num_measured} rows measured, {num_kept} were there")
+        print(f"{options.output}: {is_new[True]} rows measured, {is_new[False]} were there")
     return 0
 
 
@@ -93,72 +88,3 @@ def _integers(name: str, text: str) -> list[int]:
         raise ValueError(
             f"{name} must hold whole numbers with commas between, got {text!r}"
         ) from None
-
-
-def add_model_flags(command: argparse.ArgumentParser) -> None:
-    """Add the flags that say what the model and its inputs are."""
-    command.add_argument(
-        "model",
-        help="FILE.py:FUNCTION that returns a module, or a pair of it and an example input",
-    )
-    command.add_argument("--input-shape", help="of one example: 3,224,224, or 128:int64 for tokens")
-
-
-def load_function(text: str) -> Callable[[], Any]:
-    """Return the function that `FILE.py:FUNCTION` names; runs the file.
-
-    Raises:
-        ValueError: If the text has another form, or there is no such file or function.
-    """
-    name, _, function = text.rpartition(":")
-    path = Path(name)
-    if not name.endswith(".py") or not function.isidentifier():
-        raise ValueError(f"model must be FILE.py:FUNCTION such as train.py:build, got {text!r}")
-    if not path.is_file():
-        raise ValueError(f"cannot read {path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except (SyntaxError, ImportError) as error:
-        raise ValueError(f"cannot import {path}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    found = vars(module).get(function)
-    if not callable(found):
-        names = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise ValueError(
-            f"{path} has no function {function!r}; it has {', '.join(names) or 'none'}"
-        )
-    build: Callable[[], Any] = found
-    return build
-
-
-def parse_shape(text: str | None) -> "tuple[tuple[int, ...] | None, str | None]":
-    """Return the sizes and the integer type that `3,224,224` or `128:int64` stand for."""
-    if text is None:
-        return None, None
-    sizes, _, kind = text.partition(":")
-    try:
-        shape = tuple(int(part) for part in sizes.split(",") if part.strip())
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1 or kind not in ("", *INTEGERS):
-        raise ValueError(
-            f"input-shape must be positive sizes such as 3,224,224, with :int64 for tokens, got "
-            f"{text!r}"
-        )
-    return shape, kind or None
-
-
-def example_input(text: str | None) -> "tuple[Any, tuple[int, ...] | None]":
-    """Return example input and input shape, one of them or none, for `trace_workload`."""
-    import torch
-
-    shape, kind = parse_shape(text)
-    if kind is None or shape is None:
-        return None, shape
-    return torch.zeros((1, *shape), dtype=getattr(torch, kind)), None

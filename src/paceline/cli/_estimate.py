@@ -4,18 +4,16 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.cli._collect import add_model_flags, example_input, load_function
 from paceline.cli._estimate_report import as_json, show
+from paceline.cli._model_flags import add_model_flags, example_input, load_function
 from paceline.errors import MissingExtraError, TraceError
 
 # NumPy, numba and torch take seconds to import: what needs them is imported inside functions.
 if TYPE_CHECKING:
-    from paceline.predict.run import RunSetup, StepTimes
-    from paceline.predict.work import Device, Workload
+    from paceline.predict import CpuRates, Device, RunSetup, StepEstimate, Workload
 
 LINK_PATTERN = re.compile(
     r"\s*([0-9.eE]+)\s*([KMGT]?)(i?)(bit|b|B)(?:/s|ps)?\s*(?:\+\s*([0-9.eE]+)\s*(us|ms|s))?\s*"
@@ -53,16 +51,15 @@ def add_estimate(commands: Any) -> None:
 
 def run_estimate(options: argparse.Namespace) -> int:
     """Trace the model, predict, and print."""
-    where = _device(options.device)
-    setup = _setup(options, where)
-    function = load_function(options.model)
-    workload, measured_s = _describe(function, options)
-    times = _step_times(workload, measured_s, where, options)
-    from paceline.predict.run import estimate_run
+    from paceline.predict import Device, estimate_run
 
-    found = estimate_run(workload, times, setup, device=where)
+    where = None if options.device.lower() == "cpu" else Device.named(options.device)
+    setup = _setup(options, where)
+    workload, measured = _describe(options)
+    own = _own_step(workload, measured, where, options)
+    found = estimate_run(workload, own, setup, device=where)
     result = as_json(found, workload, where, setup)
-    result |= {"traced": measured_s is None, "new_to_predictor": times.new}
+    result |= {"traced": measured is None, "new_to_predictor": own.new}
     if options.json:
         print(json.dumps(result))
     else:
@@ -102,15 +99,9 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def _device(name: str) -> "Device | None":
-    from paceline.predict.work import device
-
-    return None if name.lower() == "cpu" else device(name)
-
-
 def _setup(options: argparse.Namespace, where: "Device | None") -> "RunSetup":
-    from paceline.predict import Estimate
-    from paceline.predict.run import RunSetup, ring_link
+    from paceline.predict import Estimate, RunSetup
+    from paceline.predict.run import ring_link
 
     if options.batch < 1:
         raise ValueError(f"batch must be at least 1, got {options.batch}")
@@ -134,24 +125,15 @@ def _setup(options: argparse.Namespace, where: "Device | None") -> "RunSetup":
     )
 
 
-def _describe(
-    function: Callable[[], Any], options: argparse.Namespace
-) -> "tuple[Workload, list[float] | None]":
+def _describe(options: argparse.Namespace) -> "tuple[Workload, StepEstimate | None]":
     """Trace the model; if that fails, run it here and say so."""
     try:
-        from paceline.torch.predict import (
-            StepSetup,
-            build,
-            inputs_for,
-            record_step,
-            threads,
-            time_steps,
-            trace_workload,
-        )
+        from paceline.torch.predict import StepSetup, measure_step, trace_workload
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"estimate needs {error.name}; install it with: pip install 'paceline[torch]'"
         ) from error
+    function = load_function(options.model)
     example, shape = example_input(options.input_shape)
     try:
         work = trace_workload(
@@ -172,48 +154,34 @@ def _describe(
     setup = StepSetup(
         batch_size=options.batch, precision_bits=options.precision, optimizer=options.optimizer
     )
-    with threads(1):
-        try:
-            model, example = build(function, example, shape)
-            inputs = inputs_for(example, shape, options.batch)
-            _, work = record_step(model, inputs, setup)
-            seconds = time_steps(model, lambda _: inputs, setup, num_steps=PROBE_STEPS)
-        except (RuntimeError, TypeError) as error:
-            first = str(error).strip().split("\n", 1)[0]
-            raise ValueError(f"a step of the model fails on these inputs: {first}") from error
-    return work, seconds
+    return measure_step(function, example, setup, input_shape=shape, num_steps=PROBE_STEPS)
 
 
-def _step_times(
+def _own_step(
     workload: "Workload",
-    measured_s: "list[float] | None",
+    measured: "StepEstimate | None",
     where: "Device | None",
     options: argparse.Namespace,
-) -> "StepTimes":
-    from paceline.predict import Estimate
-    from paceline.predict.run import StepTimes
+) -> "StepEstimate":
+    """Return one worker's step: of a device as predicted, of this CPU as measured or by rates."""
+    from paceline.predict import StepEstimate, estimate_step
 
     if where is not None:
-        from paceline.predict.run import step_times
-
-        return step_times(workload, where, path=options.predictor)
-    if measured_s is not None:
-        ordered = sorted(measured_s)
-        compute = Estimate(ordered[len(ordered) // 2], ordered[0], ordered[-1])
-        return StepTimes(compute=compute, source="measured")
-    return _cpu_times(workload, options.rates)
+        return estimate_step(workload, where, path=options.predictor)
+    if measured is not None:
+        return measured
+    rates = _cpu_rates(options.rates)
+    return StepEstimate(compute=rates.step_time(workload), shares=rates.bounds(workload))
 
 
-def _cpu_times(workload: "Workload", path: Path | None) -> "StepTimes":
-    from paceline.predict.cpu import CpuRates
-    from paceline.predict.run import StepTimes
+def _cpu_rates(path: Path | None) -> "CpuRates":
+    from paceline.predict import CpuRates
     from paceline.torch.predict import calibrate_cpu
 
     if path is not None and path.exists():
-        rates = CpuRates.load(path)
-    else:
-        print("paceline: measuring this CPU's rates, about ten seconds", file=sys.stderr)
-        rates = calibrate_cpu()
-        if path is not None:
-            rates.save(path)
-    return StepTimes(compute=rates.step_time(workload), shares=rates.bounds(workload))
+        return CpuRates.load(path)
+    print("paceline: measuring this CPU's rates, about ten seconds", file=sys.stderr)
+    rates = calibrate_cpu()
+    if path is not None:
+        rates.save(path)
+    return rates

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 from paceline.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from paceline.predict.run import RunEstimate, RunSetup
-    from paceline.predict.work import Device, Workload
+    from paceline.predict import Device, RunEstimate, RunSetup, Workload
 
 
 def as_json(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 # NumPy and numba take most of a second to import: what needs them is imported inside.
 if TYPE_CHECKING:
-    from paceline.comm import FsdpAdvice, WireProblem
+    from paceline.comm import WireProblem
     from paceline.cost import Job
 
 JOB = "a .json file, or module:name of a Job or of a function that returns one"
@@ -24,7 +24,7 @@ def run_buckets(where: str, *, is_json: bool) -> int:
 
 def bucket_result(job: "Job") -> dict[str, Any]:
     """Return the advice for `job` as plain values; all times are simulated."""
-    from paceline.comm import WireProblem, advise_buckets, advise_fsdp
+    from paceline.comm import WireProblem, advise_buckets
 
     problem = WireProblem.from_job(job, num_in_flight=NUM_IN_FLIGHT)
     if not len(problem.num_bytes):
@@ -37,30 +37,17 @@ def bucket_result(job: "Job") -> dict[str, Any]:
         "scheduled_step_s": _scheduled_step_s(problem),
         "bound_s": buckets.bound_s,
         "step_s_of_cap": {str(cap): step_s for cap, step_s in buckets.step_s_of_cap.items()},
-        "fsdp": _fsdp_result(advise_fsdp(problem), job),
         "job": job.source,
         "source": "simulated",
     }
 
 
 def _scheduled_step_s(problem: "WireProblem") -> float:
-    """Return the best step time of plans that ScheduledDataParallel can walk: whole all-reduces."""
+    """Return the best step time of plans that ScheduledDataParallel executes: whole all-reduces."""
     from paceline.comm import baseline_plans, plan_blocks, step_time_s
 
     plans = [plan_blocks(problem), *baseline_plans(problem)]
     return min(step_time_s(problem, plan) for plan in plans if plan.latency_share == 1.0)
-
-
-def _fsdp_result(advice: "FsdpAdvice", job: "Job") -> dict[str, Any]:
-    names = [layer.name for layer in job.layers]
-    return {
-        "groups": [[names[first], names[last]] for first, last in advice.groups],
-        "prefetch": advice.prefetch,
-        "step_s": advice.step_s,
-        "per_layer_step_s": advice.per_layer_step_s,
-        "no_prefetch_step_s": advice.no_prefetch_step_s,
-        "gathered_bytes": advice.gathered_bytes,
-    }
 
 
 def bucket_table(result: dict[str, Any]) -> str:
@@ -70,7 +57,6 @@ def bucket_table(result: dict[str, Any]) -> str:
         f"{cap:>8} {1e3 * step_s:>12.4g}{'  <- best' if int(cap) == best else ''}"
         for cap, step_s in result["step_s_of_cap"].items()
     ]
-    fsdp = result["fsdp"]
     return "\n".join(
         [
             f"DistributedDataParallel(..., bucket_cap_mb={best}); times are simulated from a "
@@ -82,14 +68,6 @@ def bucket_table(result: dict[str, Any]) -> str:
             f"{1e3 * result['default_step_s']:.4g} ms with the default of 25 MB, "
             f"{1e3 * result['scheduled_step_s']:.4g} ms with ScheduledDataParallel, "
             f"{1e3 * result['bound_s']:.4g} ms at best with any schedule",
-            "",
-            f"FSDP2: {len(fsdp['groups'])} groups, {fsdp['prefetch']} gathered ahead: "
-            f"{1e3 * fsdp['step_s']:.4g} ms ({1e3 * fsdp['per_layer_step_s']:.4g} ms with a group "
-            f"per layer, {1e3 * fsdp['no_prefetch_step_s']:.4g} ms with none ahead)",
-            *(
-                f"  fully_shard {first}" + (f" to {last}" if first != last else "")
-                for first, last in fsdp["groups"]
-            ),
         ]
     )
 

@@ -1,4 +1,4 @@
-"""Which gradient block travels when."""
+"""Which gradient block is sent when."""
 
 from paceline.comm._advice import BucketAdvice, advise_buckets
 from paceline.comm._baselines import (
@@ -15,7 +15,6 @@ from paceline.comm._blocks import BlockPlan
 from paceline.comm._buckets import ddp_buckets
 from paceline.comm._cut import cut_blocks
 from paceline.comm._fluid import fluid_bound_s
-from paceline.comm._fsdp import FsdpAdvice, advise_fsdp
 from paceline.comm._judge import step_time_s
 from paceline.comm._problem import WireProblem
 from paceline.comm._rows import Head, RowUse, rows_first
@@ -25,12 +24,10 @@ from paceline.comm.search import baseline_plans, plan_blocks
 __all__ = [
     "BlockPlan",
     "BucketAdvice",
-    "FsdpAdvice",
     "Head",
     "RowUse",
     "WireProblem",
     "advise_buckets",
-    "advise_fsdp",
     "baseline_plans",
     "cut_blocks",
     "ddp_buckets",

@@ -1,4 +1,4 @@
-"""The field's own block planners, under their names."""
+"""Published block planners, under their names."""
 
 from collections.abc import Sequence
 
@@ -94,7 +94,7 @@ def plan_bytescheduler(problem: WireProblem, *, partition_bytes: float) -> Block
 def plan_prophet(problem: WireProblem) -> BlockPlan:
     """Plan Prophet: blocks that end before the next gradients of higher priority appear.
 
-    After the backward pass tensors travel one by one, strictly by priority. A block
+    After the backward pass tensors are sent one by one, strictly by priority. A block
     holds at least one tensor, even if that takes too long.
 
     References:
@@ -127,7 +127,7 @@ def plan_dear(problem: WireProblem, *, bucket_bytes: int = DDP_BUCKET_BYTES) -> 
     """Plan DeAR: reduce-scatter in the backward pass, all-gather in the forward pass.
 
     Each half moves half the bytes at half the latency of an all-reduce; the first halves
-    travel in buckets as they fill, the second ones in the order in which they are needed.
+    are sent in buckets as they fill, the second ones in the order in which they are needed.
 
     References:
         L. Zhang et al., "DeAR: accelerating distributed deep learning with fine-grained
@@ -136,15 +136,7 @@ def plan_dear(problem: WireProblem, *, bucket_bytes: int = DDP_BUCKET_BYTES) -> 
     sizes = [int(np.ceil(size)) for size in problem.num_bytes]
     buckets = ddp_buckets(sizes, bucket_bytes=bucket_bytes, first_bucket_bytes=bucket_bytes)
     blocks = [*buckets, *(bucket[::-1] for bucket in buckets[::-1])]
-    tensor = [index for block in blocks for index in block]
-    return BlockPlan.from_parts(
-        f"dear {bucket_bytes / 2**20:g} MiB",
-        problem,
-        tensor,
-        problem.num_bytes[tensor] / 2,
-        np.repeat(np.arange(len(blocks)), [len(block) for block in blocks]),
-        latency_share=0.5,
-    )
+    return _from_blocks(f"dear {bucket_bytes / 2**20:g} MiB", problem, blocks, share=0.5)
 
 
 def _by_priority(name: str, problem: WireProblem, slice_bytes: float) -> BlockPlan:
@@ -163,13 +155,16 @@ def _from_blocks(
     blocks: Sequence[Sequence[int]],
     *,
     waits_for_all: bool = False,
+    share: float = 1.0,
 ) -> BlockPlan:
+    """Send that share of the bytes and of the latency of each block's tensors."""
     tensor = [index for block in blocks for index in block]
     return BlockPlan.from_parts(
         name,
         problem,
         tensor,
-        problem.num_bytes[tensor],
+        problem.num_bytes[tensor] * share,
         np.repeat(np.arange(len(blocks)), [len(block) for block in blocks]),
         waits_for_all=waits_for_all,
+        latency_share=share,
     )

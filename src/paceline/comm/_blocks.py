@@ -1,4 +1,4 @@
-"""What was decided: gradient blocks in the order in which they travel."""
+"""What was decided: gradient blocks in the order in which they are sent."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from paceline.comm._problem import WireProblem
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class BlockPlan:
-    """Gradient blocks in the order in which they travel; plain data, equal on every rank.
+    """Gradient blocks in the order in which they are sent; plain data, equal on every rank.
 
     A block is made of parts, each a stretch of one tensor's gradient. Parts are listed
     block after block.
@@ -48,7 +48,7 @@ class BlockPlan:
         waits_for_all: bool = False,
         latency_share: float = 1.0,
     ) -> "BlockPlan":
-        """Build a plan from parts in the order of travel; each tensor's are cut off its front.
+        """Build a plan from parts in the order of sending; each tensor's are cut off its front.
 
         Raises:
             ValueError: If the parts do not make up the tensors of `problem` exactly.
@@ -95,7 +95,7 @@ class BlockPlan:
         return self.latency_share < 1
 
     def digest(self) -> str:
-        """Return a fingerprint of what travels when; ranks compare it before the first use."""
+        """Return a fingerprint of what is sent when; ranks compare it before the first use."""
         content = hashlib.sha256(str(self.waits_for_all).encode())
         for column in (
             self.tensor,

@@ -1,4 +1,4 @@
-"""Cut long blocks, so that collectives in flight do not hold each other up."""
+"""Cut long blocks, so that collectives in flight do not delay each other."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The least step time that any order of travel could give, in pieces of any size."""
+"""The least step time that any order of sending could give, in pieces of any size."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from paceline.comm._problem import WireProblem
 def fluid_bound_s(problem: WireProblem, *, latency_share: float = 0.5) -> float:
     """Return seconds per step that no plan for these tensors beats, at least `bound_s`.
 
-    `bound_s` knows totals only. Here a gradient travels after it is ready and before its
+    `bound_s` knows totals only. Here a gradient is sent after it is ready and before its
     layer's forward pass, in pieces of any size that cost nothing but one latency. Without
     latency such an order exists exactly if, for every moment `r` and layer `l`, what is
     ready from `r` on and needed up to `l` fits in between [1], so no step is shorter than
@@ -45,6 +45,6 @@ def fluid_bound_s(problem: WireProblem, *, latency_share: float = 0.5) -> float:
     for start_s in np.unique(ready_s):
         # Tensors are sorted by layer, so a running sum is what is needed so far.
         later = ready_s >= start_s
-        travels_s = np.maximum(first_s + np.cumsum(wire_s[later]), least_s)
-        step_s = max(step_s, float((start_s + travels_s + tail_s[later]).max()))
+        sent_s = np.maximum(first_s + np.cumsum(wire_s[later]), least_s)
+        step_s = max(step_s, float((start_s + sent_s + tail_s[later]).max()))
     return step_s

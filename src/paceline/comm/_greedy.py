@@ -1,4 +1,4 @@
-"""Run the wire greedily, and note the order in which slices travel."""
+"""Run the wire greedily, and note the order in which slices are sent."""
 
 import heapq
 
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from paceline._compile import compiled
 from paceline.comm._problem import WireProblem
+from paceline.comm._wire import Wire, wire_of
 
 
 def slices_of(
@@ -21,41 +22,29 @@ def slices_of(
 def priority_order(
     problem: WireProblem, tensor: NDArray[np.int64], num_bytes: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Return the order in which slices travel if the wire always takes the most urgent one.
+    """Return the order in which slices are sent if the wire always takes the most urgent one.
 
     Urgent is what an earlier layer needs; ties go to the lower slice. A slice that
-    travels is not interrupted.
+    is being sent is not interrupted.
     """
     by_ready = np.argsort(problem.ready_s[tensor], kind="stable")
-    return _priority_order(
-        by_ready,
-        problem.ready_s[tensor],
-        problem.layer[tensor],
-        num_bytes,
-        problem.link.alpha_s,
-        problem.link.bytes_per_s,
-        problem.block_cost_s,
-        problem.num_in_flight,
-    )
+    return _priority_order(wire_of(problem), tensor, num_bytes, by_ready)
 
 
 @compiled
 def _priority_order(
-    by_ready: NDArray[np.int64],
-    ready_s: NDArray[np.float64],
-    layer: NDArray[np.int64],
+    wire: Wire,
+    tensor: NDArray[np.int64],
     num_bytes: NDArray[np.float64],
-    alpha_s: float,
-    bytes_per_s: float,
-    block_cost_s: float,
-    num_in_flight: int,
+    by_ready: NDArray[np.int64],
 ) -> NDArray[np.int64]:
+    ready_s, layer = wire.ready_s[tensor], wire.layer[tensor]
     order = np.empty(len(by_ready), dtype=np.int64)
-    slot_s = np.zeros(num_in_flight)
+    slot_s = np.zeros(wire.num_in_flight)
     wire_s, following = 0.0, 0
     urgent = [(0, 0) for _ in range(0)]
     for position in range(len(order)):
-        slot = position % num_in_flight
+        slot = position % wire.num_in_flight
         now_s = slot_s[slot]
         if not urgent:
             now_s = max(now_s, ready_s[by_ready[following]])
@@ -64,6 +53,7 @@ def _priority_order(
             following += 1
         index = heapq.heappop(urgent)[1]
         order[position] = index
-        wire_s = max(wire_s, now_s + alpha_s) + block_cost_s + num_bytes[index] / bytes_per_s
+        begin_s = max(wire_s, now_s + wire.alpha_s)
+        wire_s = begin_s + wire.block_cost_s + num_bytes[index] / wire.bytes_per_s
         slot_s[slot] = wire_s
     return order

@@ -19,8 +19,8 @@ def step_time_s(problem: WireProblem, plan: BlockPlan) -> float:
     """Return the simulated seconds per step of `plan`, once steps repeat.
 
     Runs a backward pass, the wire and the next forward pass. Where that pass waits for
-    everything that travels, one such run is exact, because the wire is idle again when it
-    ends. Gradients that no layer of it waits for (`WireProblem.layer`) may still travel
+    everything that is sent, one such run is exact, because the wire is idle again when it
+    ends. Gradients that no layer of it waits for (`WireProblem.layer`) may still be sent
     while the next backward pass runs, and occupy the wire; then steps are repeated until
     they are alike. Each step is a max-plus linear map of the moments in which the lanes
     become free, so if they are not alike after 64 steps, the largest increment of any of
@@ -75,7 +75,7 @@ def run_step(
             # Blocks are issued in plan order, so one that is not ready holds up the next.
             free_s[ISSUE] = max(free_s[ISSUE], wire.ready_s[tensor], scattered_s[tensor])
             part += 1
-        _travel(wire, payload, free_s)
+        _send(wire, payload, free_s)
         for index in range(first, part):
             here = wire.layer[parts.tensor[index]]
             landed_s[here] = free_s[WIRE]
@@ -91,8 +91,8 @@ def run_step(
 
 
 @compiled
-def _travel(wire: Wire, payload: float, free_s: NDArray[np.float64]) -> None:
-    """Let one block through; the slots are kept in the order in which they become free."""
+def _send(wire: Wire, payload: float, free_s: NDArray[np.float64]) -> None:
+    """Send one block; the slots are kept in the order in which they become free."""
     issued_s = max(free_s[ISSUE], free_s[SLOTS])
     landed_s = max(free_s[WIRE], issued_s + wire.alpha_s)
     landed_s += wire.block_cost_s + payload / wire.bytes_per_s

@@ -12,23 +12,23 @@ from paceline.cost import Job, Link
 class WireProblem:
     """One training step, seen from the wire.
 
-    Tensors are numbered by their place in the forward pass. The clock starts with the
+    Tensors are numbered by their place in the forward pass. Time starts with the
     backward pass.
 
     Attributes:
         forward_s: Forward seconds of each layer, in forward order. Shape `(num_layers,)`.
         layer: Layer that needs each tensor, ascending: its forward pass waits for the
             tensor's update. `num_layers` stands for the forward pass after the next: such
-            a gradient may travel on while the next backward pass runs, and delays it in no
-            way but by holding the wire. Shape `(num_tensors,)`, like the rest.
+            a gradient may still be sent while the next backward pass runs, and delays it only
+            by holding the wire. Shape `(num_tensors,)`, like the rest.
         num_bytes: Bytes of each tensor's gradient, positive.
         ready_s: When each gradient exists, in seconds.
         backward_s: Seconds of the whole backward pass.
         link: The wire.
         num_in_flight: Collectives that may be under way at once; the latency of one then
-            hides behind the bytes of another.
+            overlaps the bytes of another.
         block_cost_s: Seconds that each block holds the wire on top of its bytes, because a
-            host launches one block at a time. Unlike latency it hides behind nothing.
+            host launches one block at a time. Unlike latency it overlaps nothing.
     """
 
     forward_s: NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Rows first: of an embedding, what the next batch reads travels before everything else."""
+"""Rows first: of an embedding, what the next batch reads is sent before everything else."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from paceline.comm._problem import WireProblem
 class RowUse:
     """Which rows of an embedding two batches in a row use, on any rank.
 
-    Ranks sum their gradients, so a row that one rank touched travels for all of them, and a row
+    Ranks sum their gradients, so a row that one rank touched is sent for all of them, and a row
     that one rank needs next must have landed on all of them before that rank goes on.
 
     Attributes:
@@ -63,19 +63,19 @@ class Head(NamedTuple):
 def rows_first(
     problem: WireProblem, tensor: int, rows: RowUse, *, heads: Sequence[Head] = ()
 ) -> WireProblem:
-    """Replace an embedding's gradient by what has to travel of it, and when each is needed.
+    """Replace an embedding's gradient by what has to be sent of it, and when each is needed.
 
     **By itself** (no `heads`) the gradient is zero but for the touched rows, and only these
-    travel: those that the next batch reads before its lookup; the others are read by no layer of
-    the next forward pass, so they may travel on behind it and into the next backward pass.
+    are sent: those that the next batch reads before its lookup; the others are read by no layer of
+    the next forward pass, so they may be sent during it and in the next backward pass.
 
     **Tied to a head**, the gradient is the sum of two. The head's is dense and, as the head is
     the last layer, among the first to exist; the lookup's has the touched rows and is the last.
-    They travel by themselves, so touched rows travel twice, and what the next batch looks up comes
+    They are sent apart, so touched rows are sent twice, and what the next batch looks up comes
     first in both. The head reads every row, so nothing is carried over. A head computed in
     several stretches of rows gives one entry per stretch, in the order of rows; each then waits
     for its own rows only. A stretch that is not ready before the lookup's gradient is summed
-    with it first, as autograd does by itself, and travels once.
+    with it first, as autograd does by itself, and sent once.
 
     The update of a row is applied when all of its gradient has landed. This is right because
     nothing reads the row in between: a row carried over is not among the next batch's rows, on
@@ -85,7 +85,7 @@ def rows_first(
     applied in the order of steps.
 
     All ranks must know all ranks' next rows a step ahead. This mask, a byte per row, is part of
-    the problem as one more tensor that may travel at any time.
+    the problem as one more tensor that may be sent at any time.
 
     Args:
         problem: One step, seen from the wire.
@@ -106,7 +106,7 @@ def rows_first(
     for head in heads:
         if not problem.layer[tensor] <= head.layer < last:
             raise ValueError(
-                f"heads must lie behind the embedding's layer, in [{problem.layer[tensor]}, "
+                f"heads must lie after the embedding's layer, in [{problem.layer[tensor]}, "
                 f"{last}), got {head.layer}"
             )
     first, ready_s = int(problem.layer[tensor]), float(problem.ready_s[tensor])

@@ -62,7 +62,7 @@ def wire_graph(problem: WireProblem, plan: BlockPlan, *, num_steps: int = 1) -> 
 def _waits(
     problem: WireProblem, plan: BlockPlan, wire: Tasks, forward: Tasks
 ) -> list[tuple[Tasks, Tasks]]:
-    """Return what forward passes wait for; carried gradients hold up the one after the next."""
+    """Return what forward passes wait for; carried gradients delay the one after the next."""
     layer = problem.layer[plan.tensor]
     now, later = np.flatnonzero(layer < forward.shape[1]), layer == forward.shape[1]
     carried = wire[:-1, plan.block[later]]

@@ -38,7 +38,7 @@ class LayerCost:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The wire between workers: a collective of `n` bytes takes `alpha_s + n / bytes_per_s`.
+    """The link between workers: a collective of `n` bytes takes `alpha_s + n / bytes_per_s`.
 
     Fitted to whole collectives of one group, so the number of ranks and the
     algorithm are inside the two numbers.
@@ -128,7 +128,7 @@ class Job:
     Attributes:
         source: Where the numbers come from.
         layers: In the order of the forward pass.
-        link: The wire; None for a single worker.
+        link: Between workers; None for a single worker.
         workers: One per data-parallel rank.
         sizes: Size of each example, shape `(num_examples,)`; empty if not known.
         cost: Cost of an example by size.

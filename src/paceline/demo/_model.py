@@ -9,7 +9,7 @@ NUM_BYTES = 256
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward net, both behind a norm and a shortcut."""
+    """Causal self-attention and a feed-forward net, both pre-norm and residual."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class ByteTransformer(nn.Module):
-    """Predicts the next byte; padding goes behind the text, where causal attention ignores it."""
+    """Predicts the next byte; padding follows the text, where causal attention ignores it."""
 
     def __init__(self, dim: int = 64, num_layers: int = 2, num_heads: int = 4) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ LOSS_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Turn:
     """A few steps of one way, over all ranks."""
 
     timeline: Timeline
@@ -112,12 +112,12 @@ class DemoResult:
 
 
 def result_of(
-    plain: Sequence[Segment],
-    paced: Sequence[Segment],
+    plain: Sequence[Turn],
+    paced: Sequence[Turn],
     predicted_s: dict[str, float],
     config: DemoConfig,
 ) -> DemoResult:
-    """Sum both ways up; the first segment of each only warms up, but its losses count."""
+    """Sum both ways up; the first turn of each only warms up, but its losses count."""
     ratios = [b.tokens_per_s / a.tokens_per_s for a, b in zip(plain[1:], paced[1:], strict=True)]
     paced_result = _way_result(paced[1:], predicted_s["paced"])
     losses_plain, losses_paced = _losses(plain), _losses(paced)
@@ -137,13 +137,13 @@ def result_of(
     )
 
 
-def _way_result(segments: Sequence[Segment], predicted_s: float) -> WayResult:
-    summaries = [segment.timeline.summary() for segment in segments]
+def _way_result(turns: Sequence[Turn], predicted_s: float) -> WayResult:
+    summaries = [turn.timeline.summary() for turn in turns]
     steps_s = np.concatenate([summary.step_times_s for summary in summaries])
-    speeds = [segment.tokens_per_s for segment in segments]
+    speeds = [turn.tokens_per_s for turn in turns]
     idle = sum(summary.idle_s for summary in summaries) / steps_s.sum()
-    num_padded = sum(segment.num_padded for segment in segments)
-    num_tokens = sum(segment.num_tokens for segment in segments)
+    num_padded = sum(turn.num_padded for turn in turns)
+    num_tokens = sum(turn.num_tokens for turn in turns)
     return WayResult(
         tokens_per_s=float(np.median(speeds)),
         tokens_per_s_range=(min(speeds), max(speeds)),
@@ -153,12 +153,12 @@ def _way_result(segments: Sequence[Segment], predicted_s: float) -> WayResult:
         padding=num_padded / (num_padded + num_tokens),
         measured_step_s=float(steps_s.mean()),
         predicted_step_s=predicted_s,
-        final_loss=segments[-1].losses[-1],
+        final_loss=turns[-1].losses[-1],
     )
 
 
-def _losses(segments: Sequence[Segment]) -> NDArray[np.float64]:
-    return np.concatenate([segment.losses for segment in segments])
+def _losses(turns: Sequence[Turn]) -> NDArray[np.float64]:
+    return np.concatenate([turn.losses for turn in turns])
 
 
 def _largest_difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

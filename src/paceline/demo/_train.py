@@ -16,7 +16,7 @@ from paceline.demo._corpus import Corpus
 from paceline.demo._data import Batch, TextDataset, global_batches, paced_loader, plain_loader
 from paceline.demo._model import ByteTransformer, example_losses
 from paceline.demo._price import measured_job, new_optimizer, predicted_step_s, train_step
-from paceline.demo._result import DemoResult, Segment, result_of
+from paceline.demo._result import DemoResult, Turn, result_of
 from paceline.timeline import Timeline
 from paceline.torch import watch
 
@@ -32,10 +32,10 @@ class Way:
     model: DistributedDataParallel
     optimizer: torch.optim.Optimizer
     batches: Iterator[Batch]
-    segments: list[Segment]
+    turns: list[Turn]
 
     def run(self, num_steps: int) -> None:
-        """Train `num_steps` steps and add them as one segment."""
+        """Train `num_steps` steps and add them as one turn."""
         losses, counts = [], torch.zeros(2, dtype=torch.int64)
         dist.barrier()
         with watch(self.model, self.optimizer) as recorder:
@@ -46,8 +46,8 @@ class Way:
         mean_losses = torch.stack(losses)
         dist.all_reduce(mean_losses)
         dist.all_reduce(counts)
-        self.segments.append(
-            Segment(
+        self.turns.append(
+            Turn(
                 timeline=replace(recorder.gather(), lanes=(self.name,)),
                 losses=tuple((mean_losses / dist.get_world_size()).tolist()),
                 num_tokens=int(counts[0]),
@@ -97,10 +97,8 @@ def train_both_ways(
     if rank == 0:
         done = batches[STEPS_PER_ROUND : num_rounds * STEPS_PER_ROUND]
         plain, paced = ways
-        result = result_of(
-            plain.segments, paced.segments, predicted_step_s(job, dataset, done), config
-        )
-        _write(result, [*plain.segments, *paced.segments], config.output)
+        result = result_of(plain.turns, paced.turns, predicted_step_s(job, dataset, done), config)
+        _write(result, [*plain.turns, *paced.turns], config.output)
 
 
 def _new_way(name: str, model: ByteTransformer, feed: Iterator[Batch]) -> Way:
@@ -116,11 +114,11 @@ def _go_on(num_rounds: int, end_s: float, num_batches: int) -> bool:
     return bool(decision)
 
 
-def _write(result: DemoResult, segments: list[Segment], output: Path) -> None:
-    """Write the trace of all segments, each with steps and collectives of its own."""
+def _write(result: DemoResult, turns: list[Turn], output: Path) -> None:
+    """Write the trace of all turns, each with steps and collectives of its own."""
     parts = []
-    for index, segment in enumerate(segments):
-        part, shift = segment.timeline, index * STEPS_PER_ROUND
+    for index, turn in enumerate(turns):
+        part, shift = turn.timeline, index * STEPS_PER_ROUND
         collective = part.collective + shift * (part.collective >= 0)
         parts.append(replace(part, step=part.step + shift, collective=collective))
     Timeline.merge(parts).to_chrome_trace(output / "trace.json")

@@ -7,6 +7,8 @@ at once, so nothing but the sums and the rows that wait for their partner is sto
 Nodes are numbered like those of a heap: the root is 1, the children of k are 2k and 2k + 1.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,23 +51,10 @@ def _move(total: NDArray[np.float32], row: NDArray[np.float32], is_minus: bool) 
             total[i] += row[i]
 
 
-@compiled
-def mean_balance(
-    rows: NDArray[np.float32],
-    ids: NDArray[np.int64],
-    tree: NDArray[np.int64],
-    centre: NDArray[np.float32],
-    sums: NDArray[np.float32],
-    node: NDArray[np.int64],
-    arrival: NDArray[np.int64],
-    row_sum: NDArray[np.float64],
-    num_rows: NDArray[np.int64],
-) -> None:
-    """Send rows, less the mean of the epoch before, down their trees; in place.
+class MeanTrees(NamedTuple):
+    """Trees of running sums of rows, less the mean of the epoch before.
 
-    Args:
-        rows: Shape `(num, dim)`.
-        ids: Example of each row, shape `(num,)`; one that has a node already is left out.
+    Attributes:
         tree: Tree of each example, shape `(num_examples,)`.
         centre: Mean of the epoch before per tree, shape `(num_trees, dim)`.
         sums: Running sums, shape `(num_trees, num_leaves, dim)`.
@@ -74,6 +63,49 @@ def mean_balance(
         row_sum: Sum of the rows of this epoch per tree.
         num_rows: Their number per tree.
     """
+
+    tree: NDArray[np.int64]
+    centre: NDArray[np.float32]
+    sums: NDArray[np.float32]
+    node: NDArray[np.int64]
+    arrival: NDArray[np.int64]
+    row_sum: NDArray[np.float64]
+    num_rows: NDArray[np.int64]
+
+
+class PairTrees(NamedTuple):
+    """Trees of running sums of differences of pairs.
+
+    Attributes:
+        lane: Lane of each example, shape `(num_examples,)`; pairs are within a lane.
+        sums: Running sums, shape `(1 or num_lanes, num_leaves, dim)`; one is shared.
+        waiting: Row that waits per lane and node, shape `(num_lanes, num_leaves, dim)`.
+        waiting_id: Its example, -1 for none; shape `(num_lanes, num_leaves)`.
+        node: Where each example arrived; 0 for nowhere. Shape `(num_examples,)`.
+        arrival: How many came before it; same shape.
+        walk: How many rows came, and the largest squared length of a difference; what
+            is negative there asks for no walk.
+    """
+
+    lane: NDArray[np.int64]
+    sums: NDArray[np.float32]
+    waiting: NDArray[np.float32]
+    waiting_id: NDArray[np.int64]
+    node: NDArray[np.int64]
+    arrival: NDArray[np.int64]
+    walk: NDArray[np.float64]
+
+
+@compiled
+def mean_balance(rows: NDArray[np.float32], ids: NDArray[np.int64], trees: MeanTrees) -> None:
+    """Send rows, less the mean of the epoch before, down their trees; in place.
+
+    Args:
+        rows: Shape `(num, dim)`.
+        ids: Example of each row, shape `(num,)`; one that has a node already is left out.
+        trees: Changed in place.
+    """
+    tree, centre, sums, node, arrival, row_sum, num_rows = trees
     num_leaves = sums.shape[1]
     centred, room = np.empty_like(rows[0]), np.empty_like(rows[0])
     for r in range(len(ids)):
@@ -96,16 +128,7 @@ def mean_balance(
 
 @compiled
 def pair_balance(
-    rows: NDArray[np.float32],
-    ids: NDArray[np.int64],
-    lane: NDArray[np.int64],
-    sums: NDArray[np.float32],
-    waiting: NDArray[np.float32],
-    waiting_id: NDArray[np.int64],
-    node: NDArray[np.int64],
-    arrival: NDArray[np.int64],
-    walk: NDArray[np.float64],
-    seed: int,
+    rows: NDArray[np.float32], ids: NDArray[np.int64], trees: PairTrees, seed: int
 ) -> None:
     """Send rows down their trees by the differences of pairs; in place.
 
@@ -114,16 +137,10 @@ def pair_balance(
     Args:
         rows: Shape `(num, dim)`.
         ids: Example of each row, shape `(num,)`; one that has a node already is left out.
-        lane: Lane of each example, shape `(num_examples,)`; pairs are within a lane.
-        sums: Running sums, shape `(1 or num_lanes, num_leaves, dim)`; one is shared.
-        waiting: Row that waits per lane and node, shape `(num_lanes, num_leaves, dim)`.
-        waiting_id: Its example, -1 for none; shape `(num_lanes, num_leaves)`.
-        node: Where each example arrived; 0 for nowhere. Shape `(num_examples,)`.
-        arrival: How many came before it; same shape.
-        walk: How many rows came, and the largest squared length of a difference; what
-            is negative there asks for no walk.
+        trees: Changed in place.
         seed: Of the walk.
     """
+    lane, sums, waiting, waiting_id, node, arrival, walk = trees
     num_leaves, dim = sums.shape[1], rows.shape[1]
     depth = 1
     while 1 << depth < num_leaves:

@@ -1,4 +1,4 @@
-"""How far the sum of the rows strays from the mean on its way through an epoch."""
+"""How far the running sum of centred rows moves away from zero in an epoch."""
 
 from dataclasses import dataclass
 

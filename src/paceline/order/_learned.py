@@ -1,33 +1,73 @@
-"""An order that is made from what the epochs before it showed."""
+"""Orders that a rule makes from what the epochs before showed."""
 
-from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, Self, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.errors import StateMismatchError
-from paceline.order._policy import OrderPolicy, saved_array, saved_count, saved_order, shuffled
+from paceline.order._policy import (
+    OrderPolicy,
+    identity_of,
+    saved_array,
+    saved_count,
+    saved_epoch,
+    saved_order,
+    shuffled,
+)
 from paceline.order._rows import checked_rows
 
+# What was learnt, by name. A rule keeps nothing else, so this is all that a state needs.
+Arrays = dict[str, NDArray[Any]]
 
+
+class Rule(Protocol):
+    """How an order learns; a value that never changes."""
+
+    def options(self) -> dict[str, Any]:
+        """Return what a state must agree on."""
+
+    def placed(self, order: NDArray[np.int64], state: Mapping[str, Any]) -> Self:
+        """Return this rule for an order, with what `saved` gave; a state may say it otherwise."""
+
+    def saved(self) -> dict[str, Any]:
+        """Return what `placed` takes from a state."""
+
+    def begin(self, dim: int) -> Arrays:
+        """Return empty arrays for what is learnt from rows of `dim` columns."""
+
+    def check(self, learnt: Arrays) -> None:
+        """Raise `StateMismatchError` if loaded arrays hold what cannot be."""
+
+    def learn(
+        self, learnt: Arrays, ids: NDArray[np.int64], rows: NDArray[np.float32], epoch: int
+    ) -> None:
+        """Take checked rows into `learnt`."""
+
+    def next_order(self, learnt: Arrays, order: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """Return the order of `epoch` after `order`, and be ready to learn anew."""
+
+
+@final
 class LearnedOrder(OrderPolicy):
-    """Base of the orders that learn from rows; the first epoch is a plain shuffle."""
+    """An order that learns from rows by a rule; the first epoch is a plain shuffle."""
 
     needs_rows = True
 
-    def __init__(self, num_examples: int, *, seed: int = 0) -> None:
-        super().__init__(num_examples, seed=seed)
+    def __init__(self, name: str, num_examples: int, rule: Rule, *, seed: int) -> None:
+        self.name, self.num_examples, self.epoch = name, num_examples, 0
+        self._identity = identity_of(name, num_examples, seed, **rule.options())
         self._order = shuffled(num_examples, seed, 0)
+        self._rule = rule.placed(self._order, rule.saved())
         self._dim: int | None = None
-        self._learnt: dict[str, NDArray[Any]] = {}
+        self._learnt: Arrays = {}
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Return the order of the epoch under way; the next is unknown until it ends."""
-        if epoch != self._epoch:
+        if epoch != self.epoch:
             raise ValueError(
-                f"this order learns, and knows epoch {self._epoch} only, not {epoch}; call "
+                f"this order learns, and knows epoch {self.epoch} only, not {epoch}; call "
                 "end_epoch() after each epoch, or load the state that was saved"
             )
         return self._order.copy()
@@ -39,64 +79,44 @@ class LearnedOrder(OrderPolicy):
         ids, floats = checked_rows(self.num_examples, example_ids, rows, scales)
         dim = floats.shape[1]
         if self._dim is None:
-            self._learnt = self._begin(dim)
+            self._learnt = self._rule.begin(dim)
             self._dim = dim
         if dim != self._dim:
             raise ValueError(f"rows must have {self._dim} columns as before, got {dim}")
-        self._learn(ids, floats)
+        self._rule.learn(self._learnt, ids, floats, self.epoch)
 
     def end_epoch(self) -> None:
         """Make the order of the next epoch."""
-        super().end_epoch()
+        self.epoch += 1
         if self._dim is not None:
-            self._order = self._next_order()
+            self._order = self._rule.next_order(self._learnt, self._order, self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and NumPy arrays, copied, equal on all ranks."""
         return {
-            **super().state_dict(),
+            **self._identity,
+            "epoch": self.epoch,
             "order": self._order.copy(),
             "dim": self._dim or 0,
             "learnt": {key: value.copy() for key, value in self._learnt.items()},
+            **self._rule.saved(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run stood; see `OrderPolicy.load_state_dict`."""
-        before = self.__dict__.copy()
-        try:
-            self._load(state)
-        except StateMismatchError:
-            self.__dict__.update(before)
-            raise
+        epoch = saved_epoch(state, self._identity)
+        order = saved_order(state, "order", self.num_examples)
+        rule = self._rule.placed(order, state)
+        dim = saved_count(state, "dim") or None
+        learnt = _saved_arrays(state, rule, dim) if dim else {}
+        self.epoch, self._order, self._rule = epoch, order, rule
+        self._dim, self._learnt = dim, learnt
 
-    def _load(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._order = saved_order(state, "order", self.num_examples)
-        self._adopt(state)
-        self._dim = saved_count(state, "dim") or None
-        self._learnt = {}
-        if self._dim is not None:
-            learnt = state.get("learnt")
-            if not isinstance(learnt, Mapping):
-                raise StateMismatchError(f"the state is damaged: 'learnt' is {learnt!r}")
-            empty = self._begin(self._dim)
-            self._learnt = {key: saved_array(learnt, key, like) for key, like in empty.items()}
-            self._check(self._learnt)
 
-    def _adopt(self, state: Mapping[str, Any]) -> None:
-        """Take over what a state may say otherwise than this order was made."""
-
-    def _check(self, learnt: Mapping[str, NDArray[Any]]) -> None:
-        """Raise `StateMismatchError` if loaded arrays hold what cannot be."""
-
-    @abstractmethod
-    def _begin(self, dim: int) -> dict[str, NDArray[Any]]:
-        """Return empty arrays for what is learnt from rows of `dim` columns."""
-
-    @abstractmethod
-    def _learn(self, ids: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
-        """Take checked rows into `_learnt`."""
-
-    @abstractmethod
-    def _next_order(self) -> NDArray[np.int64]:
-        """Return the order of `self.epoch`, and be ready to learn anew."""
+def _saved_arrays(state: Mapping[str, Any], rule: Rule, dim: int) -> Arrays:
+    saved = state.get("learnt")
+    if not isinstance(saved, Mapping):
+        raise StateMismatchError(f"the state is damaged: 'learnt' is {saved!r}")
+    learnt = {key: saved_array(saved, key, like) for key, like in rule.begin(dim).items()}
+    rule.check(learnt)
+    return learnt

@@ -2,13 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.errors import StateMismatchError
-from paceline.order._rows import checked_rows
 
 VERSION = 1
 
@@ -35,39 +34,17 @@ class OrderPolicy(ABC):
     next order. An epoch may end early, an example may be observed again (its first row in
     an epoch counts), and nothing at all may be observed.
 
-    Args:
-        num_examples: Number of examples of the dataset.
-        seed: Of all that is random; equal on all ranks.
-
     Attributes:
         name: What states call the policy.
         needs_rows: Whether it learns; if not, there is no need to sketch.
-
-    Raises:
-        ValueError: If a number is out of range.
+        num_examples: Number of examples of the dataset.
+        epoch: The epoch under way: how many have ended.
     """
 
-    name: ClassVar[str]
-    needs_rows: ClassVar[bool] = False
-
-    def __init__(self, num_examples: int, *, seed: int = 0) -> None:
-        if num_examples < 1:
-            raise ValueError(f"num_examples must be at least 1, got {num_examples}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
-        self._num_examples = num_examples
-        self._seed = seed
-        self._epoch = 0
-
-    @property
-    def num_examples(self) -> int:
-        """Number of examples of the dataset."""
-        return self._num_examples
-
-    @property
-    def epoch(self) -> int:
-        """The epoch under way: how many have ended."""
-        return self._epoch
+    name: str
+    needs_rows: bool
+    num_examples: int
+    epoch: int
 
     @abstractmethod
     def order(self, epoch: int) -> NDArray[np.int64]:
@@ -78,6 +55,7 @@ class OrderPolicy(ABC):
                 knows that of `self.epoch` only.
         """
 
+    @abstractmethod
     def observe(
         self, example_ids: ArrayLike, rows: ArrayLike, scales: ArrayLike | None = None
     ) -> None:
@@ -91,16 +69,16 @@ class OrderPolicy(ABC):
         Raises:
             ValueError: If shapes disagree or a value is bad; then nothing is learnt.
         """
-        checked_rows(self._num_examples, example_ids, rows, scales)
 
+    @abstractmethod
     def end_epoch(self) -> None:
         """Go to the next epoch, and make its order from what was observed."""
-        self._epoch += 1
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and NumPy arrays, copied, equal on all ranks."""
-        return {**self._identity(), "epoch": self._epoch}
 
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run stood, on any number of ranks; `state` is left unchanged.
 
@@ -108,23 +86,34 @@ class OrderPolicy(ABC):
             StateMismatchError: If the state is of another policy, dataset, seed or version,
                 or damaged; then nothing is loaded.
         """
-        for key, value in self._identity().items():
-            if key not in state:
-                raise StateMismatchError(f"this is no state of an order: it has no {key!r}")
-            if state[key] != value:
-                raise StateMismatchError(
-                    f"the state has {key} {state[key]!r}, and this order has {value!r}; make the "
-                    "order as it was made for the run that saved it"
-                )
-        self._epoch = saved_count(state, "epoch")
 
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "version": VERSION,
-            "policy": self.name,
-            "num_examples": self._num_examples,
-            "seed": self._seed,
-        }
+
+def identity_of(name: str, num_examples: int, seed: int, **options: Any) -> dict[str, Any]:
+    """Return what a state must agree on, checked."""
+    if num_examples < 1:
+        raise ValueError(f"num_examples must be at least 1, got {num_examples}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    return {
+        "version": VERSION,
+        "policy": name,
+        "num_examples": num_examples,
+        "seed": seed,
+        **options,
+    }
+
+
+def saved_epoch(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
+    """Return the epoch of a saved state; refuse the state of something else."""
+    for key, value in identity.items():
+        if key not in state:
+            raise StateMismatchError(f"this is no state of an order: it has no {key!r}")
+        if state[key] != value:
+            raise StateMismatchError(
+                f"the state has {key} {state[key]!r}, and this order has {value!r}; make the "
+                "order as it was made for the run that saved it"
+            )
+    return saved_count(state, "epoch")
 
 
 def shuffled(num_examples: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from paceline.order._herding import Herding, herding_bound
 from paceline.order._policy import OrderPolicy
 
-# Rows that are made, centred or observed at once: enough to hide the cost of a call.
+# Rows that are made, centred or observed at once: enough to make the cost of a call small.
 CHUNK = 2048
 
 

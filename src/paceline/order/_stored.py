@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline._compile import compiled
-from paceline.order._descent import leaf_rank, mean_balance
+from paceline.order._descent import MeanTrees, leaf_rank, mean_balance
 
 # Rows that are unpacked at once.
 CHUNK = 512
@@ -40,23 +40,19 @@ def halve(
         The examples, part after part, shape `(num,)`.
     """
     place, root = np.arange(len(order)), np.zeros(len(order), dtype=np.int64)
-    sums = np.zeros((1, 1 << depth, len(mean)), dtype=np.float32)
-    node, arrival = np.zeros_like(root), np.zeros_like(root)
-    row_sum, num_rows = np.zeros((1, len(mean))), np.zeros(1, dtype=np.int64)
+    trees = MeanTrees(
+        tree=root,
+        centre=mean[None],
+        sums=np.zeros((1, 1 << depth, len(mean)), dtype=np.float32),
+        node=np.zeros_like(root),
+        arrival=np.zeros_like(root),
+        row_sum=np.zeros((1, len(mean))),
+        num_rows=np.zeros(1, dtype=np.int64),
+    )
     for first in range(0, len(order), CHUNK):
         ids = order[first : first + CHUNK]
-        mean_balance(
-            stored[ids] * scales[ids][:, None],
-            place[first : first + CHUNK],
-            root,
-            mean[None],
-            sums,
-            node,
-            arrival,
-            row_sum,
-            num_rows,
-        )
-    rank = leaf_rank(node, depth)
+        mean_balance(stored[ids] * scales[ids][:, None], place[first : first + CHUNK], trees)
+    rank, arrival = leaf_rank(trees.node, depth), trees.arrival
     return order[np.lexsort((np.where(rank % 2 == 1, -arrival, arrival), rank))]
 
 

@@ -3,7 +3,7 @@
 from paceline.overlap._choose import MIN_GAIN, LanePlan, Way, choose_way, defer_all
 from paceline.overlap._graph import Task, lane_graph
 from paceline.overlap._lane import DEFAULT_LANES, Lane
-from paceline.overlap._plan import plan
+from paceline.overlap._plan import plan_lanes
 from paceline.overlap._step import SplitCost, Threads, step_graph
 
 __all__ = [
@@ -18,6 +18,6 @@ __all__ = [
     "choose_way",
     "defer_all",
     "lane_graph",
-    "plan",
+    "plan_lanes",
     "step_graph",
 ]

@@ -33,22 +33,22 @@ class LanePlan:
     Attributes:
         deferred: Names of the layers whose weight gradients are deferred; None for all there are.
         num_layers: Layers that could be.
+        plain_s: Seconds of a step in which nothing is deferred.
+        predicted_s: Seconds of a step as planned.
+        reason: Why it was planned so, for a person.
         threads: Intra-op threads per phase; None to leave them as they are.
         max_pending: Tasks that the assist lane may hold; None for no bound.
         layers_per_task: Layers whose weight gradients make one task: waking a thread costs
             more than the weight gradients of a small layer.
-        plain_s: Seconds of a step in which nothing is deferred.
-        predicted_s: Seconds of a step as planned.
-        reason: Why it was planned so, for a person.
     """
 
     deferred: tuple[str, ...] | None
     num_layers: int
-    threads: Threads | None
-    max_pending: int | None
     plain_s: float
     predicted_s: float
     reason: str
+    threads: Threads | None = None
+    max_pending: int | None = None
     layers_per_task: int = 1
 
     @property
@@ -117,7 +117,7 @@ def choose_way(
     found = [one for way in ways for one in _simulated(way, overhead_s)]
     best = min(found, key=lambda one: round(one.seconds / max(plain_s, 1e-12), 9), default=None)
     if best is None or best.seconds > plain_s * (1 - min_gain):
-        return _nothing(plain, plain_s, best.seconds if best else None, min_gain)
+        return defer_nothing(plain, plain_s, _why_nothing(best, plain_s, min_gain))
     bound, seconds = _bound(best, overhead_s)
     names = np.array(best.way.cost.names)[list(best.deferred)].tolist()
     return LanePlan(
@@ -148,22 +148,24 @@ def _simulated(way: Way, overhead_s: float) -> Iterator[_Simulated]:
                 yield _Simulated(way, deferred, count, simulate(graph).makespan_s)
 
 
-def _nothing(plain: Way, plain_s: float, split_s: float | None, min_gain: float) -> LanePlan:
-    if split_s is None:
-        reason = "there is nothing to defer, or nowhere to run it"
-    else:
-        reason = (
-            f"the best split takes {split_s * 1e3:.4g} ms, plain {plain_s * 1e3:.4g} ms per step "
-            f"(simulated), and {min_gain:.0%} must be won"
-        )
+def defer_nothing(plain: Way, plain_s: float, reason: str) -> LanePlan:
+    """Return the plan that leaves the step as it is."""
     return LanePlan(
         deferred=(),
         num_layers=len(set(plain.cost.names)),
         threads=plain.threads,
-        max_pending=None,
         plain_s=plain_s,
         predicted_s=plain_s,
         reason=reason,
+    )
+
+
+def _why_nothing(best: _Simulated | None, plain_s: float, min_gain: float) -> str:
+    if best is None:
+        return "there is nothing to defer, or nowhere to run it"
+    return (
+        f"the best split takes {best.seconds * 1e3:.4g} ms, plain {plain_s * 1e3:.4g} ms per step "
+        f"(simulated), and {min_gain:.0%} must be won"
     )
 
 
@@ -172,7 +174,7 @@ def _candidates(cost: SplitCost) -> Iterator[tuple[bool, ...]]:
     if not cost.num_layers or not cost.weight_s.any():
         return
     layers = np.arange(cost.num_layers)
-    # Behind the last input gradients main has nothing else to do, so it keeps some.
+    # After the last input gradients main has nothing else to do, so it keeps some.
     ends = np.unique(np.linspace(1, cost.num_layers, min(cost.num_layers, NUM_ENDS)).astype(int))
     for least_s in np.unique(np.quantile(cost.weight_s, [0.0, 0.5])):
         long_enough = (cost.weight_s >= least_s) & (cost.weight_s > 0)

@@ -3,11 +3,11 @@
 import numpy as np
 
 from paceline.cost import Job
-from paceline.overlap._choose import MIN_GAIN, OVERHEAD_S, LanePlan, Way, choose_way
+from paceline.overlap._choose import MIN_GAIN, OVERHEAD_S, LanePlan, Way, choose_way, defer_nothing
 from paceline.overlap._step import SplitCost
 
 
-def plan(
+def plan_lanes(
     job: Job,
     *,
     free_share: float,
@@ -23,7 +23,7 @@ def plan(
 
     Args:
         job: Its layers are in forward order; with several workers and a link, the gradients
-            also travel.
+            are also sent.
         free_share: Speed of the assist lane while main is busy, relative to main: 1 for a
             free core as fast as main's, 0 for a saturated device or no free core.
         weight_share: Part of a layer's backward pass that its weight gradients take.
@@ -39,7 +39,7 @@ def plan(
     Examples:
         >>> from paceline.cost import LayerCost
         >>> layer = LayerCost(name="0", forward_s=0.01, backward_s=0.02, gradient_bytes=8)
-        >>> print(plan(Job(source="predicted", layers=(layer,) * 4), free_share=0.0))
+        >>> print(plan_lanes(Job(source="predicted", layers=(layer,) * 4), free_share=0.0))
         nothing is deferred: no core or device time is free beside main (free_share 0)
     """
     for name, share in (("free_share", free_share), ("weight_share", weight_share)):
@@ -47,15 +47,8 @@ def plan(
             raise ValueError(f"{name} must lie in [0, 1], got {share}")
     whole = _cost(job, weight_share, 1.0)
     if free_share == 0:
-        return LanePlan(
-            deferred=(),
-            num_layers=whole.num_layers,
-            threads=None,
-            max_pending=None,
-            plain_s=whole.total_s,
-            predicted_s=whole.total_s,
-            reason="no core or device time is free beside main (free_share 0)",
-        )
+        reason = "no core or device time is free beside main (free_share 0)"
+        return defer_nothing(Way(None, whole), whole.total_s, reason)
     split = _cost(job, weight_share, free_share)
     return choose_way(
         Way(None, whole), [Way(None, split)], overhead_s=overhead_s, min_gain=min_gain

@@ -47,7 +47,7 @@ class SplitCost:
             `(num_layers,)`, in the order of the backward pass.
         weight_s: Seconds of its weight gradients on main, same shape.
         assist_s: The same on assist.
-        tail_s: Seconds of main behind the last layer.
+        tail_s: Seconds of main after the last layer.
         wire_s: Seconds that its gradients take on the wire, same shape; empty for no wire.
         names: Of the layers; a layer that is called twice is there twice.
     """
@@ -123,8 +123,8 @@ def step_graph(
 
     A layer's weight gradients can begin when its input gradient exists, those of a task when
     that of its last layer does. (The executor hands them over just before that gradient, so it
-    may be ahead of this by one layer.) They travel, if there is a wire, on comm in the order of the
-    backward pass. What is left for a task at the end of the backward pass, main does itself.
+    may be ahead of this by one layer.) They are sent, if there is a wire, on comm in the order of
+    the backward pass. What is left for a task at the end of the backward pass, main does itself.
 
     Args:
         cost: Seconds of the parts.

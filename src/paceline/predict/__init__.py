@@ -8,11 +8,10 @@ from paceline.predict.run import (
     EstimatedFloat,
     RunEstimate,
     RunSetup,
-    StepTimes,
     TrainingTimePredictor,
     estimate_run,
+    estimate_step,
     fit_predictor,
-    step_times,
 )
 from paceline.predict.step import (
     StepEstimate,
@@ -33,9 +32,7 @@ from paceline.predict.work import (
     OperatorWork,
     Optimizers,
     Workload,
-    all_devices,
     catalogue_workload,
-    device,
     estimate_memory,
 )
 
@@ -60,16 +57,14 @@ __all__ = [
     "RunSetup",
     "StepEstimate",
     "StepPredictor",
-    "StepTimes",
     "StopRule",
     "TrainingTimePredictor",
     "Workload",
-    "all_devices",
     "catalogue_workload",
     "conformal_offsets",
-    "device",
     "estimate_memory",
     "estimate_run",
+    "estimate_step",
     "fit_convergence",
     "fit_cpu_rates",
     "fit_predictor",
@@ -77,5 +72,4 @@ __all__ = [
     "load_step_predictor",
     "read_step_tables",
     "save_step_predictor",
-    "step_times",
 ]

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
-import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from paceline.torch.predict import ExampleInput, Inputs, StepSetup, build, inputs_for
+from paceline.torch.predict import ExampleInput, StepSetup, build, inputs_for
 
 NUM_WARM_UP_STEPS = 2
 MEASURED_STEP = "paceline.measured_step"
@@ -33,18 +32,10 @@ def measure_peak_bytes(
         inputs = inputs_for(shaped_like, None, setup.batch_size)
         optimizer = setup.make_optimizer(model)
         for _ in range(NUM_WARM_UP_STEPS):
-            _train(model, inputs, setup, optimizer)
+            setup.train(model, inputs, optimizer)
         with record_function(MEASURED_STEP):
-            _train(model, inputs, setup, optimizer)
+            setup.train(model, inputs, optimizer)
     return _peak_inside(profiler, MEASURED_STEP)
-
-
-def _train(
-    model: nn.Module, inputs: Inputs, setup: StepSetup, optimizer: torch.optim.Optimizer
-) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    setup.loss_of(model, inputs).backward()
-    optimizer.step()
 
 
 def _peak_inside(profiler: profile, name: str) -> int:

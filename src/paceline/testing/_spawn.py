@@ -3,8 +3,8 @@
 import gc
 import os
 import signal
+import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +22,12 @@ from torch.multiprocessing.spawn import (
 )
 
 from paceline.errors import RankFailedError
+from paceline.testing._fork_server import (
+    deaf_to_interrupts,
+    end_with_caller,
+    start_server,
+    take_environment,
+)
 
 POLL_S = 0.1
 NOTE = "failed"
@@ -34,12 +40,18 @@ def run_ranks(
     timeout_s: float = 120.0,
     while_waiting: Callable[[], None] = lambda: None,
     enter: Callable[[int], None] | None = None,
+    fresh: bool = sys.platform != "linux",
 ) -> None:
     """Run `function(rank, *args)` on `num_ranks` gloo ranks with one thread each.
 
     The ranks meet through a file on loopback, in a default process group that is
     there when `function` starts. For real jobs use torchrun; this is for the demo,
     tests and benchmarks. Whatever ends this call, also Ctrl-C, ends all ranks.
+
+    Ranks are forked by a server that has imported torch, which this process starts at its
+    first call and which ends with it. They have the environment, folder and `sys.path` of
+    this call, but the standard streams and the hash seed of the server, and they end
+    without `atexit`. Where that matters, or no server can be started, they are `fresh`.
 
     Args:
         function: Importable by name; its arguments must be picklable.
@@ -49,6 +61,8 @@ def run_ranks(
         while_waiting: Called about ten times a second meanwhile; what it raises ends the ranks.
         enter: Called with the rank in its process before the group is made, for example to
             move to another network; must be picklable.
+        fresh: Whether each rank is a new interpreter, which imports torch for 2 to 4 s;
+            the default only where forking is not safe, so not on Linux.
 
     Raises:
         ValueError: If `num_ranks` is below 1.
@@ -57,8 +71,8 @@ def run_ranks(
     if num_ranks < 1:
         raise ValueError(f"num_ranks must be at least 1, got {num_ranks}")
     with tempfile.TemporaryDirectory(prefix="paceline-") as folder:
-        spawn_args = (function, num_ranks, str(Path(folder) / "store"), timeout_s, args, enter)
-        context = _start(spawn_args, num_ranks)
+        store = str(Path(folder) / "store")
+        context = _start((function, num_ranks, store, timeout_s, args, enter), num_ranks, fresh)
         try:
             while not context.join(timeout=POLL_S):
                 while_waiting()
@@ -72,15 +86,14 @@ def run_ranks(
                 process.join()
 
 
-def _start(spawn_args: tuple[Any, ...], num_ranks: int) -> SpawnContext:
+def _start(rank_args: tuple[Any, ...], num_ranks: int, fresh: bool) -> SpawnContext:
     """Start the ranks deaf to Ctrl-C until they are up, so that only this process reports it."""
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
-    try:
-        context: SpawnContext = start_processes(_rank_main, spawn_args, num_ranks, join=False)
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, handler)
+    method = "spawn" if fresh or not start_server() else "forkserver"
+    environment = dict(os.environ)
+    with deaf_to_interrupts():
+        context: SpawnContext = start_processes(
+            _rank_main, (environment, *rank_args), num_ranks, join=False, start_method=method
+        )
     return context
 
 
@@ -94,6 +107,7 @@ def _first_failure(context: SpawnContext, note: Path) -> str:
 
 def _rank_main(
     rank: int,
+    environment: dict[str, str],
     function: Callable[..., None],
     num_ranks: int,
     store: str,
@@ -101,6 +115,8 @@ def _rank_main(
     args: tuple[Any, ...],
     enter: Callable[[int], None] | None,
 ) -> None:
+    take_environment(environment)
+    end_with_caller()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if enter is not None:
         enter(rank)

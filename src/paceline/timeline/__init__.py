@@ -1,8 +1,9 @@
 """What happens when: spans, their summary, their export, and the simulator."""
 
+from paceline.timeline._columns import BUSY_KINDS, COLUMNS, SOURCES, Kind, Source, Span
 from paceline.timeline._simulate import TaskGraph, simulate
 from paceline.timeline._summary import Summary
-from paceline.timeline._timeline import BUSY_KINDS, COLUMNS, SOURCES, Kind, Source, Span, Timeline
+from paceline.timeline._timeline import Timeline
 
 __all__ = [
     "BUSY_KINDS",

@@ -3,17 +3,23 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paceline.timeline._timeline import Kind, Timeline
+from paceline.timeline._columns import Columns, Kind, Source
 
 
-def write_chrome_trace(timeline: Timeline, path: str | Path) -> Path:
-    """Write `timeline` to `path`, all ranks on one clock that starts at zero.
+def write_chrome_trace(
+    source: Source,
+    spans: Columns,
+    lanes: Sequence[str],
+    names: Sequence[str],
+    path: str | Path,
+) -> Path:
+    """Write spans to `path`; the first begins at zero.
 
     pid is the rank, tid the lane, times are microseconds. The file appears under
     its name only when it is whole.
@@ -28,10 +34,12 @@ def write_chrome_trace(timeline: Timeline, path: str | Path) -> Path:
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            source = json.dumps(timeline.source)
-            file.write(f'{{"displayTimeUnit": "ms", "otherData": {{"source": {source}}},\n')
+            other = json.dumps({"source": source})
+            file.write(f'{{"displayTimeUnit": "ms", "otherData": {other},\n')
             file.write('"traceEvents": [\n')
-            file.write(",\n".join(json.dumps(event) for event in _events(timeline.aligned())))
+            file.write(
+                ",\n".join(json.dumps(event) for event in _events(source, spans, lanes, names))
+            )
             file.write("\n]}\n")
         partial.replace(target)
     except OSError as error:
@@ -43,22 +51,18 @@ def write_chrome_trace(timeline: Timeline, path: str | Path) -> Path:
     return target
 
 
-def _events(timeline: Timeline) -> Iterator[dict[str, Any]]:
-    for rank, lane in np.unique(np.stack([timeline.rank, timeline.lane]), axis=1).T.tolist():
-        yield _label("process_name", rank, lane, f"rank {rank} ({timeline.source})")
-        yield _label("thread_name", rank, lane, timeline.lanes[lane])
-    origin_s = timeline.start_s.min(initial=np.inf)
-    rows = zip(
-        timeline.rank.tolist(),
-        timeline.lane.tolist(),
-        timeline.kind.tolist(),
-        timeline.name.tolist(),
-        np.round((timeline.start_s - origin_s) * 1e6, 3).tolist(),
-        np.round(timeline.duration_s * 1e6, 3).tolist(),
-        timeline.step.tolist(),
-        timeline.collective.tolist(),
-        strict=True,
+def _events(
+    source: Source, spans: Columns, lanes: Sequence[str], names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for rank, lane in np.unique(np.stack([spans.rank, spans.lane]), axis=1).T.tolist():
+        yield _label("process_name", rank, lane, f"rank {rank} ({source})")
+        yield _label("thread_name", rank, lane, lanes[lane])
+    origin_s = spans.start_s.min(initial=np.inf)
+    microseconds = spans._replace(
+        start_s=np.round((spans.start_s - origin_s) * 1e6, 3),
+        duration_s=np.round(spans.duration_s * 1e6, 3),
     )
+    rows = zip(*(column.tolist() for column in microseconds), strict=True)
     for rank, lane, kind, name, start_us, duration_us, step, collective in rows:
         yield {
             "ph": "X",
@@ -67,7 +71,7 @@ def _events(timeline: Timeline) -> Iterator[dict[str, Any]]:
             "ts": start_us,
             "dur": duration_us,
             "cat": Kind(kind).name.lower(),
-            "name": timeline.names[name],
+            "name": names[name],
             "args": {"step": step} | ({"collective": collective} if collective >= 0 else {}),
         }
 

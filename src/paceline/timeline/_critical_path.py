@@ -1,22 +1,18 @@
 """The chain of spans that set how long a run took."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline._compile import compiled
-
-if TYPE_CHECKING:
-    from paceline.timeline._timeline import Timeline
+from paceline.timeline._columns import Columns
 
 CLOCK_TOLERANCE_S = 1e-9
 
 
-def critical_path(run: "Timeline", last: NDArray[np.int64]) -> NDArray[np.int64]:
+def critical_path(run: Columns, last: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the indices of the spans on the critical path, first to last.
 
-    Walks back from the span that ends last. A collective is traced to the rank
+    Goes back from the span that ends last. A collective is traced to the rank
     that arrived last; any other span to the latest-ending span before it on its
     own rank, or, when that one left a gap, to a span of another rank that ended at
     that very moment. Timelines do not hold dependencies, so where two spans ended
@@ -26,10 +22,10 @@ def critical_path(run: "Timeline", last: NDArray[np.int64]) -> NDArray[np.int64]
         run: Spans of all ranks on one clock.
         last: Per span, the part of its collective that arrived last.
     """
-    if not len(run):
+    if not len(run.rank):
         return np.zeros(0, dtype=np.int64)
     _, row, counts = np.unique(run.rank, return_inverse=True, return_counts=True)
-    return _walk_back(
+    return _trace_back(
         run.start_s,
         run.end_s,
         row,
@@ -41,7 +37,7 @@ def critical_path(run: "Timeline", last: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 @compiled
-def _walk_back(
+def _trace_back(
     start_s: NDArray[np.float64],
     end_s: NDArray[np.float64],
     row: NDArray[np.int64],
@@ -52,7 +48,7 @@ def _walk_back(
 ) -> NDArray[np.int64]:
     path = np.empty(len(start_s), dtype=np.int64)
     length = 0
-    # Spans without length end together with what is before and behind them, so being
+    # Spans without length end together with what is before and after them, so being
     # earlier is not enough to tell what the path already holds.
     on_path = np.zeros(len(start_s), dtype=np.bool_)
     # The limit only falls, so what a cursor has passed never comes into question again.

@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline._compile import compiled
 from paceline.errors import GraphError
-from paceline.timeline._timeline import Kind, Timeline
+from paceline.timeline._columns import Kind, check_columns, columns_of
+from paceline.timeline._timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -87,9 +88,7 @@ class TaskGraph:
             >>> simulate(graph).start_s.tolist()
             [0.0, 0.0, 2.0]
         """
-        # A timeline with these columns has the very same rules, so it checks them.
-        columns = Timeline.from_columns(
-            "simulated",
+        columns = columns_of(
             start_s=np.zeros(np.shape(duration_s)),
             duration_s=duration_s,
             rank=rank,
@@ -98,24 +97,14 @@ class TaskGraph:
             name=name,
             step=step,
             collective=collective,
-            lanes=lanes,
-            names=names,
         )
+        check_columns(columns, lanes, names)
         pairs = _checked_pairs(edges)
-        _check_graph(columns, pairs)
-        return cls(
-            duration_s=columns.duration_s,
-            rank=columns.rank,
-            lane=columns.lane,
-            kind=columns.kind,
-            name=columns.name,
-            step=columns.step,
-            collective=columns.collective,
-            before=pairs[:, 0],
-            after=pairs[:, 1],
-            lanes=columns.lanes,
-            names=columns.names,
-        )
+        _check_graph(columns.rank, pairs)
+        given = columns._asdict()
+        del given["start_s"]
+        before, after = pairs[:, 0], pairs[:, 1]
+        return cls(before=before, after=after, lanes=tuple(lanes), names=tuple(names), **given)
 
     def __len__(self) -> int:
         return len(self.duration_s)
@@ -236,15 +225,15 @@ def _checked_pairs(edges: ArrayLike) -> NDArray[np.int64]:
     return pairs.astype(np.int64)
 
 
-def _check_graph(columns: Timeline, pairs: NDArray[np.int64]) -> None:
-    bad = np.flatnonzero(((pairs < 0) | (pairs >= len(columns))).any(axis=1))
+def _check_graph(rank: NDArray[np.int32], pairs: NDArray[np.int64]) -> None:
+    bad = np.flatnonzero(((pairs < 0) | (pairs >= len(rank))).any(axis=1))
     if bad.size:
         raise ValueError(
-            f"edges must join tasks in [0, {len(columns)}), but edges[{bad[0]}] is "
+            f"edges must join tasks in [0, {len(rank)}), but edges[{bad[0]}] is "
             f"{tuple(pairs[bad[0]].tolist())}"
         )
-    if columns.rank.min(initial=0) < 0:
-        raise ValueError(f"rank must not be negative, got {columns.rank.min()}")
+    if rank.min(initial=0) < 0:
+        raise ValueError(f"rank must not be negative, got {rank.min()}")
 
 
 def _deadlock_message(graph: TaskGraph, end_s: NDArray[np.float64]) -> str:

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.timeline._collectives import last_to_arrive
+from paceline.timeline._columns import BUSY_KINDS, Columns, Kind, Source
 from paceline.timeline._critical_path import critical_path
-from paceline.timeline._timeline import BUSY_KINDS, Kind, Source, Timeline
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -37,7 +37,7 @@ class Summary:
         imbalance: Busy seconds per step of the slowest rank over their mean,
             weighted by the mean: 1.0 is perfect.
         critical_path: Indices of the spans that set the makespan, first to last.
-        critical_s: Seconds of the critical path per `(rank, kind)`, dearest first.
+        critical_s: Seconds of the critical path per `(rank, kind)`, most expensive first.
             Time that no recorded span explains is missing from it.
     """
 
@@ -123,27 +123,25 @@ class Summary:
         return "\n".join(rows)
 
 
-def summarize(timeline: Timeline) -> Summary:
-    """Return what `timeline` says, its ranks brought onto one clock first.
+def summarize(source: Source, run: Columns) -> Summary:
+    """Return what spans of ranks on one clock say.
 
     Takes O(n log n) time for n spans and O(num_ranks²) memory for `waited_for_s`.
     """
-    run = timeline.aligned()
     ranks, row = np.unique(run.rank, return_inverse=True)
     last = last_to_arrive(run.rank, run.collective, run.start_s)
     last_arrival_s = run.start_s[last]
-    makespan_s = run.makespan_s
     shares = _exclusive_seconds(run, row, len(ranks), last_arrival_s)
     path = critical_path(run, last)
     return Summary(
-        source=run.source,
+        source=source,
         ranks=ranks,
         step_times_s=_step_times(run),
         busy_s=shares[0],
         exposed_comm_s=shares[1],
         waiting_s=shares[2],
         data_s=shares[3],
-        other_idle_s=np.maximum(makespan_s - shares.sum(axis=0), 0.0),
+        other_idle_s=np.maximum(run.makespan_s - shares.sum(axis=0), 0.0),
         waited_for_s=_waited_for(run, row, len(ranks), last_arrival_s, row[last]),
         imbalance=_imbalance(run, row, len(ranks)),
         critical_path=path,
@@ -152,7 +150,7 @@ def summarize(timeline: Timeline) -> Summary:
 
 
 def _exclusive_seconds(
-    run: Timeline, row: NDArray[np.int64], num_ranks: int, last_arrival_s: NDArray[np.float64]
+    run: Columns, row: NDArray[np.int64], num_ranks: int, last_arrival_s: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Seconds per (class, rank): busy, exposed, waiting, data; the first true one counts."""
     is_joint = run.kind == Kind.COLLECTIVE
@@ -182,7 +180,7 @@ def _exclusive_seconds(
 
 
 def _waited_for(
-    run: Timeline,
+    run: Columns,
     row: NDArray[np.int64],
     num_ranks: int,
     last_arrival_s: NDArray[np.float64],
@@ -196,8 +194,8 @@ def _waited_for(
     return matrix
 
 
-def _step_times(run: Timeline) -> NDArray[np.float64]:
-    if not len(run):
+def _step_times(run: Columns) -> NDArray[np.float64]:
+    if not len(run.rank):
         return np.zeros(0)
     _, step = np.unique(run.step, return_inverse=True)
     end_s = np.full(step.max() + 1, -np.inf)
@@ -206,7 +204,7 @@ def _step_times(run: Timeline) -> NDArray[np.float64]:
     return np.diff(np.maximum.accumulate(end_s), prepend=run.start_s.min())
 
 
-def _imbalance(run: Timeline, row: NDArray[np.int64], num_ranks: int) -> float:
+def _imbalance(run: Columns, row: NDArray[np.int64], num_ranks: int) -> float:
     busy = np.isin(run.kind, BUSY_KINDS)
     if not busy.any():
         return 1.0
@@ -217,7 +215,7 @@ def _imbalance(run: Timeline, row: NDArray[np.int64], num_ranks: int) -> float:
     return float(load.max(axis=1).sum() / mean) if mean else 1.0
 
 
-def _critical_seconds(run: Timeline, path: NDArray[np.int64]) -> dict[tuple[int, Kind], float]:
+def _critical_seconds(run: Columns, path: NDArray[np.int64]) -> dict[tuple[int, Kind], float]:
     seconds: dict[tuple[int, Kind], float] = {}
     # A collective is on the path with the part that arrived last: all wire, no waiting.
     for rank, kind, value in zip(run.rank[path], run.kind[path], run.duration_s[path], strict=True):

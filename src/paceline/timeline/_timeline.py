@@ -5,67 +5,29 @@ so one can be held against the other. `Timeline.source` says which it is.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from enum import IntEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-if TYPE_CHECKING:
-    from paceline.timeline._summary import Summary
-
-Source = Literal["measured", "emulated", "simulated", "predicted"]
-SOURCES: tuple[Source, ...] = ("measured", "emulated", "simulated", "predicted")
-
-
-class Kind(IntEnum):
-    """What a lane does during a span. The integer is what the `kind` column holds."""
-
-    COMPUTE = 0
-    """Work of no particular pass."""
-    FORWARD = 1
-    BACKWARD = 2
-    OPTIMIZER = 3
-    COLLECTIVE = 4
-    """From the moment this rank arrives at the collective until it has the result."""
-    DATA = 5
-    """Waiting for the next batch, and whatever else happens between steps."""
-    COPY = 6
-    """Moving bytes inside one worker, beside the compute."""
+from paceline.timeline._chrome import write_chrome_trace
+from paceline.timeline._collectives import clock_offsets
+from paceline.timeline._columns import (
+    COLUMNS,
+    SOURCES,
+    Columns,
+    Kind,
+    Source,
+    Span,
+    check_columns,
+    columns_of,
+)
+from paceline.timeline._summary import Summary, summarize
 
 
-BUSY_KINDS = (Kind.COMPUTE, Kind.FORWARD, Kind.BACKWARD, Kind.OPTIMIZER)
-
-
-class Span(NamedTuple):
-    """One thing that one lane of one rank did.
-
-    Attributes:
-        rank: Process that did it.
-        lane: Queue that it ran on: `main`, `assist`, `comm`, `copy`.
-        kind: What sort of work it was.
-        name: What a person would call it.
-        start_s: When it began, in seconds of its rank's clock. A collective
-            begins when its rank arrives, not when the last one does.
-        duration_s: How long it took, in seconds.
-        step: Optimizer update that it belongs to.
-        collective: Spans that share a number of 0 or more are the ranks' parts of
-            one collective; -1 for work of one rank alone.
-    """
-
-    rank: int
-    lane: str
-    kind: Kind
-    name: str
-    start_s: float
-    duration_s: float
-    step: int = 0
-    collective: int = -1
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True, repr=False)
 class Timeline:
     """Spans of one or more ranks, one array per field.
 
@@ -105,16 +67,7 @@ class Timeline:
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {self.source!r}")
-        for column in COLUMNS:
-            if getattr(self, column).shape != (self.rank.size,):
-                raise ValueError(
-                    f"all columns must have shape ({self.rank.size},), as long as `rank`, "
-                    f"but `{column}` has {getattr(self, column).shape}"
-                )
-        _check_times(self.start_s, self.duration_s)
-        _check_codes("lane", self.lane, len(self.lanes))
-        _check_codes("kind", self.kind, len(Kind))
-        _check_codes("name", self.name, len(self.names))
+        check_columns(self._columns(), self.lanes, self.names)
 
     @classmethod
     def from_columns(
@@ -139,25 +92,17 @@ class Timeline:
             >>> run.makespan_s
             1.5
         """
-        start = np.atleast_1d(np.asarray(start_s, dtype=np.float64))
-
-        def column(values: ArrayLike, dtype: type) -> NDArray[Any]:
-            array = _checked_cast(values, dtype)
-            return np.full(start.shape, array, dtype) if array.ndim == 0 else array
-
-        return cls(
-            source=source,
-            rank=column(rank, np.int32),
-            lane=column(lane, np.int32),
-            kind=column(kind, np.int8),
-            name=column(name, np.int32),
-            start_s=start,
-            duration_s=column(duration_s, np.float64),
-            step=column(step, np.int32),
-            collective=column(collective, np.int64),
-            lanes=tuple(lanes),
-            names=tuple(names),
+        columns = columns_of(
+            rank=rank,
+            lane=lane,
+            kind=kind,
+            name=name,
+            start_s=start_s,
+            duration_s=duration_s,
+            step=step,
+            collective=collective,
         )
+        return cls(source=source, lanes=tuple(lanes), names=tuple(names), **columns._asdict())
 
     @classmethod
     def from_spans(cls, source: Source, spans: Iterable[Span]) -> "Timeline":
@@ -188,12 +133,30 @@ class Timeline:
     @property
     def end_s(self) -> NDArray[np.float64]:
         """When each span ended, in seconds."""
-        return self.start_s + self.duration_s
+        return self._columns().end_s
 
     @property
     def makespan_s(self) -> float:
         """Seconds from the first begin to the last end; 0 for no spans."""
-        return float(self.end_s.max() - self.start_s.min()) if len(self) else 0.0
+        return self._columns().makespan_s
+
+    def _columns(self) -> Columns:
+        return Columns(*(getattr(self, column) for column in COLUMNS))
+
+    def __repr__(self) -> str:
+        return f"<Timeline {self._headline()}>"
+
+    def __str__(self) -> str:
+        """Say what is there, and the seconds of each kind, summed over all spans."""
+        seconds = np.bincount(self.kind, self.duration_s, minlength=len(Kind))
+        present = np.unique(self.kind).tolist()
+        lines = [f"{Kind(kind).name.lower():<12}{seconds[kind]:10.4g} s" for kind in present]
+        return "\n".join([self._headline(), *lines])
+
+    def _headline(self) -> str:
+        counts = f"{len(self)} spans on {len(np.unique(self.rank))} ranks"
+        begin_s = float(self.start_s.min()) if len(self) else 0.0
+        return f"{self.source}: {counts}, {self.makespan_s:.4g} s starting at {begin_s:.4g} s"
 
     def __len__(self) -> int:
         return len(self.start_s)
@@ -226,22 +189,18 @@ class Timeline:
         by the median difference to the lowest rank, over the collectives that both
         took part in; a rank without any stays where it is.
         """
-        from paceline.timeline._collectives import clock_offsets
-
         offsets = clock_offsets(self.rank, self.collective, self.end_s)
         return self if not offsets.any() else replace(self, start_s=self.start_s + offsets)
 
-    def summary(self) -> "Summary":
+    def summary(self) -> Summary:
         """Return what the run cost and why; see `Summary`."""
-        from paceline.timeline._summary import summarize
-
-        return summarize(self)
+        run = self.aligned()
+        return summarize(run.source, run._columns())
 
     def to_chrome_trace(self, path: str | Path) -> Path:
         """Write the run as JSON that Perfetto and chrome://tracing open; return the path."""
-        from paceline.timeline._chrome import write_chrome_trace
-
-        return write_chrome_trace(self, path)
+        run = self.aligned()
+        return write_chrome_trace(run.source, run._columns(), run.lanes, run.names, path)
 
     @staticmethod
     def merge(parts: Sequence["Timeline"]) -> "Timeline":
@@ -257,18 +216,10 @@ class Timeline:
         lanes, lane_codes = _joined_table([part.lanes for part in parts])
         names, name_codes = _joined_table([part.names for part in parts])
         columns = {c: np.concatenate([getattr(part, c) for part in parts]) for c in COLUMNS}
-        columns["lane"] = np.concatenate(
-            [code[part.lane] for code, part in zip(lane_codes, parts, strict=True)]
-        )
-        columns["name"] = np.concatenate(
-            [code[part.name] for code, part in zip(name_codes, parts, strict=True)]
-        )
+        for column, codes in (("lane", lane_codes), ("name", name_codes)):
+            recoded = [code[getattr(part, column)] for code, part in zip(codes, parts, strict=True)]
+            columns[column] = np.concatenate(recoded)
         return Timeline(source=parts[0].source, lanes=lanes, names=names, **columns)
-
-
-COLUMNS = tuple(
-    field.name for field in fields(Timeline) if field.name not in ("source", "lanes", "names")
-)
 
 
 def _joined_table(
@@ -280,31 +231,3 @@ def _joined_table(
         for table in tables
     ]
     return tuple(joined), codes
-
-
-def _checked_cast(values: ArrayLike, dtype: type) -> NDArray[Any]:
-    """Convert to `dtype`, but do not let a code wrap around or lose a fraction."""
-    given = np.asarray(values)
-    with np.errstate(invalid="ignore"):
-        array: NDArray[Any] = given.astype(dtype)
-    if array.dtype.kind == "i" and (array != given).any():
-        bad = given[array != given].flat[0]
-        raise ValueError(f"codes and numbers must be whole and fit {array.dtype}, got {bad}")
-    return array
-
-
-def _check_times(start_s: NDArray[np.float64], duration_s: NDArray[np.float64]) -> None:
-    bad = np.flatnonzero(~(np.isfinite(start_s) & np.isfinite(duration_s) & (duration_s >= 0)))
-    if bad.size:
-        raise ValueError(
-            "start_s must be finite and duration_s finite and non-negative, but span "
-            f"{bad[0]} has start_s={start_s[bad[0]]}, duration_s={duration_s[bad[0]]}"
-        )
-
-
-def _check_codes(column: str, codes: NDArray[Any], table_length: int) -> None:
-    bad = np.flatnonzero((codes < 0) | (codes >= table_length))
-    if bad.size:
-        raise ValueError(
-            f"`{column}` must lie in [0, {table_length}), but span {bad[0]} has {codes[bad[0]]}"
-        )

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from paceline.torch.balance import BalancedBatchSampler, BalancedSampler, DataLoader, example_sizes
 from paceline.torch.comm import ScheduledDataParallel
-from paceline.torch.comm.ddp import BucketTimes, CommHookState, DDPAdvice, scheduled_comm_hook
+from paceline.torch.comm.ddp import BucketTimes, BucketWatch, DDPAdvice, watch_buckets
 from paceline.torch.measure import Watch, measure_job, measure_link, watch
 from paceline.torch.order import GradientOrder, GradientSketch
 from paceline.torch.overlap import Handle, LaneOptimizer, Lanes, Prefetch
 from paceline.torch.overlap.split import SplitBackward, split_backward
 from paceline.torch.predict import calibrate_cpu, trace_workload
-from paceline.torch.ranks import gather_timeline
+from paceline.torch.ranks import Replica, gather_timeline
 
 if TYPE_CHECKING:
     from paceline.torch.overlap.async_checkpoint import AsyncCheckpoint
@@ -24,7 +24,7 @@ __all__ = [
     "BalancedBatchSampler",
     "BalancedSampler",
     "BucketTimes",
-    "CommHookState",
+    "BucketWatch",
     "DDPAdvice",
     "DataLoader",
     "GradientOrder",
@@ -33,6 +33,7 @@ __all__ = [
     "LaneOptimizer",
     "Lanes",
     "Prefetch",
+    "Replica",
     "ScheduledDataParallel",
     "SplitBackward",
     "Watch",
@@ -41,10 +42,10 @@ __all__ = [
     "gather_timeline",
     "measure_job",
     "measure_link",
-    "scheduled_comm_hook",
     "split_backward",
     "trace_workload",
     "watch",
+    "watch_buckets",
 ]
 
 

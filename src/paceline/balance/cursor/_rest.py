@@ -1,7 +1,8 @@
 """What a plan leaves over, and what tells one plan from another."""
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,18 @@ def remaining_examples(plan: EpochPlan, num_steps: int) -> NDArray[np.int64]:
 def plan_digest(plan: EpochPlan) -> str:
     """Return a hash of who gets what and when."""
     return digest_of(plan.examples, plan.is_repeat, plan.micro_offsets, plan.step_offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptPlan:
+    """A plan, and its hash once somebody asks for it."""
+
+    plan: EpochPlan
+
+    @cached_property
+    def digest(self) -> str:
+        """As `plan_digest` returns it."""
+        return plan_digest(self.plan)
 
 
 def digest_of(*arrays: NDArray[Any]) -> str:

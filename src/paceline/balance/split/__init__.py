@@ -1,5 +1,6 @@
 """Split the examples of a step over workers: one batch, padded or not, and what sorts them."""
 
+from paceline.balance.split._pace import Pace, pace_of
 from paceline.balance.split._padded import (
     earliest_end,
     fastest_first,
@@ -7,32 +8,10 @@ from paceline.balance.split._padded import (
     split_padded_steps,
 )
 from paceline.balance.split._partition import (
-    TOLERANCE,
-    WINDOW_TOLERANCE,
-    Counts,
     Partition,
     check_worker_counts,
     checked_costs,
-    pace_of,
     partition,
-    partition_steps,
 )
 from paceline.balance.split._sorting import descending_order, group_rows
-
-__all__ = [
-    "TOLERANCE",
-    "WINDOW_TOLERANCE",
-    "Counts",
-    "Partition",
-    "check_worker_counts",
-    "checked_costs",
-    "descending_order",
-    "earliest_end",
-    "fastest_first",
-    "group_rows",
-    "pace_of",
-    "partition",
-    "partition_steps",
-    "split_padded",
-    "split_padded_steps",
-]
+from paceline.balance.split._steps import TOLERANCE, WINDOW_TOLERANCE, Counts, partition_steps

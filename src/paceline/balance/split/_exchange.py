@@ -1,19 +1,43 @@
-"""Bring a split onto its bound: exchange examples between the latest and the earliest workers."""
+"""Improve a split: exchange examples between the latest and the earliest workers."""
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline._compile import compiled
+from paceline.balance.split._starts import Rules
 
 MAX_ROUNDS = 32
+
+
+class Shares(NamedTuple):
+    """Who holds what of one batch; the last four are changed in place.
+
+    Attributes:
+        cost: Cost of each example.
+        rate: Time per unit of cost of each worker.
+        is_free: Whether an example may move without another coming back.
+        members: Examples of each worker by descending cost, one row each.
+        num_held: How many of its row each worker holds.
+        time: When each worker is done.
+        owner: Worker of each example.
+    """
+
+    cost: NDArray[np.float64]
+    rate: NDArray[np.float64]
+    is_free: bool
+    members: NDArray[np.int64]
+    num_held: NDArray[np.int64]
+    time: NDArray[np.float64]
+    owner: NDArray[np.int64]
 
 
 @compiled
 def exchange(
     cost: NDArray[np.float64],
-    order: NDArray[np.int64],
-    is_free: bool,
-    rate: NDArray[np.float64],
+    by_cost: NDArray[np.int64],
+    rules: Rules,
     time: NDArray[np.float64],
     owner: NDArray[np.int64],
     target: float,
@@ -27,15 +51,15 @@ def exchange(
 
     Args:
         cost: Cost per example.
-        order: Examples by descending cost.
-        is_free: Whether an example may move without another coming back.
-        rate: Seconds per unit of cost, per worker.
+        by_cost: Examples by descending cost.
+        rules: Whether counts are free, and the pace of each worker.
         time: Finishing time per worker; changed.
         owner: Worker per example; changed.
         target: Finishing time that is good enough.
     """
     num_workers = len(time)
-    members, count = _members(order, owner, num_workers, is_free)
+    members, count = _members(by_cost, owner, num_workers, rules.is_free)
+    shares = Shares(cost, rules.rate, rules.is_free, members, count, time, owner)
     by_time = np.argsort(time)
     for _ in range(MAX_ROUNDS):
         _sort_by_time(by_time, time)
@@ -46,63 +70,41 @@ def exchange(
             late, early = by_time[num_workers - 1 - pair], by_time[pair]
             if time[late] <= target:
                 break
-            gain, give, take = _best_exchange(
-                cost, members, count, is_free, rate, time, late, early
-            )
+            gain, give, take = _best_exchange(shares, late, early)
             if gain > 0:
-                _apply(cost, members, count, rate, time, owner, late, early, give, take)
+                _apply(shares, late, early, give, take)
                 has_helped = has_helped or pair == 0
-        if not has_helped and not _help_latest(
-            cost, members, count, is_free, rate, time, owner, by_time, target
-        ):
+        if not has_helped and not _help_latest(shares, by_time, target):
             return
 
 
 @compiled
-def _help_latest(
-    cost: NDArray[np.float64],
-    members: NDArray[np.int64],
-    count: NDArray[np.int64],
-    is_free: bool,
-    rate: NDArray[np.float64],
-    time: NDArray[np.float64],
-    owner: NDArray[np.int64],
-    by_time: NDArray[np.int64],
-    target: float,
-) -> bool:
+def _help_latest(shares: Shares, by_time: NDArray[np.int64], target: float) -> bool:
     """Make the best exchange of the latest worker with any other."""
-    late = by_time[-1]
+    late, time = by_time[-1], shares.time
     best_gain, best_early, best_give, best_take = 0.0, -1, -1, -1
     for early in by_time[:-1]:
         if time[late] - time[early] <= best_gain:
             break
-        gain, give, take = _best_exchange(cost, members, count, is_free, rate, time, late, early)
+        gain, give, take = _best_exchange(shares, late, early)
         if gain > best_gain:
             best_gain, best_early, best_give, best_take = gain, early, give, take
             if gain >= 0.25 * (time[late] - target):
                 break
     if best_early < 0:
         return False
-    _apply(cost, members, count, rate, time, owner, late, best_early, best_give, best_take)
+    _apply(shares, late, best_early, best_give, best_take)
     return True
 
 
 @compiled
-def _best_exchange(
-    cost: NDArray[np.float64],
-    members: NDArray[np.int64],
-    count: NDArray[np.int64],
-    is_free: bool,
-    rate: NDArray[np.float64],
-    time: NDArray[np.float64],
-    late: int,
-    early: int,
-) -> tuple[float, int, int]:
+def _best_exchange(shares: Shares, late: int, early: int) -> tuple[float, int, int]:
     """Return the gain and the positions of the examples to give and to take (-1: none).
 
     The gain is how much earlier the later of the two is done. Both hold their
     examples by descending cost, so one pass over both finds the best pair.
     """
+    cost, rate, is_free, members, count, time, _ = shares
     gap = time[late] - time[early]
     wanted = gap / (rate[late] + rate[early])
     best_gain, best_give, best_take = 0.0, -1, -1
@@ -126,70 +128,51 @@ def _best_exchange(
 
 
 @compiled
-def _apply(
-    cost: NDArray[np.float64],
-    members: NDArray[np.int64],
-    count: NDArray[np.int64],
-    rate: NDArray[np.float64],
-    time: NDArray[np.float64],
-    owner: NDArray[np.int64],
-    late: int,
-    early: int,
-    give: int,
-    take: int,
-) -> None:
-    given = members[late, give]
-    _remove(members, count, late, give)
-    change = cost[given]
+def _apply(shares: Shares, late: int, early: int, give: int, take: int) -> None:
+    given = shares.members[late, give]
+    _remove(shares, late, give)
+    change = shares.cost[given]
     if take >= 0:
-        taken = members[early, take]
-        _remove(members, count, early, take)
-        _insert(cost, members, count, late, taken)
-        owner[taken] = late
-        change -= cost[taken]
-    _insert(cost, members, count, early, given)
-    owner[given] = early
-    time[late] -= change * rate[late]
-    time[early] += change * rate[early]
+        taken = shares.members[early, take]
+        _remove(shares, early, take)
+        _insert(shares, late, taken)
+        change -= shares.cost[taken]
+    _insert(shares, early, given)
+    shares.time[late] -= change * shares.rate[late]
+    shares.time[early] += change * shares.rate[early]
 
 
 @compiled
-def _remove(
-    members: NDArray[np.int64], count: NDArray[np.int64], worker: int, position: int
-) -> None:
-    count[worker] -= 1
-    for at in range(position, count[worker]):
-        members[worker, at] = members[worker, at + 1]
+def _remove(shares: Shares, worker: int, position: int) -> None:
+    shares.num_held[worker] -= 1
+    row = shares.members[worker]
+    for at in range(position, shares.num_held[worker]):
+        row[at] = row[at + 1]
 
 
 @compiled
-def _insert(
-    cost: NDArray[np.float64],
-    members: NDArray[np.int64],
-    count: NDArray[np.int64],
-    worker: int,
-    example: int,
-) -> None:
-    at = count[worker]
-    while at > 0 and cost[members[worker, at - 1]] < cost[example]:
-        members[worker, at] = members[worker, at - 1]
+def _insert(shares: Shares, worker: int, example: int) -> None:
+    row, at = shares.members[worker], shares.num_held[worker]
+    while at > 0 and shares.cost[row[at - 1]] < shares.cost[example]:
+        row[at] = row[at - 1]
         at -= 1
-    members[worker, at] = example
-    count[worker] += 1
+    row[at] = example
+    shares.num_held[worker] += 1
+    shares.owner[example] = worker
 
 
 @compiled
 def _members(
-    order: NDArray[np.int64], owner: NDArray[np.int64], num_workers: int, is_free: bool
+    by_cost: NDArray[np.int64], owner: NDArray[np.int64], num_workers: int, is_free: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """List each worker's examples by descending cost, with room for some more if free."""
     count = np.zeros(num_workers, dtype=np.int64)
-    for example in order:
+    for example in by_cost:
         count[owner[example]] += 1
     room = count.max() * (2 if is_free else 1)
     members = np.empty((num_workers, room), dtype=np.int64)
     count[:] = 0
-    for example in order:
+    for example in by_cost:
         worker = owner[example]
         members[worker, count[worker]] = example
         count[worker] += 1

@@ -4,8 +4,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline._compile import compiled
-from paceline.balance.split._partition import Counts, Partition, checked_costs
+from paceline.balance.split._pace import Pace, pace_of
+from paceline.balance.split._partition import Partition, checked_costs
 from paceline.balance.split._sorting import descending_order
+from paceline.balance.split._steps import Counts
 
 # Bisection ends when the largest load is known to this share; the split is then the
 # greedy one, whose loads are exact sums.
@@ -15,13 +17,13 @@ TINY = 1e-300
 
 
 def split_padded(costs: ArrayLike, num_workers: int) -> Partition:
-    """Split by similar cost so that the dearest *padded* worker is as cheap as possible.
+    """Split by similar cost so that the slowest *padded* worker ends as early as possible.
 
-    A worker pays its number of examples times the cost of its dearest one, because
+    A worker pays its number of examples times the cost of the most expensive one, because
     all are padded to that. Counts are free: one worker takes a few long examples,
     another many short ones. Among the splits of the batch, sorted by cost, into
     contiguous parts this one is optimal to within a part in 10⁹: the largest load is
-    found by bisection, filling each worker greedily from the dearest example down, in
+    found by bisection, filling each worker greedily from the most expensive example down, in
     O(n log n) time for n examples plus O(num_workers) per bisection.
 
     Args:
@@ -30,7 +32,7 @@ def split_padded(costs: ArrayLike, num_workers: int) -> Partition:
         num_workers: Number of workers, at least 1.
 
     Returns:
-        The split. Worker 0 holds the dearest examples. No worker is left without
+        The split. Worker 0 holds the most expensive examples. No worker is left without
         examples unless there are fewer examples than workers. Ties go to the lower
         example index.
 
@@ -45,61 +47,59 @@ def split_padded(costs: ArrayLike, num_workers: int) -> Partition:
     cost = checked_costs(costs)
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
-    owner = split_padded_steps(cost[None], "free", np.ones(num_workers), np.zeros(num_workers))[0]
-    dearest = np.zeros(num_workers)
-    np.maximum.at(dearest, owner, cost)
-    return Partition(owner=owner, load=np.bincount(owner, minlength=num_workers) * dearest)
+    owner = split_padded_steps(cost[None], "free", pace_of(None, num_workers))[0]
+    highest = np.zeros(num_workers)
+    np.maximum.at(highest, owner, cost)
+    return Partition(owner=owner, load=np.bincount(owner, minlength=num_workers) * highest)
 
 
 def split_padded_steps(
     costs: NDArray[np.float64],
     counts: Counts,
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
+    pace: Pace,
 ) -> NDArray[np.int64]:
     """Return the worker of each example of many global batches, shape of `costs`.
 
-    The dearest examples go to the fastest worker. With equal counts the parts are the
-    sorted batch cut evenly. That pads least in sum, but the worker with the dearest
+    The most expensive examples go to the fastest worker. With equal counts the parts are the
+    sorted batch cut evenly. That pads least in sum, but the worker with the longest
     example sets the step whatever the cut.
 
     Args:
         costs: Checked costs, shape `(num_steps, batch_size)`.
         counts: `"equal"` or `"free"`.
-        rate: Time per unit of cost of each worker, shape `(num_workers,)`.
-        start: Time of each worker that no example causes, same shape.
+        pace: Of each worker.
     """
     num_steps, batch_size = costs.shape
-    order = descending_order(costs)
-    fastest = fastest_first(rate, start)
+    by_cost = descending_order(costs)
+    fastest, pace = fastest_first(pace)
     if counts == "equal":
-        parts = np.broadcast_to(np.arange(batch_size) * len(rate) // batch_size, costs.shape)
+        parts = np.broadcast_to(np.arange(batch_size) * len(fastest) // batch_size, costs.shape)
     else:
         parts = np.empty((num_steps, batch_size), dtype=np.int64)
-        _split_rows(np.take_along_axis(costs, order, axis=1), rate[fastest], start[fastest], parts)
+        _split_rows(np.take_along_axis(costs, by_cost, axis=1), pace, parts)
     owner = np.empty((num_steps, batch_size), dtype=np.int64)
-    np.put_along_axis(owner, order, fastest[parts], axis=1)
+    np.put_along_axis(owner, by_cost, fastest[parts], axis=1)
     return owner
 
 
-def fastest_first(rate: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the workers by time per unit of cost, then by start, then by rank."""
-    return np.lexsort((start, rate))
+def fastest_first(pace: Pace) -> tuple[NDArray[np.int64], Pace]:
+    """Return the workers by time per unit of cost, start and rank, and their pace so sorted."""
+    fastest = np.lexsort((pace.start, pace.rate))
+    return fastest, Pace(pace.rate[fastest], pace.start[fastest])
 
 
 @compiled
 def _split_rows(
     descending: NDArray[np.float64],
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
+    pace: Pace,
     parts: NDArray[np.int64],
 ) -> None:
-    counts = np.empty(len(rate), dtype=np.int64)
+    counts = np.empty(len(pace.rate), dtype=np.int64)
     for step in range(len(descending)):
-        end = earliest_end(descending[step], rate, start, PRECISION)
-        _fill(descending[step], end, rate, start, counts)
+        end = earliest_end(descending[step], pace, PRECISION)
+        _fill(descending[step], end, pace, counts)
         first = 0
-        for worker in range(len(rate)):
+        for worker in range(len(pace.rate)):
             parts[step, first : first + counts[worker]] = worker
             first += counts[worker]
 
@@ -107,26 +107,25 @@ def _split_rows(
 @compiled
 def earliest_end(
     descending: NDArray[np.float64],
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
+    pace: Pace,
     precision: float,
 ) -> float:
     """Return when the latest worker ends at best, never too early, late by `precision`."""
     if len(descending) == 0:
-        return float(start.max())
+        return float(pace.start.max())
     total, speed = 0.0, 0.0
     for cost in descending:
         total += cost
-    for worker in range(len(rate)):
-        speed += 1.0 / rate[worker]
-        total += start[worker] / rate[worker]
+    for worker in range(len(pace.rate)):
+        speed += 1.0 / pace.rate[worker]
+        total += pace.start[worker] / pace.rate[worker]
     low = total / speed * (1 - precision)
     high = low
-    while not _can_hold(descending, high, rate, start):
+    while not _can_hold(descending, high, pace):
         low, high = high, max(1.25 * high, TINY)
     while high - low > max(precision * high, TINY):
         middle = low + (high - low) / 2
-        if _can_hold(descending, middle, rate, start):
+        if _can_hold(descending, middle, pace):
             high = middle
         else:
             low = middle
@@ -137,13 +136,12 @@ def earliest_end(
 def _can_hold(
     descending: NDArray[np.float64],
     end: float,
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
+    pace: Pace,
 ) -> bool:
-    """Say whether workers that end by `end` hold the whole batch, filled from the dearest."""
+    """Say whether workers that end by `end` hold the whole batch, most expensive first."""
     first, left = 0, len(descending)
-    for worker in range(len(rate)):
-        budget = (end - start[worker]) / rate[worker]
+    for worker in range(len(pace.rate)):
+        budget = (end - pace.start[worker]) / pace.rate[worker]
         if left == 0 or descending[first] * left <= budget:
             return True
         fits = min(int(budget / descending[first]), left) if budget > 0 else 0
@@ -155,22 +153,21 @@ def _can_hold(
 def _fill(
     descending: NDArray[np.float64],
     end: float,
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
+    pace: Pace,
     counts: NDArray[np.int64],
 ) -> None:
-    """Give each worker what it finishes by `end`, from the dearest down, at least one.
+    """Give each worker what it finishes by `end`, most expensive first, at least one.
 
-    One example is left for each worker that is still to come.
+    One example is left for each worker that is still to be filled.
     """
     left = len(descending)
     for worker in range(len(counts)):
         most = max(left - (len(counts) - worker - 1), min(left, 1))
-        dearest = descending[len(descending) - left] if left > 0 else 0.0
-        budget = (end - start[worker]) / rate[worker]
-        if dearest * most <= budget:
+        highest = descending[len(descending) - left] if left > 0 else 0.0
+        budget = (end - pace.start[worker]) / pace.rate[worker]
+        if highest * most <= budget:
             counts[worker] = most
         else:
-            counts[worker] = max(1, int(budget / dearest)) if budget > 0 else min(1, most)
+            counts[worker] = max(1, int(budget / highest)) if budget > 0 else min(1, most)
         left -= counts[worker]
     counts[-1] += left

@@ -1,30 +1,14 @@
-"""Split global batches over workers so that all finish together.
-
-Longest-first gives a start that is near perfect on skewed sizes, Karmarkar-Karp one
-that is on narrow sizes; pairwise exchanges bring either onto the bound.
-"""
+"""Split one global batch over workers so that all finish together."""
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline._compile import compiled
-from paceline.balance.split._exchange import exchange
-from paceline.balance.split._sorting import descending_order
+from paceline.balance.split._pace import pace_of
+from paceline.balance.split._steps import Counts, partition_steps
 from paceline.cost import Worker, checked_column
-
-Counts = Literal["equal", "free"]
-
-# A split this close to the lower bound is not improved further; half a percent is the
-# promise, and each tenth of it costs about as much time as the one before.
-TOLERANCE = 0.003
-# Where dear examples were moved between steps, the bound of one step is not what counts.
-WINDOW_TOLERANCE = 0.02
-# With more examples per worker than this, longest-first leaves nothing to gain.
-KARMARKAR_KARP_MAX_PER_WORKER = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,15 +76,9 @@ def partition(
     """
     cost = checked_costs(costs)
     check_worker_counts(len(cost), num_workers, counts, workers)
-    owner = partition_steps(cost[None], counts, *pace_of(workers, num_workers))[0]
-    return Partition(owner=owner, load=loads(owner, cost, num_workers))
-
-
-def loads(
-    owner: NDArray[np.int64], costs: NDArray[np.float64], num_workers: int
-) -> NDArray[np.float64]:
-    """Return the summed cost of each owner, shape `(num_workers,)`."""
-    return np.bincount(owner, costs, minlength=num_workers).astype(np.float64)
+    owner = partition_steps(cost[None], counts, pace_of(workers, num_workers))[0]
+    load = np.bincount(owner, cost, minlength=num_workers).astype(np.float64)
+    return Partition(owner=owner, load=load)
 
 
 def checked_costs(costs: ArrayLike) -> NDArray[np.float64]:
@@ -129,204 +107,3 @@ def check_worker_counts(
         )
     if workers is not None and len(workers) != num_workers:
         raise ValueError(f"workers must hold {num_workers} entries, got {len(workers)}")
-
-
-def partition_steps(
-    costs: NDArray[np.float64],
-    counts: Counts,
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
-    tolerance: float = TOLERANCE,
-) -> NDArray[np.int64]:
-    """Return the worker of each example of many global batches.
-
-    Args:
-        costs: Checked costs, shape `(num_steps, batch_size)`.
-        counts: As in `partition`.
-        rate: Time per unit of cost of each worker, shape `(num_workers,)`.
-        start: Time of each worker that no example causes, same shape.
-        tolerance: A step this close to its lower bound is not improved further.
-
-    Returns:
-        Shape `(num_steps, batch_size)`.
-    """
-    num_steps, batch_size = costs.shape
-    num_workers = len(rate)
-    owner = np.zeros((num_steps, batch_size), dtype=np.int64)
-    if num_workers == 1 or not batch_size:
-        return owner
-    descending = descending_order(costs)
-    capacity = batch_size // num_workers if counts == "equal" else batch_size
-    _partition_steps(costs, descending, capacity, counts == "free", rate, start, tolerance, owner)
-    return owner
-
-
-def pace_of(
-    workers: tuple[Worker, ...] | None, num_workers: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return each worker's time per unit of cost, and its time that no example causes."""
-    if workers is None:
-        return np.ones(num_workers), np.zeros(num_workers)
-    rate = np.array([1.0 / worker.speed for worker in workers])
-    return rate, np.array([worker.overhead_s for worker in workers])
-
-
-@compiled
-def _partition_steps(
-    costs: NDArray[np.float64],
-    descending: NDArray[np.int64],
-    capacity: int,
-    is_free: bool,
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
-    tolerance: float,
-    owner: NDArray[np.int64],
-) -> None:
-    num_workers, per_row = len(rate), descending.shape[1] // len(rate)
-    time, other_time = np.empty(num_workers), np.empty(num_workers)
-    other = np.empty(costs.shape[1], dtype=np.int64)
-    rows_fit = not is_free and per_row <= KARMARKAR_KARP_MAX_PER_WORKER
-    for step in range(len(costs)):
-        cost, order = costs[step], descending[step]
-        target = (1 + tolerance) * lower_bound(cost, order, capacity, is_free, rate, start)
-        _longest_first(cost, order, capacity, rate, start, time, owner[step])
-        if time.max() <= target:
-            continue
-        if rows_fit:
-            _karmarkar_karp(cost, order, rate, start, other_time, other)
-            if other_time.max() < time.max():
-                owner[step], time[:] = other, other_time
-        exchange(cost, order, is_free, rate, time, owner[step], target)
-
-
-@compiled
-def lower_bound(
-    cost: NDArray[np.float64],
-    order: NDArray[np.int64],
-    capacity: int,
-    is_free: bool,
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
-) -> float:
-    """Return a time before which no split of one batch can end.
-
-    The larger of the mean, and of the dearest example on the fastest worker, with the
-    cheapest examples that equal counts force upon that worker.
-    """
-    total, speed, started = 0.0, 0.0, 0.0
-    for worker in range(len(rate)):
-        speed += 1.0 / rate[worker]
-        started += start[worker] / rate[worker]
-    for example in range(len(cost)):
-        total += cost[example]
-    forced = cost[order[0]]
-    if not is_free:
-        for position in range(len(order) - capacity + 1, len(order)):
-            forced += cost[order[position]]
-    soonest = np.inf
-    for worker in range(len(rate)):
-        soonest = min(soonest, start[worker] + forced * rate[worker])
-    return max((total + started) / speed, soonest)
-
-
-@compiled
-def _longest_first(
-    cost: NDArray[np.float64],
-    order: NDArray[np.int64],
-    capacity: int,
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
-    time: NDArray[np.float64],
-    owner: NDArray[np.int64],
-) -> None:
-    """Give each example, dearest first, to the worker that is free first.
-
-    Workers wait in a binary heap, earliest and lowest first; full ones leave it. The last
-    examples go to the workers that have none yet.
-    """
-    size, num_empty = len(rate), len(rate)
-    heap = np.arange(size)
-    count = np.zeros(size, dtype=np.int64)
-    time[:] = start
-    for at in range(size // 2 - 1, -1, -1):
-        _sift_down(heap, at, size, time)
-    for position, example in enumerate(order):
-        while len(order) - position <= num_empty and count[heap[0]] > 0:
-            size -= 1
-            heap[0] = heap[size]
-            _sift_down(heap, 0, size, time)
-        worker = heap[0]
-        num_empty -= count[worker] == 0
-        owner[example] = worker
-        time[worker] += cost[example] * rate[worker]
-        count[worker] += 1
-        if count[worker] == capacity:
-            size -= 1
-            heap[0] = heap[size]
-        _sift_down(heap, 0, size, time)
-
-
-@compiled
-def _sift_down(heap: NDArray[np.int64], at: int, size: int, time: NDArray[np.float64]) -> None:
-    moved = heap[at]
-    while 2 * at + 1 < size:
-        child = 2 * at + 1
-        if child + 1 < size and _comes_first(heap[child + 1], heap[child], time):
-            child += 1
-        if not _comes_first(heap[child], moved, time):
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at] = moved
-
-
-@compiled
-def _comes_first(a: int, b: int, time: NDArray[np.float64]) -> bool:
-    return bool(time[a] < time[b] or (time[a] == time[b] and a < b))
-
-
-@compiled
-def _karmarkar_karp(
-    cost: NDArray[np.float64],
-    order: NDArray[np.int64],
-    rate: NDArray[np.float64],
-    start: NDArray[np.float64],
-    time: NDArray[np.float64],
-    owner: NDArray[np.int64],
-) -> None:
-    """Difference rows of one example per worker until one row of sums is left.
-
-    The two rows that differ most within are joined, the dearest of one with the
-    cheapest of the other. Meant for equal workers; for others it is only a start.
-    """
-    num_workers = len(rate)
-    num_rows = len(order) // num_workers
-    total = cost[order].reshape(num_rows, num_workers).copy()
-    first = order.reshape(num_rows, num_workers).copy()
-    last = first.copy()
-    following = np.full(len(order), -1, dtype=np.int64)
-    spread = total[:, 0] - total[:, -1]
-    for _ in range(num_rows - 1):
-        row = np.argmax(spread)
-        widest, spread[row] = spread[row], -1.0
-        joined = np.argmax(spread)
-        spread[joined], spread[row] = -1.0, widest
-        for a in range(num_workers):
-            b = num_workers - 1 - a
-            total[row, a] += total[joined, b]
-            following[last[row, a]] = first[joined, b]
-            last[row, a] = last[joined, b]
-        by_total = np.argsort(-total[row])
-        total[row], first[row], last[row] = (
-            total[row][by_total],
-            first[row][by_total],
-            last[row][by_total],
-        )
-        spread[row] = total[row, 0] - total[row, -1]
-    row = np.argmax(spread)
-    for worker in range(num_workers):
-        time[worker] = start[worker] + total[row, worker] * rate[worker]
-        example = first[row, worker]
-        while example >= 0:
-            owner[example] = worker
-            example = following[example]

@@ -7,12 +7,12 @@ from paceline._compile import compiled
 
 
 def descending_order(costs: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the positions of each row's costs, dearest first.
+    """Return the positions of each row's costs, most expensive first.
 
     NumPy's fast sorts leave the order of equal keys to the processor. So the last
     bits of each cost, as many as a position needs, are replaced by the position:
     keys differ, and one order is right everywhere. Costs that agree in all other bits
-    count as equal, and the lower position comes first.
+    count as equal, and the lower position is first.
 
     Args:
         costs: Not negative, shape `(num_rows, num_columns)`.

@@ -3,7 +3,7 @@
 While the backward pass lasts the wire only has to be busy, so blocks may be large;
 but a block that is under way when the first layers' gradients appear delays just what
 is needed first. So a block lasts at most a share of the time that is left, like the
-chunks of guided self-scheduling [1]. After the backward pass tensors travel in the
+chunks of guided self-scheduling [1]. After the backward pass tensors are sent in the
 order in which they are needed, in the largest blocks that meet every layer's
 deadline for a given step time, and the least such step time is found by bisection.
 From the best of these plans a local search goes on: it changes the length or the start of

@@ -100,7 +100,7 @@ def _admit(wire: Wire, urgency: Urgency, state: State, following: int, now_s: fl
 
 @compiled
 def _budget_s(wire: Wire, pace: Pace, number: int, now_s: float) -> float:
-    """Return how long a block may last that is issued now; behind the backward pass, for ever."""
+    """Return how long a block may last that is issued now; after the backward pass, for ever."""
     if now_s >= wire.backward_s:
         return np.inf
     if number < len(pace.budget_s):

@@ -2,5 +2,3 @@
 
 from paceline.predict.cpu._fit import fit_cpu_rates
 from paceline.predict.cpu._rates import CpuRates, OperatorTiming, StepTiming
-
-__all__ = ["CpuRates", "OperatorTiming", "StepTiming", "fit_cpu_rates"]

@@ -54,7 +54,7 @@ def _fit(
 ) -> CpuRates:
     coefficients = _fit_kinds(_joined(operators))
     if not coefficients:
-        raise ValueError("no timed operators to fit; run more probes")
+        raise ValueError("no timed operators to fit; time more models")
     rates = CpuRates(coefficients=coefficients, machine=machine)
     return _fit_steps(rates, steps) if steps else rates
 
@@ -80,7 +80,7 @@ def _held_out_residuals(
 def _fit_steps(rates: CpuRates, steps: Sequence[StepTiming]) -> CpuRates:
     terms = np.array([rates.step_terms(step.workload) for step in steps])
     seconds = np.array([step.seconds for step in steps])
-    # Rows that draw the scales to one, so that few steps do not bend them.
+    # Rows that pull the scales towards one, so that a few steps do not distort them.
     pull = np.zeros((2, terms.shape[1]))
     pull[0, 0] = pull[1, 1] = SCALE_PULL * len(steps) ** 0.5
     rows = np.concatenate([terms / seconds[:, None], pull])
@@ -120,7 +120,7 @@ def _fit_kinds(timings: list[OperatorTiming]) -> dict[str, tuple[float, ...]]:
 
 
 def _fit_kind(kind: str, timings: list[OperatorTiming]) -> tuple[float, ...]:
-    """Return the coefficients, as many terms as the timings can tell apart."""
+    """Return the coefficients, as many terms as the timings can identify."""
     terms = np.array([terms_of(timing.work, kind) for timing in timings])
     seconds = np.array([timing.seconds for timing in timings])
     num_different = len(np.unique(terms, axis=0))

@@ -111,25 +111,30 @@ def calibrate(
 
 def chosen_probes(runs: Runs, *, seed: int = 0) -> tuple[str, ...]:
     """The probes whose column lowers the error on held-out rows by two standard errors or more."""
-    plain = _forest_errors(runs, (), seed)
+    family = str(runs.family[0])
+    plain = forest_errors(runs, family, "known", seed=seed)
     kept = []
     for probe in PROBES:
         if np.isnan(getattr(runs, probe)).any():
             continue
-        gain = plain - _forest_errors(runs, (probe,), seed)
+        gain = plain - forest_errors(runs, family, "known", probes=(probe,), seed=seed)
         if gain.mean() > PROBE_ERRORS * gain.std(ddof=1) / np.sqrt(gain.size):
             kept.append(probe)
     return tuple(kept)
 
 
-def _forest_errors(runs: Runs, probes: tuple[str, ...], seed: int) -> NDArray[np.float64]:
-    errors = np.empty(len(runs))
-    for fold in folds(runs, str(runs.family[0]), "known", seed=seed):
+def forest_errors(
+    runs: Runs, family: str, shift: Shift, *, probes: tuple[str, ...] = (), seed: int = 0
+) -> NDArray[np.float64]:
+    """Relative errors of the forest of one family alone, on held-out runs, fold by fold."""
+    errors = []
+    for fold in folds(runs, family, shift, seed=seed):
         train, test = runs.take(fold.train), runs.take(fold.test)
-        member = ForestMember.fit(train, sees_dataset=True, probes=probes, seed=seed)
+        own = train.take(train.family == family)
+        member = ForestMember.fit(own, sees_dataset=True, probes=probes, seed=seed)
         found = pooled_epochs([member.spread(test)], np.ones(1))
-        errors[fold.test] = np.abs(found / test.T_conv - 1)
-    return errors
+        errors.append(np.abs(found / test.T_conv - 1))
+    return np.concatenate(errors)
 
 
 def _usable(runs: Runs, family: str, fold: Fold) -> bool:

@@ -1,4 +1,4 @@
-"""Effects of model, dataset and optimizer on the epochs, each shrunk as far as the data say."""
+"""Effects of model, dataset and optimizer on the epochs, each shrunk by a fitted variance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Effects:
     effects are drawn around zero with a variance of their own, found by
     restricted likelihood [1]; rows have Student errors, by reweighting [2], with a
     noise of their own per model and kind, so that neither a run that never
-    learned nor a model that behaves erratically bends the rest.
+    learned nor an erratic model distorts the rest.
 
     Attributes:
         level: Overall mean of the log epochs.

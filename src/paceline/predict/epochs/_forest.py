@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,17 @@ WHOLE = ("roots", "feature", "child", "stop", "outcomes")
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+
+class _Trees(NamedTuple):
+    """The arrays of a `Forest` that lead from a row to outcomes, as compiled loops take them."""
+
+    roots: Integers
+    feature: Integers
+    threshold: Floats
+    child: Integers
+    stop: Integers
+    outcomes: Integers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,13 +51,13 @@ class Forest:
         [2] N. Meinshausen, "Quantile regression forests", JMLR 7, 2006.
     """
 
-    roots: NDArray[np.int64]
-    feature: NDArray[np.int64]
-    threshold: NDArray[np.float64]
-    child: NDArray[np.int64]
-    stop: NDArray[np.int64]
-    outcomes: NDArray[np.int64]
-    support: NDArray[np.float64]
+    roots: Integers
+    feature: Integers
+    threshold: Floats
+    child: Integers
+    stop: Integers
+    outcomes: Integers
+    support: Floats
 
     @classmethod
     def fit(
@@ -86,10 +97,8 @@ class Forest:
     def spread(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weight of each outcome of `support`, shape `(num_rows, num_support)`, rows sum to 1."""
         weights = np.zeros((features.shape[0], self.support.size))
-        _collect(
-            features, self.roots, self.feature, self.threshold, self.child, self.stop,
-            self.outcomes, weights,
-        )  # fmt: skip
+        trees = _Trees(*(getattr(self, name) for name in _Trees._fields))
+        _collect(features, trees, weights)
         return weights / self.roots.size
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,21 +217,13 @@ def _partition(column: Floats, cut: float, rows: Integers) -> int:
 
 
 @compiled
-def _collect(
-    features: Floats,
-    roots: Integers,
-    feature: Integers,
-    threshold: Floats,
-    child: Integers,
-    stop: Integers,
-    outcomes: Integers,
-    weights: Floats,
-) -> None:
+def _collect(features: Floats, trees: _Trees, weights: Floats) -> None:
     for row in range(features.shape[0]):
-        for root in roots:
+        for root in trees.roots:
             node = root
-            while feature[node] != LEAF:
-                node = child[node] + (features[row, feature[node]] > threshold[node])
-            share = 1.0 / (stop[node] - child[node])
-            for place in range(child[node], stop[node]):
-                weights[row, outcomes[place]] += share
+            while trees.feature[node] != LEAF:
+                is_right = features[row, trees.feature[node]] > trees.threshold[node]
+                node = trees.child[node] + is_right
+            first, stop = trees.child[node], trees.stop[node]
+            for place in range(first, stop):
+                weights[row, trees.outcomes[place]] += 1.0 / (stop - first)

@@ -31,7 +31,7 @@ class Features:
 
     @classmethod
     def of(cls, runs: Runs, *, sees_dataset: bool, probes: tuple[str, ...] = ()) -> Self:
-        """The columns that tell the given runs apart."""
+        """The columns that distinguish the given runs."""
         columns = ("family", "optimizer", "model", *(["dataset"] if sees_dataset else []))
         names = [(c, str(name)) for c in columns for name in np.unique(getattr(runs, c))]
         centre = [(p, float(np.nan_to_num(np.nanmedian(getattr(runs, p))))) for p in probes]

@@ -32,7 +32,7 @@ class ConvergencePredictor:
         shared: Members fitted on all families.
         own: Members per family.
         calibrations: Per family and kind of shift.
-        probes: Probe columns that earned their place, per family.
+        probes: Probe columns that lower the error, per family.
         num_runs: How many runs it was fitted on.
     """
 
@@ -172,7 +172,11 @@ NEW: dict[Shift, str] = {
 
 
 def fit_convergence(
-    columns: Mapping[str, ArrayLike] | Runs, *, seed: int = 0
+    columns: Mapping[str, ArrayLike] | Runs,
+    *,
+    families: Sequence[str] | None = None,
+    shifts: Sequence[Shift] = SHIFTS,
+    seed: int = 0,
 ) -> ConvergencePredictor:
     """Fit the predictor of epochs to runs that have ended.
 
@@ -185,6 +189,9 @@ def fit_convergence(
 
     Args:
         columns: By the names of the attributes of `Runs`, with `T_conv`.
+        families: Those that will be asked for, as `Runs` spells them; unset for all. The runs of
+            the others are learned from all the same.
+        shifts: Kinds of shift that will be asked for.
         seed: Of the random parts and thresholds.
 
     Raises:
@@ -198,7 +205,7 @@ def fit_convergence(
     shared = Shared.fit(runs, seed=seed)
     start = shared.effects.variances
     own, probes = {}, {}
-    for family in np.unique(runs.family).tolist():
+    for family in np.unique(runs.family).tolist() if families is None else families:
         of_family = runs.take(runs.family == family)
         if len(of_family) < FEWEST_RUNS:
             raise ValueError(
@@ -206,11 +213,16 @@ def fit_convergence(
             )
         probes[family] = chosen_probes(of_family, seed=seed)
         own[family] = Own.fit(of_family, probes=probes[family], seed=seed)
+    # Intervals for new names borrow from every family with enough runs to hold some out.
+    names, counts = np.unique(runs.family, return_counts=True)
+    lenders = {name: probes.get(name, ()) for name in names[counts >= FEWEST_RUNS].tolist()}
     by_shift = {
-        shift: calibrate_families(runs, shift, start=start, probes=probes, seed=seed)
-        for shift in SHIFTS
+        shift: calibrate_families(
+            runs, shift, start=start, probes=probes if shift == "known" else lenders, seed=seed
+        )
+        for shift in shifts
     }
-    calibrations = {name: {shift: by_shift[shift][name] for shift in SHIFTS} for name in own}
+    calibrations = {name: {shift: by_shift[shift][name] for shift in shifts} for name in own}
     return ConvergencePredictor(shared, own, calibrations, probes, len(runs))
 
 

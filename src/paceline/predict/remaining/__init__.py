@@ -3,5 +3,3 @@
 from paceline.predict.remaining._curve import RemainingEpochs, StopRule
 from paceline.predict.remaining._live import LiveLine
 from paceline.predict.remaining._time import RemainingTime
-
-__all__ = ["LiveLine", "RemainingEpochs", "RemainingTime", "StopRule"]

@@ -51,8 +51,9 @@ class RemainingEpochs:
 
     Curves are fitted to the metric, continued many times with noise, and each
     continuation is stopped by the rule itself; the estimate is the middle and the
-    range of where they stop. Until three epochs have ended, and weighed in after that,
-    the estimate made before the run speaks. About 10 ms per estimate.
+    range of where they stop. Until three epochs have ended
+    the estimate made before the run is used alone; afterwards it is a prior on where they stop.
+    About 10 ms per estimate.
 
     Args:
         rule: When training stops.
@@ -175,7 +176,7 @@ class RemainingEpochs:
         )
 
     def _stops(self, horizon: int) -> NDArray[np.float64]:
-        paths = draw_paths(np.array(self._values), horizon, NUM_PATHS, self._seed).values
+        paths = draw_paths(np.array(self._values), horizon, NUM_PATHS, self._seed)
         best = np.full(NUM_PATHS, self._best)
         waited = np.full(NUM_PATHS, self._waited)
         left = np.full(NUM_PATHS, float(horizon))

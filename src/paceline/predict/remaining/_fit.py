@@ -15,20 +15,9 @@ NOISE_ROWS = 2.0  # the prior on the noise counts as that many epochs,
 NOISE_SHARE = 0.02  # with this share of the range as deviation
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CurvePaths:
-    """Ways a run may go on, equally likely.
-
-    Attributes:
-        values: Metric of the epochs to come, with noise. Shape `(num_paths, num_epochs)`.
-    """
-
-    values: NDArray[np.float64]
-
-
 def draw_paths(
     values: NDArray[np.float64], num_epochs: int, num_paths: int, seed: int
-) -> CurvePaths:
+) -> NDArray[np.float64]:
     """Draw continuations of a falling metric from an ensemble of curves.
 
     Every curve is `level + fall * shape(t) + rise * t` with independent noise: the shapes
@@ -42,6 +31,10 @@ def draw_paths(
         num_epochs: How far to go on.
         num_paths: How many continuations.
         seed: Of the draws; the same seed gives the same paths.
+
+    Returns:
+        Metric of the epochs to come, with noise, on equally likely paths. Shape
+        `(num_paths, num_epochs)`.
 
     References:
         [1] T. Domhan, J. Springenberg, F. Hutter, "Speeding up automatic hyperparameter
@@ -64,7 +57,7 @@ def draw_paths(
         for shape, fit, count in zip(shapes, fits, counts, strict=True)
         if count
     ]
-    return CurvePaths(np.concatenate(drawn) * scale + values[-1])
+    return np.asarray(np.concatenate(drawn) * scale + values[-1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +92,7 @@ def _posterior(design: NDArray[np.float64], target: NDArray[np.float64]) -> _Pos
     squares = max(squares, NOISE_ROWS * NOISE_SHARE**2 * 1e-3)
     occam = float(np.linalg.slogdet(precision)[1] - np.linalg.slogdet(total)[1]) / 2
     evidence = occam - 0.5 * degrees * float(np.log(squares))
-    # Only coefficients that may be: without this, a negative rise would mend a wrong shape.
+    # Only coefficients of the right sign: a negative rise would make a wrong shape fit.
     deviation = np.sqrt(squares / degrees * np.diag(covariance))
     evidence += sum(_log_chance(m / d) for m, d in zip(mean[1:], deviation[1:], strict=True))
     return _Posterior(mean, np.linalg.cholesky(covariance), degrees, squares, evidence)

@@ -1,7 +1,7 @@
 """What bounds a step, and what to change first.
 
-Sustained shares of the data sheet's peaks are orders of magnitude: they only tell what bounds
-a step and how it divides over layers.
+The sustained shares of the data sheet's peaks are rough: they only say what bounds a step and
+how it divides over layers.
 """
 
 from collections.abc import Mapping

@@ -6,6 +6,7 @@ from typing import Literal
 from paceline.cost import Job, LayerCost, Link, Worker
 from paceline.predict._conformal import Estimate
 from paceline.predict.run._bounds import layer_s, roofline_parts, shares_of_step, what_to_change
+from paceline.predict.step import StepEstimate
 from paceline.predict.work import Bound, Device, MemoryEstimate, Workload, estimate_memory
 
 SECONDS_PER_HOUR = 3600.0
@@ -13,39 +14,6 @@ SECONDS_PER_HOUR = 3600.0
 FORWARD_SHARE = 1 / 3
 # Of a collective of no bytes between two neighbours, where the link does not say.
 HOP_LATENCY_S = 5e-6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTimes:
-    """One worker's step by itself.
-
-    Attributes:
-        compute: Seconds of forward pass, backward pass and optimizer.
-        total: The same and the wait for data; None for a step that never waits.
-        shares: Relative parts of compute, memory and launch in the compute time, where known.
-        new: What the predictor had not seen before, in words; its interval is as wide.
-        source: "predicted", or "measured" by a probe.
-    """
-
-    compute: Estimate
-    total: Estimate | None = None
-    shares: tuple[tuple[Bound, float], ...] = ()
-    new: str = ""
-    source: Literal["predicted", "measured"] = "predicted"
-
-    @property
-    def step(self) -> Estimate:
-        """Seconds of the whole step."""
-        return self.total or self.compute
-
-    @property
-    def loader_wait(self) -> Estimate:
-        """Seconds that the step waits for data."""
-        ends = [
-            max(getattr(self.step, end) - getattr(self.compute, end), 0.0)
-            for end in ("median", "low", "high")
-        ]
-        return Estimate(ends[0], min(ends), max(ends))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +85,9 @@ class RunEstimate:
 
 
 def estimate_run(
-    workload: Workload, times: StepTimes, setup: RunSetup, *, device: Device | None = None
+    workload: Workload, own: StepEstimate, setup: RunSetup, *, device: Device | None = None
 ) -> RunEstimate:
-    """Carry a step's time over to workers, epochs and money.
+    """Extrapolate one worker's step to workers, epochs and money.
 
     With several workers the compute time is divided over the traced layers, and the block
     planner's schedules are simulated for the ends and the middle of its interval. The
@@ -127,7 +95,7 @@ def estimate_run(
 
     Args:
         workload: One worker's step; several workers need its traced layers.
-        times: One worker's step by itself.
+        own: One worker's step by itself; see `estimate_step`.
         setup: Workers, link, dataset, epochs, price.
         device: To say what bounds the step and whether it fits; None for the CPU.
 
@@ -138,20 +106,20 @@ def estimate_run(
         >>> work = Workload(family="MLP", batch_size=100, num_params=10,
         ...     forward_flops_per_example=1e6)
         >>> setup = RunSetup(dataset_size=1000, epochs=Estimate(2, 2, 3), price_per_hour=3.6)
-        >>> found = estimate_run(work, StepTimes(compute=Estimate(0.1, 0.1, 0.2)), setup)
+        >>> found = estimate_run(work, StepEstimate(compute=Estimate(0.1, 0.1, 0.2)), setup)
         >>> found.epoch, round(found.cost.median, 6)
         (Estimate(median=1.0, low=1.0, high=2.0), 0.002)
     """
-    wired = _with_workers(workload, times.compute, setup, device)
-    step = times.step if setup.num_workers == 1 else wired.step.plus(times.loader_wait)
+    wired = _with_workers(workload, own.compute, setup, device)
+    step = own.step if setup.num_workers == 1 else wired.step.plus(own.loader_wait)
     num_steps = -(-setup.dataset_size // (workload.batch_size * setup.num_workers))
     epoch = step.scaled(num_steps) if setup.dataset_size else None
     run = epoch.times(setup.epochs) if epoch and setup.epochs else None
     price = setup.num_workers * setup.price_per_hour / SECONDS_PER_HOUR
     shares = shares_of_step(
-        dict(times.shares) or roofline_parts(workload, device),
-        compute_s=times.compute.median,
-        loader_s=times.loader_wait.median,
+        dict(own.shares) or roofline_parts(workload, device),
+        compute_s=own.compute.median,
+        loader_s=own.loader_wait.median,
         link_s=wired.exposed_s,
     )
     bound_by = max(shares, key=lambda name: shares[name])
@@ -162,7 +130,7 @@ def estimate_run(
         run=run,
         cost=run.scaled(price) if run and price else None,
         exposed_s=wired.exposed_s,
-        ddp_step_s=wired.ddp_step_s + times.loader_wait.median,
+        ddp_step_s=wired.ddp_step_s + own.loader_wait.median,
         schedule=wired.schedule,
         bound_by=bound_by,
         shares=shares,
@@ -171,7 +139,7 @@ def estimate_run(
         ),
         memory=memory,
         num_workers=setup.num_workers,
-        source="simulated" if setup.num_workers > 1 else times.source,
+        source="simulated" if setup.num_workers > 1 else own.source,
     )
 
 
@@ -260,7 +228,7 @@ def _price(
     workload: Workload, compute_s: float, setup: RunSetup, device: Device | None
 ) -> tuple[float, float, str]:
     """Return simulated seconds per step of the best plan and of DDP, and the plan's name."""
-    # The rooms meet here and not at import: planning compiles loops.
+    # Imported here: the planners compile loops, which one worker does not need.
     from paceline.comm import WireProblem, plan_blocks, plan_ddp, step_time_s
 
     job = predicted_job(

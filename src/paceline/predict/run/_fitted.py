@@ -16,6 +16,7 @@ from paceline.predict.epochs import ConvergencePredictor, Runs, fit_convergence
 from paceline.predict.step import (
     NUM_PROBES,
     SHIFTS,
+    StepEstimate,
     StepPredictor,
     StepRows,
     digest_of,
@@ -23,8 +24,10 @@ from paceline.predict.step import (
     load_step_predictor,
     read_step_tables,
     save_step_predictor,
+    step_row,
     units,
 )
+from paceline.predict.work import Device, Workload
 
 FORMAT = "paceline convergence predictor"
 
@@ -77,6 +80,23 @@ def existing(path: Path | None) -> Path:
     )
     if not found.is_file():
         raise ValueError(f"there is no predictor file {found}; make one with: paceline fit TABLES")
+    return found
+
+
+def estimate_step(workload: Workload, device: Device, *, path: Path | None = None) -> StepEstimate:
+    """Return what the fitted predictor says about a step on a device.
+
+    Args:
+        workload: From a trace or the catalogue.
+        device: Where it runs.
+        path: File that `fit_predictor` wrote; unset for the one that is shipped.
+
+    Raises:
+        ValueError: If there is no predictor file.
+        StateMismatchError: If the file is damaged or was changed.
+        MissingExtraError: If LightGBM is not installed.
+    """
+    (found,) = steps_predictor(existing(path)).predict(step_row(workload, device))
     return found
 
 

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from paceline.predict._conformal import Estimate
-from paceline.predict.run._estimate import StepTimes
 from paceline.predict.run._fitted import (
     convergence_file,
     epochs_predictor,
+    estimate_step,
     existing,
-    steps_predictor,
 )
-from paceline.predict.step import step_row
 from paceline.predict.work import (
     DatasetFacts,
     Datasets,
@@ -23,17 +21,9 @@ from paceline.predict.work import (
     Workload,
     catalogue_workload,
 )
-from paceline.predict.work import device as find_device
 
 # How the tables' runs were stopped, by family; see `predict_number_of_epochs`.
 STOPPING = {"CNN": (7, 5e-4, 200), "MLP": (5, 1e-4, 250), "Transformer": (5, 1e-4, 120)}
-NEW = {
-    "known": "nothing",
-    "configuration": "the configuration",
-    "dataset": "the dataset",
-    "model": "the model",
-    "device": "the device",
-}
 
 
 class EstimatedFloat(float):
@@ -69,7 +59,7 @@ class TrainingTimePredictor:
         batch_size: Examples per step.
         learning_rate: Only the number of epochs depends on it.
         precision: 16 for mixed precision, or 32.
-        gpu: One of ten, or a `Device`, or the name of a row of `devices.csv`.
+        gpu: One of ten, or a `Device`, or a name for `Device.named`.
         predictor: File that `paceline fit` wrote; unset for the one that is shipped.
 
     Raises:
@@ -85,12 +75,12 @@ class TrainingTimePredictor:
         self,
         model: Models | Workload,
         dataset: Datasets | int,
+        *,
         optimizer: Optimizers | str,
         batch_size: int,
         learning_rate: float = 1e-3,
         precision: int = 32,
         gpu: Devices | Device | str = Devices.A100,
-        *,
         predictor: Path | None = None,
     ) -> None:
         if not 0 < learning_rate < float("inf"):
@@ -102,8 +92,8 @@ class TrainingTimePredictor:
 
     def predict_step_time(self) -> EstimatedFloat:
         """Return seconds per step, waiting for the loader included."""
-        times = step_times(self.workload, self.device, path=self._path)
-        return EstimatedFloat.of(times.step)
+        found = estimate_step(self.workload, self.device, path=self._path)
+        return EstimatedFloat.of(found.step)
 
     def predict_epoch_time(self) -> EstimatedFloat:
         """Return seconds per epoch: steps per epoch, the last one short, times the step.
@@ -149,18 +139,6 @@ class TrainingTimePredictor:
         return EstimatedFloat.of(epochs)
 
 
-def step_times(workload: Workload, device: Device, *, path: Path | None = None) -> StepTimes:
-    """Return what the fitted predictor says about a step on a device.
-
-    Raises:
-        ValueError: If there is no predictor file.
-        StateMismatchError: If the file is damaged or was changed.
-        MissingExtraError: If LightGBM is not installed.
-    """
-    (found,) = steps_predictor(existing(path)).predict(step_row(workload, device))
-    return StepTimes(compute=found.compute, total=found.step, new=NEW[found.shift])
-
-
 def _workload(
     model: Models | Workload,
     dataset: Datasets | int,
@@ -191,4 +169,4 @@ def _workload(
 def _device(gpu: Devices | Device | str) -> Device:
     if isinstance(gpu, Devices):
         return gpu.row
-    return gpu if isinstance(gpu, Device) else find_device(gpu)
+    return gpu if isinstance(gpu, Device) else Device.named(gpu)

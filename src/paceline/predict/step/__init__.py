@@ -1,8 +1,8 @@
 """How long a step takes: a roofline, a loader, and what was learned from measured tables."""
 
-from paceline.predict.step._evaluate import evaluate_regime, evaluate_transfer
-from paceline.predict.step._folds import REGIMES, units
-from paceline.predict.step._predictor import StepEstimate, StepPredictor, fit_step_predictor
+from paceline.predict.step._estimate import StepEstimate
+from paceline.predict.step._folds import folds, units
+from paceline.predict.step._predictor import StepPredictor, fit_step_predictor
 from paceline.predict.step._predictor_file import (
     digest_of,
     load_step_predictor,
@@ -13,21 +13,3 @@ from paceline.predict.step._rows import StepRows
 from paceline.predict.step._tables import read_step_tables
 from paceline.predict.step._time import SHIFTS
 from paceline.predict.step._workload_row import step_row
-
-__all__ = [
-    "NUM_PROBES",
-    "REGIMES",
-    "SHIFTS",
-    "StepEstimate",
-    "StepPredictor",
-    "StepRows",
-    "digest_of",
-    "evaluate_regime",
-    "evaluate_transfer",
-    "fit_step_predictor",
-    "load_step_predictor",
-    "read_step_tables",
-    "save_step_predictor",
-    "step_row",
-    "units",
-]

@@ -53,7 +53,7 @@ class Boosted:
 
 
 def fit_boosted(features: FloatArray, target: FloatArray, config: BoostConfig) -> Boosted:
-    """Fit the median of `target`: absolute errors, so that a stalled measurement weighs little.
+    """Fit the median of `target`: absolute errors, so that outliers weigh little.
 
     Raises:
         MissingExtraError: If LightGBM is not installed.

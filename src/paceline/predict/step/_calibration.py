@@ -1,12 +1,13 @@
 """From point predictions to intervals: residuals of inner folds, one set per kind of shift."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.predict._conformal import Estimate, conformal_offsets
+from paceline.predict.step._estimate import StepEstimate
 from paceline.predict.step._folds import folds, units
 from paceline.predict.step._rows import StepRows, concatenate
 from paceline.predict.step._time import WHOLE_STEP_SHIFTS, StepLogs, fit_step_models
@@ -70,8 +71,8 @@ class HeldOut:
 def held_out_predictions(rows: StepRows, shift: str, *, seed: int = 1) -> HeldOut:
     """Predict rows by models fitted without their unit.
 
-    Datasets, models and devices are dealt to at most five folds, all of which are
-    predicted; rows and configurations are plenty, so one fold in five is enough.
+    Datasets, models and devices are assigned to at most five folds, all of which are
+    predicted; rows and configurations are many, so one fold in five is enough.
     """
     fold = folds(rows, shift, seed=seed, num_folds=NUM_INNER_FOLDS)
     last = 1 if shift in WHOLE_STEP_SHIFTS else int(fold.max()) + 1
@@ -96,7 +97,7 @@ def chosen_trust(held_out: HeldOut, shift: str) -> float | None:
     """How much of the trees' correction carries over to a new unit of this kind.
 
     The share with the least absolute log error of compute on the inner folds, families counting
-    alike; None where rows are known well enough for the trees to predict whole steps.
+    equally; None where rows are known well enough for the trees to predict whole steps.
     """
     if shift in WHOLE_STEP_SHIFTS:
         return None
@@ -130,7 +131,7 @@ def calibrate(held_out: HeldOut, shift: str) -> Calibration:
 def offsets_of(residuals: FloatArray, unit: NDArray[np.str_] | None) -> Offsets:
     """Interval by `conformal_offsets`, and the guess of least relative error within it.
 
-    Relative errors `|guess / measured - 1|` punish a guess of twice the truth more than one of
+    A guess of twice the truth has a larger relative error `|guess / measured - 1|` than one of
     half of it, so the best guess under a wide spread lies below the median: at
     the median weighted by 1 / measured. Only this difference is taken from the
     residuals; their own median is the bias of a few units and says
@@ -142,47 +143,33 @@ def offsets_of(residuals: FloatArray, unit: NDArray[np.str_] | None) -> Offsets:
     return Offsets(float(np.clip(point, low, high)), low, high)
 
 
-def step_estimates(logs: StepLogs, family: NDArray[np.str_], table: Calibration) -> list[Estimate]:
-    """Estimates of whole steps.
+def step_estimates(
+    logs: StepLogs, family: NDArray[np.str_], table: Calibration, shift: str = ""
+) -> list[StepEstimate]:
+    """Estimate every row: compute, loader and the whole step.
 
-    Where the loader is unknown the interval is that of the compute time, and its
-    upper end also holds a dear dataset.
+    Where the loader is unknown, the interval of the step is that of the compute time, and the
+    upper ends of step and loader also cover an expensive dataset.
     """
-    return [_step_estimate(logs, row, str(name), table) for row, name in enumerate(family)]
+    return [_step_estimate(logs, row, str(name), table, shift) for row, name in enumerate(family)]
 
 
-def compute_estimates(
-    logs: StepLogs, family: NDArray[np.str_], table: Calibration
-) -> list[Estimate]:
-    """Estimates of compute times."""
-    offsets = table["compute"]
-    return [
-        _of_family(offsets, str(name)).estimate(log)
-        for log, name in zip(logs.compute, family, strict=True)
-    ]
-
-
-def feed_estimates(logs: StepLogs, family: NDArray[np.str_], table: Calibration) -> list[Estimate]:
-    """Estimates of the seconds that the host needs for a batch.
-
-    As wide as those of the step; where the loader is unknown, up to a dear dataset.
-    """
-    offsets = table["total"] or table["compute"]
-    result = []
-    for row, name in enumerate(family):
-        mine, log = _of_family(offsets, str(name)), float(logs.feed[row])
-        high = mine.high if logs.loader_known[row] else float(logs.slow_feed[row]) - log
-        result.append(Offsets(0.0, mine.low, max(high, 0.0)).estimate(log))
-    return result
-
-
-def _step_estimate(logs: StepLogs, row: int, family: str, table: Calibration) -> Estimate:
-    total = float(logs.total[row])
-    if logs.loader_known[row] and table["total"]:
-        return _of_family(table["total"], family).estimate(total)
-    offsets = _of_family(table["compute"], family).without_loader()
-    high = max(offsets.high, float(logs.slow_feed[row]) - total)
-    return Offsets(offsets.point, offsets.low, high).estimate(total)
+def _step_estimate(
+    logs: StepLogs, row: int, family: str, table: Calibration, shift: str
+) -> StepEstimate:
+    compute = _of_family(table["compute"], family)
+    total = _of_family(table["total"] or table["compute"], family)
+    log_feed, log_total = float(logs.feed[row]), float(logs.total[row])
+    slow, is_known = float(logs.slow_feed[row]), bool(logs.loader_known[row])
+    feed = Offsets(0.0, total.low, max(total.high if is_known else slow - log_feed, 0.0))
+    if not (is_known and table["total"]):
+        total = replace(compute.without_loader(), high=max(compute.high, slow - log_total))
+    return StepEstimate(
+        compute=compute.estimate(float(logs.compute[row])),
+        loader=feed.estimate(log_feed),
+        total=total.estimate(log_total),
+        shift=shift,
+    )
 
 
 def _of_family(offsets: Mapping[str, Offsets], family: str) -> Offsets:

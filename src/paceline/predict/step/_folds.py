@@ -6,15 +6,6 @@ from numpy.typing import NDArray
 from paceline.predict.step._rows import StepRows
 from paceline.predict.step._time import check_shift
 
-REGIMES = {
-    "rand": "known",
-    "grp": "configuration",
-    "lodo": "dataset",
-    "lomo": "model",
-    "logo": "device",
-}
-"""Names of the evaluation regimes, and the shift that each of them measures."""
-
 CONFIGURATION = ("variant", "dataset", "batch_size", "precision_bits", "device")
 NUM_FOLDS = 10
 
@@ -39,10 +30,10 @@ def folds(
     Args:
         rows: Rows of all families.
         shift: Kind of unit.
-        seed: Of the deal of units to folds.
-        num_folds: At most that many, units dealt at random, equally many to
+        seed: Of the random assignment of units to folds.
+        num_folds: At most that many, units assigned at random, equally many to
             each. By default every dataset, model or device is a fold of
-            its own, and rows or configurations are dealt to 10.
+            its own, and rows or configurations go to 10.
 
     Returns:
         Shape `(num_rows,)`, values from 0; no fold is empty.

@@ -16,13 +16,13 @@ from paceline.predict.step._rows import StepRows
 FloatArray = NDArray[np.float64]
 
 RATE_GRID = np.exp(np.linspace(np.log(1e-6), np.log(2e-2), 100))
-"""Seconds per example that are told apart; the least one stands for a loader that keeps up."""
+"""Seconds per example on a grid; the least one stands for a loader that keeps up."""
 WAITING_SHARE = 0.15
 """A step whose wait is a smaller share of it says only that the loader kept up."""
 PRIOR_WIDTH = 0.35
 ERROR_SCALE = 0.1
-DEAR_SHARE = 0.05
-"""Of datasets are taken to cost more than the upper end of an interval says."""
+EXPENSIVE_SHARE = 0.05
+"""Share of datasets that may cost more than the upper end of an interval says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class LoaderRates:
 
         A dataset that was never measured on this host is taken to be no bottleneck:
         the tables show costs per example 30 times apart for datasets of one example
-        size, and of all guesses the low one loses least.
+        size, and the low guess has the least error.
         """
         least = float(RATE_GRID[0])
         names = rows.keys("device", "family", "dataset")
@@ -48,7 +48,7 @@ class LoaderRates:
         return np.isin(rows.keys("device", "family", "dataset"), list(self.seconds))
 
     def slow_feed_s(self, rows: StepRows) -> FloatArray:
-        """Seconds for each row's batch if its dataset is among the dear twentieth.
+        """Seconds for each row's batch if its dataset is in the most expensive twentieth.
 
         A loader keeps up, as a share of the measured ones did, or its rate is log-normal.
         What is unknown is a dataset, and few of them were measured: the bound is
@@ -58,9 +58,9 @@ class LoaderRates:
         num = len({name.rsplit("|", 1)[1] for name in slow})
         if num < 2:
             return float(RATE_GRID[-1]) * _batch(rows)
-        # The dear twentieth of all is a larger share of those that do not keep up.
-        quantile = max(0.5, 1 - DEAR_SHARE * len(self.seconds) / len(slow))
-        # Of the deviation `num - 1` datasets are left to tell, and the mean is uncertain too.
+        # A twentieth of all is a larger share of those that do not keep up.
+        quantile = max(0.5, 1 - EXPENSIVE_SHARE * len(self.seconds) / len(slow))
+        # The deviation has `num - 1` degrees of freedom, and the mean is uncertain too.
         bound = _student_quantile(num - 1, quantile) * np.sqrt((num + 1) / (num - 1))
         rates = np.log(list(slow.values()))
         rate = min(float(np.exp(rates.mean() + bound * rates.std())), float(RATE_GRID[-1]))
@@ -106,7 +106,7 @@ def posterior_rate(probes: StepRows, others: list[float]) -> float:
 
     The prior is the other hosts' rates, smoothed; the likelihood is that of Laplace
     errors of the log step time. The median of the posterior is returned, so
-    that without a telling probe it is the median host.
+    that without an informative probe it is the median host.
     """
     grid = np.log(RATE_GRID)
     bumps = np.exp(-0.5 * ((grid[:, None] - np.log(others)[None, :]) / PRIOR_WIDTH) ** 2)

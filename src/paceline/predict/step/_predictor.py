@@ -1,44 +1,23 @@
 """The fitted predictor: models, intervals per kind of shift, and probes of the user's device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from paceline.predict._conformal import Estimate
 from paceline.predict.step._calibration import (
     Calibration,
     HeldOut,
     calibrate,
     chosen_trust,
-    compute_estimates,
-    feed_estimates,
     held_out_predictions,
     step_estimates,
 )
+from paceline.predict.step._estimate import StepEstimate
 from paceline.predict.step._probe import ProbeKernel, fit_probe_kernel, probed_logs
 from paceline.predict.step._probe_trials import NUM_PROBES, calibrate_probed
 from paceline.predict.step._rows import StepRows, concatenate
 from paceline.predict.step._time import SHIFTS, StepLogs, StepModels, check_shift, fit_step_models
-
-
-@dataclass(frozen=True, slots=True)
-class StepEstimate:
-    """Seconds of one training step, with 90 % intervals.
-
-    Attributes:
-        compute: Forward, backward and update on the device.
-        loader: What the host needs to deliver the batch while the device computes.
-        step: The whole step.
-        shift: What was taken to be new, one of "known", "configuration", "dataset",
-            "model" and "device"; the intervals are calibrated for it.
-    """
-
-    compute: Estimate
-    loader: Estimate
-    step: Estimate
-    shift: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,19 +57,19 @@ class StepPredictor:
         Raises:
             ValueError: If the shift is unknown or the predictor was not fitted for it.
         """
-        kinds = np.array([self._shift(rows, row, shift) for row in range(len(rows))])
-        result: list[StepEstimate | None] = [None] * len(rows)
-        for kind in np.unique(kinds):
-            at = np.flatnonzero(kinds == kind)
-            for row, estimate in zip(at, self._predict_kind(rows.take(at), str(kind)), strict=True):
-                result[row] = estimate
-        return [estimate for estimate in result if estimate is not None]
+        shifts = [self._shift(rows, row, shift) for row in range(len(rows))]
+        keys = list(zip(shifts, rows["device"].astype(str).tolist(), strict=True))
+        found: dict[int, StepEstimate] = {}
+        for key in sorted(set(keys)):
+            at = [row for row, other in enumerate(keys) if other == key]
+            found.update(zip(at, self._predict_device(rows.take(at), *key), strict=True))
+        return [found[row] for row in range(len(rows))]
 
     def with_probes(self, probes: StepRows) -> "StepPredictor":
         """The same predictor with measured steps of the user's devices added.
 
         Estimates for these devices then start from what an unseen device would
-        take and are pulled to the probes: the user's host is not the one of the tables,
+        take, corrected by the probes: the user's host is not the one of the tables,
         even when the device is.
 
         Raises:
@@ -124,39 +103,28 @@ class StepPredictor:
             return None
         return self.probes.take(self.probes["device"] == device)
 
-    def _predict_kind(self, rows: StepRows, shift: str) -> Sequence[StepEstimate]:
+    def _predict_device(self, rows: StepRows, shift: str, device: str) -> list[StepEstimate]:
+        """Estimate rows of one device under one shift."""
         if shift not in self.calibrations:
             raise ValueError(
                 f"the predictor has no intervals for shift {shift!r}, only for "
                 f"{', '.join(self.calibrations)}; fit it with that shift"
             )
-        logs = self._logs(rows, shift)
-        devices = rows["device"].astype(str)
-        estimates: list[StepEstimate | None] = [None] * len(rows)
-        for name in np.unique(devices):
-            at = np.flatnonzero(devices == name)
-            part, table = self._probed(rows.take(at), logs.take(at), str(name), shift)
-            family = rows["family"][at]
-            for row, estimate in zip(at, _estimates(part, family, table, shift), strict=True):
-                estimates[row] = estimate
-        return [estimate for estimate in estimates if estimate is not None]
-
-    def _probed(
-        self, rows: StepRows, logs: StepLogs, device: str, shift: str
-    ) -> tuple[StepLogs, Calibration]:
+        logs, table = self._logs(rows, shift), self.calibrations[shift]
         probes = self._probes_of(device)
-        if probes is None or self.kernel is None:
-            return logs, self.calibrations[shift]
-        known = HeldOut(probes, self._logs(probes, "device"))
-        loader = self.models.loader.without(device)
-        table = self.probed[max(num for num in self.probed if num <= len(probes))]
-        return probed_logs(rows, logs, known, self.kernel, loader), table
+        if probes is not None and self.kernel is not None:
+            known = HeldOut(probes, self._logs(probes, "device"))
+            loader = self.models.loader.without(device)
+            table = self.probed[max(num for num in self.probed if num <= len(probes))]
+            logs = probed_logs(rows, logs, known, self.kernel, loader)
+        return step_estimates(logs, rows["family"], table, shift)
 
 
 def fit_step_predictor(
     rows: StepRows,
     *,
     shifts: tuple[str, ...] = SHIFTS,
+    probe_counts: tuple[int, ...] = NUM_PROBES,
     provenance: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> StepPredictor:
@@ -167,8 +135,10 @@ def fit_step_predictor(
             at least two units of that kind.
         shifts: Those that will be asked for; each costs its inner folds, all of them
             about a minute for 8,500 rows.
+        probe_counts: Numbers of probes of a new device that intervals are calibrated for; in
+            between the next lower one holds. None of them leaves probes out.
         provenance: Where the rows come from; kept as it is.
-        seed: Of the deal of units to inner folds.
+        seed: Of the random assignment of units to inner folds, and of the rows that fit the probes.
 
     Raises:
         ValueError: If the rows carry no times or a shift has fewer than two units.
@@ -181,11 +151,11 @@ def fit_step_predictor(
     held_out = {shift: part.trusting(trust[shift]) for shift, part in held_out.items()}
     models = fit_step_models(rows, shifts)
     kernel, probed = None, {}
-    if "device" in shifts:
-        kernel = fit_probe_kernel(held_out["device"])
+    if "device" in shifts and probe_counts:
+        kernel = fit_probe_kernel(held_out["device"], seed=seed)
         probed = {
             num: calibrate_probed(held_out["device"], kernel, models.loader, num)
-            for num in NUM_PROBES
+            for num in probe_counts
         }
     return StepPredictor(
         models=models,
@@ -199,15 +169,3 @@ def fit_step_predictor(
         },
         provenance=dict(provenance or {}),
     )
-
-
-def _estimates(
-    logs: StepLogs, family: NDArray[np.str_], table: Calibration, shift: str
-) -> list[StepEstimate]:
-    parts = zip(
-        compute_estimates(logs, family, table),
-        feed_estimates(logs, family, table),
-        step_estimates(logs, family, table),
-        strict=True,
-    )
-    return [StepEstimate(compute, feed, step, shift) for compute, feed, step in parts]

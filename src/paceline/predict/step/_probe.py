@@ -1,12 +1,10 @@
-"""A few short measurements of a device that was never seen pull its estimates to the truth.
+"""Correct the estimates for a device that was never seen by a few short measurements on it.
 
-What a device or its host does differently from the predicted one shows in the log
-residuals of probes, and part of it carries over to steps that were not
-probed: all of it to the same model at the same batch size, less to others. How much is a Gaussian
-process over residuals [1] whose variances are fitted on the devices of the
-training tables, each predicted without itself: empirical Bayes, so that one probe
-moves an estimate as far as such a probe deserves and no further. The loader is
-learned apart, from the other hosts' rates as the prior.
+The log residuals of probes show how a device or its host differs from the predicted one. Part of
+that holds for steps that were not probed: all of it for the same model at the same batch size,
+less for others. How much is a Gaussian process over residuals [1], whose variances are fitted on
+the devices of the training tables, each predicted without itself (empirical Bayes). The loader is
+fitted separately, with the other hosts' rates as the prior.
 
 References:
     [1] C. E. Rasmussen, C. K. I. Williams, "Gaussian Processes for Machine
@@ -42,7 +40,7 @@ class ProbeKernel:
         variant: Shared by one model.
         dataset: Shared by one dataset within a family.
         run: Shared by one model on one dataset at one precision, whatever the batch size:
-            what tables measure in one go.
+            what tables measure together.
         balance: A smooth function of what bounds the step, within a family.
         cell: Shared by repeats of one configuration.
         noise: Not shared.
@@ -133,7 +131,7 @@ def probed_logs(
         rows: What to predict, all on the device of the probes.
         logs: Its predictions without probes.
         probes: Measured steps with their predictions.
-        kernel: How residuals hang together.
+        kernel: Covariance of residuals.
         loader: Rates of other hosts.
 
     Returns:

@@ -1,9 +1,9 @@
 """Seconds of compute per step from first principles, with a few coefficients that are fitted.
 
-A step either waits for the host to launch kernels or for the device to work
-them off, and launches run ahead of the work, so that the slower of the two
-decides: `time = (launch**p + work**p)**(1/p)` with a fitted p > 1 (p = 1
-is no overlap, a large p is the maximum).
+A step either waits for the host to launch kernels or for the device to execute them, and launches
+overlap with execution, so that the slower of the two counts:
+`time = (launch**p + work**p)**(1/p)` with a fitted p > 1 (p = 1 is no overlap, a large p is the
+maximum).
 
 - launch: a constant, and seconds per kernel, more of them for mixed
   precision and for adaptive optimizers.
@@ -36,7 +36,7 @@ FloatArray = NDArray[np.float64]
 
 TF32_FLOPS_PER_CLOCK = 200
 
-# Coefficient before any data, and how firmly it is believed (1 / standard deviation of its
+# Coefficient before any data, and the weight of this prior (1 / standard deviation of its
 # logarithm, in rows of evidence: see `STRENGTH`). Milliseconds.
 LAUNCH_PRIOR = {
     "step": (2.0, 0.3),
@@ -110,7 +110,7 @@ class Roofline:
 
 
 def host_names(rows: StepRows) -> NDArray[np.str_]:
-    """Which machine feeds the device: `device|family`, the finest that the tables tell apart."""
+    """Which machine feeds the device: `device|family`, the finest distinction in the tables."""
     return rows.keys("device", "family")
 
 

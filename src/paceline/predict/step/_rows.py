@@ -14,31 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 
 LABELS = ("family", "dataset", "model", "variant", "optimizer", "device")
 WORK = (
-    "batch_size",
-    "precision_bits",
-    "num_params",
-    "depth",
-    "train_flops_per_example",
-    "activation_bytes_per_example",
-    "num_norm_layers",
-    "num_activation_layers",
-    "num_kernels",
-    "conv_fraction",
-    "conv_1x1_fraction",
-    "conv_3x3_fraction",
-    "depthwise_fraction",
+    "batch_size", "precision_bits", "num_params", "depth", "train_flops_per_example",
+    "activation_bytes_per_example", "num_norm_layers", "num_activation_layers", "num_kernels",
+    "conv_fraction", "conv_1x1_fraction", "conv_3x3_fraction", "depthwise_fraction",
     "example_bytes",
-)
+)  # fmt: skip
 DEVICE = (
-    "fp32_flops",
-    "fp16_flops",
-    "tensor_flops",
-    "memory_bytes_per_s",
-    "num_cores",
-    "num_sms",
-    "num_tensor_cores",
-    "boost_clock_hz",
-)
+    "fp32_flops", "fp16_flops", "tensor_flops", "memory_bytes_per_s", "num_cores", "num_sms",
+    "num_tensor_cores", "boost_clock_hz",
+)  # fmt: skip
 TIMES = ("compute_s", "loader_s")
 
 

@@ -1,9 +1,8 @@
 """Read measured step-time tables: CSV files with the columns of CHRONOS [1].
 
 Each table is of one family of models, and the families name some things
-differently; what comes out is one kind of row. Columns that are computed from the
-measured time are listed in `FORBIDDEN` and are read only as the answer, or
-not at all.
+differently; what comes out is one kind of row. Columns that are computed from the measured
+time are read only as the answer, or not at all.
 
 References:
     [1] CHRONOS, training-time prediction, public tables under the MIT licence.
@@ -19,43 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.predict.step._rows import StepRows, concatenate
-from paceline.predict.work import device
-
-FORBIDDEN = frozenset(
-    {
-        "avg_batch_time_ms",
-        "p90_batch_time_ms",
-        "loader_wait_ms",
-        "avg_loader_ms",
-        "compute_ms",
-        "avg_compute_ms",
-        "loader_ratio",
-        "examples_per_sec",
-    }
-)
-"""Columns that hold, or are computed from, what is to be predicted."""
+from paceline.predict.work import Device
 
 COMPUTE = ("compute_ms", "avg_compute_ms")
 LOADER = ("loader_wait_ms", "avg_loader_ms")
 COMMON = (
-    "dataset",
-    "optimizer",
-    "batch_size",
-    "precision",
-    "model",
-    "architecture",
-    "depth",
-    "param_count",
-    "flops_train_per_batch",
-    "gpu_name",
-    "FP16",
-    "FP32",
-    "GPU Memory Bandwidth (GB/s)",
-    "Cores",
-    "SM",
-    "TC",
-    "Boost Clock (MHz)",
-)
+    "dataset", "optimizer", "batch_size", "precision", "model", "architecture", "depth",
+    "param_count", "flops_train_per_batch", "gpu_name", "FP16", "FP32",
+    "GPU Memory Bandwidth (GB/s)", "Cores", "SM", "TC", "Boost Clock (MHz)",
+)  # fmt: skip
 BY_FAMILY = {
     "CNN": (
         "input_shape",
@@ -266,7 +237,7 @@ def _device_names(names: NDArray[np.str_]) -> NDArray[np.str_]:
 @cache
 def _known_name(name: str) -> str:
     try:
-        return device(name).name
+        return Device.named(name).name
     except ValueError:
         return name
 
@@ -276,8 +247,8 @@ def _tensor_rates(names: NDArray[np.str_], otherwise: NDArray[np.float64]) -> ND
     rates = otherwise.copy()
     for name in np.unique(names):
         try:
-            rates[names == name] = device(str(name)).tensor_flops
+            rates[names == name] = Device.named(str(name)).tensor_flops
         except ValueError:
-            # A device that nobody has described counts as one without matrix units.
+            # A device that is in no table counts as one without matrix units.
             continue
     return rates

@@ -21,8 +21,8 @@ WHOLE_STEP_SHIFTS = SHIFTS[:2]
 
 COMPUTE = BoostConfig()
 TOTAL = BoostConfig(num_trees=800, num_leaves=63, min_rows=5)
-# Seven devices cannot tell eight data-sheet numbers apart: each member sees half of
-# them, is small, and the members are averaged.
+# Seven devices are too few to identify the effects of eight data-sheet numbers: each member
+# sees half of them, is small, and the members are averaged.
 NUM_MEMBERS = 6
 MEMBER = BoostConfig(num_trees=200, num_leaves=8, min_rows=40)
 
@@ -36,7 +36,7 @@ class StepLogs:
         feed: That the host needs for a batch, while the device computes.
         total: Of the step.
         physics: As `compute`, by the roofline alone.
-        slow_feed: As `feed`, for a dear dataset.
+        slow_feed: As `feed`, for an expensive dataset.
         balance: Launches over work in the roofline: positive where the host bounds.
         loader_known: Whether the dataset was measured on the host; shape likewise.
     """
@@ -131,8 +131,8 @@ def fit_step_models(rows: StepRows, shifts: tuple[str, ...] = SHIFTS) -> StepMod
     """Fit what the given shifts need.
 
     Args:
-        rows: Measured rows of any families together: kernels, bytes and FLOPs are
-            the same currency for all, and more of them than any one family has.
+        rows: Measured rows of any families together: kernels, bytes and FLOPs
+            mean the same for all, and together they are more rows than any one family has.
         shifts: Those that will be asked for.
     """
     return StepModels(
@@ -174,7 +174,7 @@ def _fit_device(rows: StepRows) -> DeviceModel:
 
 
 def _half_of_the_columns(num_columns: int) -> list[tuple[int, ...]]:
-    """A random half of the columns and its complement, so that members share them out evenly."""
+    """A random half of the columns and its complement, so that each is used equally often."""
     rng = np.random.default_rng(0)
     halves: list[tuple[int, ...]] = []
     while len(halves) < NUM_MEMBERS:

@@ -8,7 +8,7 @@ from paceline.predict.work._catalogue import (
     Optimizers,
     catalogue_workload,
 )
-from paceline.predict.work._devices import Device, all_devices, device
+from paceline.predict.work._devices import Device
 from paceline.predict.work._memory import MemoryEstimate, estimate_memory
 from paceline.predict.work._workload import (
     Bound,
@@ -19,24 +19,3 @@ from paceline.predict.work._workload import (
     Phase,
     Workload,
 )
-
-__all__ = [
-    "Bound",
-    "DatasetFacts",
-    "Datasets",
-    "Device",
-    "Devices",
-    "Family",
-    "LayerWork",
-    "MemoryEstimate",
-    "MemoryMoment",
-    "Models",
-    "OperatorWork",
-    "Optimizers",
-    "Phase",
-    "Workload",
-    "all_devices",
-    "catalogue_workload",
-    "device",
-    "estimate_memory",
-]

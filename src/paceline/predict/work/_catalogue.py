@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, cast
 
-from paceline.predict.work._devices import Device, device
+from paceline.predict.work._devices import Device
 from paceline.predict.work._workload import Family, Workload
 
 
@@ -66,7 +66,7 @@ class Optimizers(Enum):
 
 
 class Devices(Enum):
-    """Ten GPUs; the value is a name for `device`."""
+    """Ten GPUs by the names of CHRONOS; the value is a name for `Device.named`."""
 
     H100 = "H100 PCIe 80GB"
     A100 = "A100 PCIe 80GB"
@@ -82,7 +82,7 @@ class Devices(Enum):
     @property
     def row(self) -> Device:
         """The row of `devices.csv`."""
-        return device(self.value)
+        return Device.named(self.value)
 
 
 def catalogue_workload(
@@ -123,17 +123,9 @@ def catalogue_workload(
 
 def _described(row: dict[str, str], precision: int) -> dict[str, Any]:
     whole = (
-        "depth",
-        "num_params",
-        "num_norm_layers",
-        "num_activation_layers",
-        "sum_conv_outputs",
-        "max_conv_outputs",
-        "width",
-        "num_tokens",
-        "num_heads",
-        "num_kernels",
-    )
+        "depth", "num_params", "num_norm_layers", "num_activation_layers", "sum_conv_outputs",
+        "max_conv_outputs", "width", "num_tokens", "num_heads", "num_kernels",
+    )  # fmt: skip
     shares = ("conv_1x1_fraction", "conv_3x3_fraction", "depthwise_fraction")
     return {
         "family": cast(Family, row["family"]),

@@ -15,6 +15,9 @@ NUM_NEAREST = 4
 class Device:
     """One accelerator as its data sheet describes it; peaks are dense, without sparsity.
 
+    `Device.named("H100")` finds a row of the table, `Device.all()` lists it; `Devices` are the
+    ten of CHRONOS by its names.
+
     Attributes:
         name: Model, form and memory where a model comes in several.
         fp32_flops: Per second, ordinary cores.
@@ -51,52 +54,52 @@ class Device:
             return self.fp32_flops
         return max(self.fp32_flops, self.fp16_flops, self.tensor_flops)
 
+    @staticmethod
+    @cache
+    def all() -> "tuple[Device, ...]":
+        """Return every row of `devices.csv`, in its order."""
+        text = files("paceline.predict.work").joinpath("devices.csv").read_text(encoding="utf-8")
+        return tuple(_read(row) for row in csv.DictReader(text.splitlines()))
 
-@cache
-def all_devices() -> tuple[Device, ...]:
-    """Return every row of `devices.csv`, in its order."""
-    text = files("paceline.predict.work").joinpath("devices.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(text.splitlines())
-    return tuple(_device(row) for row in rows)
+    @staticmethod
+    def named(name: str) -> "Device":
+        """Find a row of `devices.csv` by a forgiving name.
 
+        Case, vendor words, blanks and dashes do not matter, and parts may be left out. Where
+        several rows fit, the first of the table is taken, so look at the `name` of what comes
+        back.
 
-def device(name: str) -> Device:
-    """Find a device by a forgiving name.
+        Args:
+            name: Such as "H100", "NVIDIA A100 80GB PCIe", "rtx3090" or "Tesla V100-SXM2-16GB".
 
-    Case, vendor words, blanks and dashes do not matter, and parts may be left out. Where several
-    rows fit, the first of the table is taken, so look at the `name` of what comes back.
+        Raises:
+            ValueError: If no row fits; the message names the nearest ones.
 
-    Args:
-        name: Such as "H100", "NVIDIA A100 80GB PCIe", "rtx3090" or "Tesla V100-SXM2-16GB".
-
-    Raises:
-        ValueError: If no row fits; the message names the nearest ones.
-
-    Examples:
-        >>> device("nvidia h100 sxm").name
-        'H100 SXM5 80GB'
-        >>> device("H10")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-            ...
-        ValueError: unknown device 'H10'; did you mean H100 PCIe 80GB, A10, H100 NVL 94GB, ...
-    """
-    wanted = _tokens(name)
-    if any(character.isdigit() for character in "".join(wanted)):
-        for fits in (_is_same, _is_part, _is_prefix):
-            for row in all_devices():
-                if fits(wanted, _tokens(row.name)):
-                    return row
-    raise ValueError(
-        f"unknown device {name!r}; did you mean {', '.join(nearest_devices(name))}? "
-        "'cpu' measures this machine; another device is one row of devices.csv or a Device"
-    )
+        Examples:
+            >>> Device.named("nvidia h100 sxm").name
+            'H100 SXM5 80GB'
+            >>> Device.named("H10")  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+                ...
+            ValueError: unknown device 'H10'; did you mean H100 PCIe 80GB, A10, H100 NVL 94GB, ...
+        """
+        wanted = _tokens(name)
+        if any(character.isdigit() for character in "".join(wanted)):
+            for fits in (_is_same, _is_part, _is_prefix):
+                for row in Device.all():
+                    if fits(wanted, _tokens(row.name)):
+                        return row
+        raise ValueError(
+            f"unknown device {name!r}; did you mean {', '.join(nearest_devices(name))}? "
+            "'cpu' measures this machine; another device is one row of devices.csv or a Device"
+        )
 
 
 def nearest_devices(name: str) -> list[str]:
     """Return the names most like `name`, nearest first."""
     wanted = "".join(_tokens(name))
     keys: dict[str, str] = {}
-    for row in all_devices():
+    for row in Device.all():
         tokens = _tokens(row.name)
         for stop in range(1, len(tokens) + 1):
             keys.setdefault("".join(tokens[:stop]), row.name)
@@ -125,7 +128,7 @@ def _is_prefix(wanted: tuple[str, ...], have: tuple[str, ...]) -> bool:
     return not (short[-1].isdigit() and long[len(short)].isdigit())
 
 
-def _device(row: dict[str, str]) -> Device:
+def _read(row: dict[str, str]) -> Device:
     return Device(
         name=row["name"],
         fp32_flops=float(row["fp32_tflops"]) * 1e12,

@@ -68,14 +68,14 @@ class MemoryEstimate:
         """Return the most examples per step and worker that fit; 0 if not even one does.
 
         Examples:
-            >>> from paceline.predict.work._devices import device
+            >>> from paceline.predict.work._devices import Device
             >>> forward = MemoryMoment(
             ...     phase="forward", bytes_per_example=float(32 << 20), other_bytes=0)
             >>> update = MemoryMoment(
             ...     phase="optimizer", bytes_per_example=0.0, other_bytes=8 << 30)
             >>> memory = MemoryEstimate(parameters=4 << 30, optimizer=8 << 30, buckets=0,
             ...     moments=(forward, update), batch_size=32)
-            >>> memory.fits(device("T4")), memory.largest_batch(device("A100"))
+            >>> memory.fits(Device.named("T4")), memory.largest_batch(Device.named("A100"))
             (False, 2029)
         """
         usable = usable_bytes(device) - self.fixed
@@ -88,8 +88,8 @@ def estimate_memory(
     """Return what a step of the workload holds, on each of `num_workers` workers.
 
     Gradients are taken to be freed before each forward pass (`zero_grad(set_to_none=True)`, as
-    is the default). A traced workload tells what is alive at each operator; a row of a table
-    only a proxy, which is multiplied by a typical ratio of its family and may be off by half.
+    is the default). A traced workload knows what is alive at each operator; a row of a table
+    has only a proxy, which is multiplied by a typical ratio of its family and may be off by half.
 
     Args:
         workload: One worker's step.

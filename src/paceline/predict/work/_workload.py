@@ -15,15 +15,8 @@ STATE_VALUES_PER_PARAM = {"SGD": 1, "Adam": 2, "AdamW": 2, "Adafactor": 2, "RMSp
 Bound = Literal["compute", "memory", "launch", "loader", "link"]
 Phase = Literal["forward", "backward", "optimizer"]
 OPERATOR_CLASSES = (
-    "matmul",
-    "conv",
-    "depthwise",
-    "attention",
-    "recurrent",
-    "gather",
-    "elementwise",
-    "view",
-)
+    "matmul", "conv", "depthwise", "attention", "recurrent", "gather", "elementwise", "view",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

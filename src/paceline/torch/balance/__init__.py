@@ -1,8 +1,7 @@
 """Samplers and a loader that deliver what an epoch plan gave this rank."""
 
-from paceline.torch.balance._batch_sampler import BalancedBatchSampler, BatchPass
+from paceline.torch.balance._batch_pass import BatchPass
+from paceline.torch.balance._batch_sampler import BalancedBatchSampler
 from paceline.torch.balance._distributed_sampler import BalancedSampler
 from paceline.torch.balance._example_sizes import example_sizes
 from paceline.torch.balance._loader import DataLoader
-
-__all__ = ["BalancedBatchSampler", "BalancedSampler", "BatchPass", "DataLoader", "example_sizes"]

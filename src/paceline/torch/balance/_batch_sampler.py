@@ -1,13 +1,13 @@
 """Batches of indices for this rank, planned so that all ranks finish together."""
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import distributed as dist
 from torch.utils.data import Sampler
 
 from paceline.balance import (
@@ -17,17 +17,17 @@ from paceline.balance import (
     Cursor,
     EpochPlan,
     EpochPlanner,
-    Limits,
     Shards,
-    Tail,
-    micro_batches_of,
     refit_workers,
 )
 from paceline.cost import ExampleCost, LinearCost, Worker, example_costs
 from paceline.timeline import Timeline
+from paceline.torch.balance._batch_pass import BatchPass
+from paceline.torch.balance._epoch_choice import EpochChoice
 from paceline.torch.balance._named_orders import Order, policy_of
 from paceline.torch.balance._refit import busy_seconds, workers_of_rank_0
-from paceline.torch.ranks import Group, process_group_of, replica_of
+from paceline.torch.balance._short_form import config_of
+from paceline.torch.ranks import Group, Replica, process_group_of, replica_of
 
 
 class BalancedBatchSampler(Sampler[list[int]]):
@@ -46,85 +46,78 @@ class BalancedBatchSampler(Sampler[list[int]]):
     Args:
         sizes: Size of each example in tokens, frames or nodes, shape `(num_examples,)`;
             see `example_sizes`.
+        config: What fixes who gets which example; its `num_workers` is filled in. Or, for
+            short, the next five:
         batch_size: Examples per step over all ranks: the global batch.
-        cost: Cost of an example by its size.
-        num_replicas: Data-parallel ranks. By default from the environment (`WORLD_SIZE`),
-            then from the process group, else 1.
-        rank: This rank, likewise (`RANK`).
-        group: Process group, or one axis of a device mesh, to take both from.
-        counts: As in `BalanceConfig`, like the next four.
-        padded: Whether a micro-batch is padded to its longest example.
-        window: Steps over which examples may move; 1 keeps the global batches of a plain
-            shuffle.
-        num_microbatches: Micro-batches per rank and step.
-        limits: What one micro-batch may hold.
-        tail: What becomes of a last batch that is not full; by default `"zero-weight"`.
-        drop_last: Short for `tail="drop"`.
-        longest_first: Whether the dearest step comes first.
-        shuffle: Whether each epoch has an order of its own.
+        counts: `"equal"` or `"free"` numbers of examples per rank and step.
+        shuffle: Whether each epoch has an order of its own; by default it has.
         seed: Of the shuffle; equal on all ranks.
+        drop_last: Whether a last batch that is not full is left out; by default it is
+            filled up with repeats that count nothing.
+        cost: Cost of an example by its size; by default the size.
+        workers: Speed and overhead of each rank; unset for equal ones.
+        process_group: The data-parallel ranks: a process group, one axis of a device mesh, or
+            a `Replica`. By default from the environment (`WORLD_SIZE` and `RANK`), then the
+            default process group, else one process.
         order: In which order examples come; who computes them is decided afterwards.
             `"shuffle"` is plain reshuffling; `"stratified"` spreads each class evenly;
-            `"grab"` is `paceline.order.PairBalance`, which learns from gradients: see
+            `"pair-balance"` is `paceline.order.pair_balance`, which learns from gradients: see
             `GradientOrder`. Or a policy, of this sampler alone. All but the first need a
             window of 1, and no `longest_first`, which undo an order, and no shards.
         labels: Class of each example, for `"stratified"`.
         example_bytes: Bytes of each example, for `limits.max_bytes`.
         shards: Who can read which example; see `plan_epoch`.
-        workers: Speed and overhead of each rank; unset for equal ones.
 
     Raises:
         ValueError: If a value is bad or values do not fit together.
 
     Examples:
-        >>> batches = BalancedBatchSampler([3, 1, 2, 2], 4, num_replicas=2, rank=0, shuffle=False)
+        >>> first_of_two = Replica(rank=0, num_replicas=2)
+        >>> batches = BalancedBatchSampler(
+        ...     [3, 1, 2, 2], batch_size=4, shuffle=False, process_group=first_of_two
+        ... )
         >>> list(batches), len(batches)
         ([[0, 1]], 1)
+        >>> config = BalanceConfig(batch_size=4, padded=True, counts="free", shuffle=False)
+        >>> batches = BalancedBatchSampler([6, 2, 2, 2], config, process_group=first_of_two)
+        >>> list(batches)
+        [[0]]
     """
 
     def __init__(
         self,
         sizes: ArrayLike,
-        batch_size: int,
+        config: BalanceConfig | None = None,
         *,
+        batch_size: int | None = None,
+        counts: Counts | None = None,
+        shuffle: bool | None = None,
+        seed: int | None = None,
+        drop_last: bool | None = None,
         cost: ExampleCost | None = None,
-        num_replicas: int | None = None,
-        rank: int | None = None,
-        group: Group | None = None,
-        counts: Counts = "equal",
-        padded: bool = False,
-        window: int = 1,
-        num_microbatches: int = 1,
-        limits: Limits | None = None,
-        tail: Tail | None = None,
-        drop_last: bool = False,
-        longest_first: bool = False,
-        shuffle: bool = True,
-        seed: int = 0,
+        workers: tuple[Worker, ...] | None = None,
+        process_group: Group | Replica | None = None,
         order: Order = "shuffle",
         labels: ArrayLike | None = None,
         example_bytes: ArrayLike | None = None,
         shards: Shards | None = None,
-        workers: tuple[Worker, ...] | None = None,
     ) -> None:
-        self.num_replicas, self.rank = replica_of(num_replicas, rank, group)
-        config = BalanceConfig(
+        place = replica_of(process_group)
+        self.num_replicas, self.rank = place.num_replicas, place.rank
+        config = config_of(
+            config,
+            place.num_replicas,
+            "zero-weight",
             batch_size=batch_size,
-            num_workers=self.num_replicas,
             counts=counts,
-            padded=padded,
-            window=window,
-            num_microbatches=num_microbatches,
-            limits=limits or Limits(),
-            tail=_tail(tail, drop_last=drop_last),
-            longest_first=longest_first,
             shuffle=shuffle,
             seed=seed,
+            drop_last=drop_last,
         )
         if workers is not None and len(workers) != self.num_replicas:
             raise ValueError(f"workers must hold {self.num_replicas} entries, got {len(workers)}")
         size = np.asarray(sizes, dtype=np.float64)
-        self.order = policy_of(order, labels, len(size), shuffle=shuffle, seed=seed)
+        self.order = policy_of(order, labels, len(size), config)
         self.planner = EpochPlanner(
             example_costs(cost or LinearCost(), size),
             config,
@@ -134,12 +127,11 @@ class BalancedBatchSampler(Sampler[list[int]]):
             order=self.order,
         )
         self._workers = workers or (Worker(),) * self.num_replicas
-        self.group = group
+        self._process_group = process_group
         self._begin_calls: list[Callable[[BatchPass], None]] = []
         self._cursor = Cursor(workers=self._workers)
         self._pass: BatchPass | None = None
-        self._is_epoch_set = True
-        self._has_warned = not shuffle
+        self._choice = EpochChoice(warns=config.shuffle)
         self._plans_ahead = True
         self._finished: Cursor | None = None
 
@@ -159,6 +151,11 @@ class BalancedBatchSampler(Sampler[list[int]]):
         return self._cursor.workers
 
     @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The process group in which the ranks can talk; None if there is none."""
+        return process_group_of(self._process_group, self.num_replicas)
+
+    @property
     def plan(self) -> EpochPlan:
         """The plan of `epoch`, made if it is not there yet; equal on all ranks.
 
@@ -168,7 +165,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
         return self.planner.plan(self._cursor)
 
     @property
-    def newest_pass(self) -> "BatchPass | None":
+    def newest_pass(self) -> BatchPass | None:
         """The last iterator that was made, unless the position was set since."""
         return self._pass
 
@@ -186,22 +183,19 @@ class BalancedBatchSampler(Sampler[list[int]]):
         self.planner.begin_epoch(epoch)
         has_begun = self._pass is not None and self._pass.has_begun
         if epoch != self._cursor.epoch or has_begun:
-            self._move_to(self._cursor.at_epoch(epoch))
-        self._is_epoch_set = True
+            self._cursor, self._pass = self._cursor.at_epoch(epoch), None
+        self._choice.is_made = True
 
-    def __iter__(self) -> "BatchPass":
-        if not self._is_epoch_set:
+    def __iter__(self) -> BatchPass:
+        if not self._choice.is_made:
             if self._pass is not None and not self._pass.has_ended:
                 self._cursor = self._cursor.at_epoch(self.epoch + 1)
-            self._is_epoch_set = True
-            if not self._has_warned:
-                self._has_warned = True
-                warn_of_forgotten_epoch(self.epoch)
+            self._choice.make_up(self.epoch)
         self.planner.begin_epoch(self.epoch)
         self._pass = BatchPass(self, self._cursor)
         return self._pass
 
-    def on_begin(self, call: Callable[["BatchPass"], None]) -> None:
+    def on_begin(self, call: Callable[[BatchPass], None]) -> None:
         """Have `call` told of every pass that begins, before its first batch is asked for."""
         self._begin_calls.append(call)
 
@@ -240,8 +234,9 @@ class BalancedBatchSampler(Sampler[list[int]]):
                 configuration, or damaged; raised on every rank alike, before any
                 communication.
         """
-        self._move_to(self.planner.load_state_dict(state, self._workers))
-        self._is_epoch_set = True
+        self._cursor = self.planner.load_state_dict(state, self._workers)
+        self._pass = None
+        self._choice.is_made = True
 
     def refit(self, timeline: Timeline) -> None:
         """Learn each rank's speed from the last epoch, and plan with it from now on.
@@ -269,105 +264,37 @@ class BalancedBatchSampler(Sampler[list[int]]):
             return
         seconds = busy_seconds(timeline, self.num_replicas, plan.num_steps - first)
         workers = refit_workers(plan.load[first:], seconds, plan.workers)
-        group = process_group_of(self.group, self.num_replicas)
-        self._cursor = replace(self._cursor, workers=workers_of_rank_0(workers, group))
+        workers = workers_of_rank_0(workers, self.process_group)
+        self._cursor = replace(self._cursor, workers=workers)
         # A plan made ahead would not know the speeds that the next refit finds.
         self._plans_ahead = False
         self.planner.plan_ahead(self._cursor)
 
     @property
     def _is_under_way(self) -> bool:
-        run = self._pass
-        is_running = run is not None and run.has_begun and not run.has_ended
+        is_running = self._pass is not None and self._pass.is_under_way
         return is_running or bool(self._cursor.num_steps or self._cursor.earlier)
 
-    def _move_to(self, cursor: Cursor) -> None:
-        self._cursor = cursor
-        self._pass = None
+    def _restore(self, state: Mapping[str, Any], run: BatchPass) -> Cursor:
+        self.load_state_dict(state)
+        self._pass = run
+        return self._cursor
 
-    def _on_begin(self, run: "BatchPass") -> None:
+    def _on_begin(self, run: BatchPass) -> None:
         """Note that an epoch is in use; a loader with workers makes two passes and uses one."""
         if run is self._pass:
-            self._is_epoch_set = False
+            self._choice.is_made = False
             for call in self._begin_calls:
                 call(run)
             if self._plans_ahead:
                 self.planner.plan_ahead(self._cursor.at_epoch(self.epoch + 1))
 
-    def _on_step(self, run: "BatchPass") -> None:
+    def _on_move(self, run: BatchPass) -> None:
         if run is self._pass:
             self._cursor = run.cursor
-
-    def _on_end(self, run: "BatchPass") -> None:
-        if run is self._pass:
-            self._finished = run.begin
-            self._cursor = run.cursor
+            if run.has_ended:
+                self._finished = run.begin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pass": None, "_is_epoch_set": True, "_begin_calls": []}
-
-
-class BatchPass(Iterator[list[int]]):
-    """One pass over the rest of an epoch; yields lists of indices.
-
-    Attributes:
-        begin: Where it began.
-        cursor: Where it stands; at the start of the next epoch once it has ended.
-        has_begun: Whether it was asked for a batch.
-        has_ended: Whether all were yielded.
-    """
-
-    def __init__(self, sampler: BalancedBatchSampler, begin: Cursor) -> None:
-        self._sampler = sampler
-        self._start(begin)
-
-    def _start(self, begin: Cursor) -> None:
-        self.begin = self.cursor = begin
-        self.plan = self._sampler.planner.plan(begin)
-        self.has_begun = self.has_ended = False
-        self._batches = micro_batches_of(self.plan, self._sampler.rank, first_step=begin.num_steps)
-
-    def __next__(self) -> list[int]:
-        if not self.has_begun:
-            self.has_begun = True
-            self._sampler._on_begin(self)
-        batch = next(self._batches, None)
-        if batch is None:
-            self._end()
-            raise StopIteration
-        if batch.is_step_end:
-            self.cursor = replace(self.cursor, num_steps=batch.step + 1)
-            self._sampler._on_step(self)
-        indices: list[int] = batch.examples.tolist()
-        return indices
-
-    def _end(self) -> None:
-        if not self.has_ended:
-            self.has_ended = True
-            self.cursor = self.begin.at_epoch(self.begin.epoch + 1)
-            self._sampler._on_end(self)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where this iterator stands; like the sampler's."""
-        return self._sampler.planner.state_dict(self.cursor)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, and bring the sampler along."""
-        self._sampler.load_state_dict(state)
-        self._sampler._pass = self
-        self._start(self._sampler._cursor)
-
-
-def warn_of_forgotten_epoch(epoch: int) -> None:
-    """Say that a sampler went on to `epoch` by itself."""
-    warnings.warn(
-        f"set_epoch was not called before epoch {epoch}; the sampler goes on to it by itself. "
-        "Call set_epoch(epoch) before each epoch to choose it.",
-        stacklevel=3,
-    )
-
-
-def _tail(tail: Tail | None, *, drop_last: bool) -> Tail:
-    if drop_last and tail not in (None, "drop"):
-        raise ValueError(f"drop_last=True and tail={tail!r} contradict; pass one of them")
-    return tail or ("drop" if drop_last else "zero-weight")
+        chosen = replace(self._choice, is_made=True)
+        return {**self.__dict__, "_pass": None, "_begin_calls": [], "_choice": chosen}

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DistributedSampler
 
-from paceline.balance import BalanceConfig, EpochPlan, plan_epoch
+from paceline.balance import BalanceConfig, EpochPlan, Limits, plan_epoch
 from paceline.cost import ExampleCost, LinearCost, Worker, example_costs
-from paceline.torch.balance._batch_sampler import warn_of_forgotten_epoch
+from paceline.torch.balance._epoch_choice import EpochChoice
+from paceline.torch.balance._short_form import config_of
 from paceline.torch.ranks import Group, replica_of
 
 
@@ -24,18 +25,22 @@ class BalancedSampler(DistributedSampler[int]):
 
     Args:
         sizes: Size of each example, shape `(num_examples,)`.
+        config: What fixes who gets which example: equal counts, one micro-batch per step
+            without limits, and a tail of `"pad"`, or `"drop"` for `drop_last`. Its
+            `num_workers` is filled in. Or, for short, `batch_size`, `shuffle`, `seed` and
+            `drop_last`.
         batch_size: Examples per step over all ranks; `num_replicas` must divide it.
-        cost: Cost of an example by its size.
-        num_replicas: Data-parallel ranks; see `BalancedBatchSampler`.
-        rank: This rank, likewise.
-        group: Process group, or one axis of a device mesh, to take both from.
-        padded: Whether a batch is padded to its longest example.
-        window: Steps over which examples may move.
-        shuffle: Whether each epoch has an order of its own.
+        num_replicas: Data-parallel ranks, as in torch's sampler. By default from the
+            environment (`WORLD_SIZE`), then the default process group, else one.
+        rank: This rank, likewise (`RANK`).
+        shuffle: Whether each epoch has an order of its own; by default it has.
         seed: Of the shuffle; equal on all ranks.
         drop_last: Whether the last examples that do not go round are left out; else up
             to `num_replicas - 1` examples are repeated, and count twice.
+        cost: Cost of an example by its size; by default the size.
         workers: Speed and overhead of each rank; unset for equal ones.
+        process_group: Process group, or one axis of a device mesh, instead of `num_replicas`
+            and `rank`.
 
     A forgotten `set_epoch` is made up for by going to the next epoch, with a warning.
 
@@ -45,7 +50,7 @@ class BalancedSampler(DistributedSampler[int]):
     Examples:
         >>> sizes = [4, 1, 2, 3, 6, 5]
         >>> ranks = [
-        ...     BalancedSampler(sizes, 4, num_replicas=2, rank=rank, shuffle=False)
+        ...     BalancedSampler(sizes, batch_size=4, num_replicas=2, rank=rank, shuffle=False)
         ...     for rank in (0, 1)
         ... ]
         >>> [list(sampler) for sampler in ranks]
@@ -55,86 +60,75 @@ class BalancedSampler(DistributedSampler[int]):
     def __init__(
         self,
         sizes: ArrayLike,
-        batch_size: int,
+        config: BalanceConfig | None = None,
         *,
-        cost: ExampleCost | None = None,
+        batch_size: int | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
-        group: Group | None = None,
-        padded: bool = False,
-        window: int = 1,
-        shuffle: bool = True,
-        seed: int = 0,
-        drop_last: bool = False,
+        shuffle: bool | None = None,
+        seed: int | None = None,
+        drop_last: bool | None = None,
+        cost: ExampleCost | None = None,
         workers: tuple[Worker, ...] | None = None,
+        process_group: Group | None = None,
     ) -> None:
-        num_replicas, rank = replica_of(num_replicas, rank, group)
+        place = replica_of(process_group, num_replicas=num_replicas, rank=rank)
+        short = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last}
+        self.config = config_of(config, place.num_replicas, "pad", **short)
+        _check_plain(self.config)
         size = np.asarray(sizes, dtype=np.float64)
-        costs = example_costs(cost or LinearCost(), size)
+        self._costs = example_costs(cost or LinearCost(), size)
         super().__init__(
             range(len(size)),  # type: ignore[arg-type]  # only its length is used
-            num_replicas,
-            rank,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=drop_last,
+            place.num_replicas,
+            place.rank,
+            shuffle=self.config.shuffle,
+            seed=self.config.seed,
+            drop_last=self.config.tail == "drop",
         )
-        self.config = BalanceConfig(
-            batch_size=batch_size,
-            num_workers=num_replicas,
-            padded=padded,
-            window=window,
-            tail="drop",
-            shuffle=shuffle,
-            seed=seed,
-        )
-        if len(size) < num_replicas:
+        if len(size) < self.num_replicas:
             raise ValueError(
-                f"{len(size)} examples are fewer than {num_replicas} replicas; use fewer replicas"
+                f"{len(size)} examples are fewer than {self.num_replicas} replicas; use fewer"
             )
-        self._costs = costs
         self._workers = workers
         self._planned: tuple[int, NDArray[np.int64]] | None = None
-        self._is_epoch_set = True
-        self._has_warned = not shuffle
+        self._choice = EpochChoice(warns=self.config.shuffle)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
         super().set_epoch(epoch)
-        self._is_epoch_set = True
+        self._choice.is_made = True
 
     def __iter__(self) -> Iterator[int]:
-        if not self._is_epoch_set:
-            self.set_epoch(self.epoch + 1)
-            if not self._has_warned:
-                self._has_warned = True
-                warn_of_forgotten_epoch(self.epoch)
+        if not self._choice.is_made:
+            self.epoch += 1
+            self._choice.make_up(self.epoch)
         if self._planned is None or self._planned[0] != self.epoch:
             self._planned = self.epoch, self._own_examples()
         return self._yield(self._planned[1])
 
     def _yield(self, examples: NDArray[np.int64]) -> Iterator[int]:
         # Not before: a loader with worker processes makes two iterators and uses one.
-        self._is_epoch_set = False
+        self._choice.is_made = False
         yield from examples.tolist()
 
     def _own_examples(self) -> NDArray[np.int64]:
         parts = []
         left = np.arange(len(self._costs))
         if len(left) >= self.config.batch_size:
-            plan = self._plan(self.config, None)
+            plan = self._plan(self.config.batch_size, None)
             parts.append(_examples_of(plan, self.rank))
             left = np.delete(left, plan.examples)
         per_rank, over = divmod(len(left), self.num_replicas)
         num_last = self.num_replicas * (per_rank + (over > 0 and not self.drop_last))
         if num_last:
             order = np.random.default_rng([self.config.seed, self.epoch, 2]).permutation(left)
-            last = replace(self.config, batch_size=num_last)
-            plan = self._plan(last, np.resize(order if self.shuffle else left, num_last))
+            plan = self._plan(num_last, np.resize(order if self.shuffle else left, num_last))
             parts.append(_examples_of(plan, self.rank))
         return np.concatenate(parts)
 
-    def _plan(self, config: BalanceConfig, remaining: NDArray[np.int64] | None) -> EpochPlan:
+    def _plan(self, batch_size: int, remaining: NDArray[np.int64] | None) -> EpochPlan:
+        config = replace(self.config, batch_size=batch_size, tail="drop")
         return plan_epoch(
             self._costs, config, epoch=self.epoch, workers=self._workers, remaining=remaining
         )
@@ -142,3 +136,21 @@ class BalancedSampler(DistributedSampler[int]):
 
 def _examples_of(plan: EpochPlan, worker: int) -> NDArray[np.int64]:
     return np.concatenate([plan.step_examples(step, worker) for step in range(plan.num_steps)])
+
+
+def _check_plain(config: BalanceConfig) -> None:
+    """Raise a `ValueError` if ranks would not hold equally many examples, each once a step."""
+    plain: dict[str, tuple[object, ...]] = {
+        "counts": ("equal",),
+        "num_microbatches": (1,),
+        "limits": (Limits(),),
+        "longest_first": (False,),
+        "tail": ("pad", "drop"),
+    }
+    for name, allowed in plain.items():
+        value = getattr(config, name)
+        if value not in allowed:
+            raise ValueError(
+                f"BalancedSampler needs {name}={allowed[0]!r}, got {value!r}; set it, or use "
+                "BalancedBatchSampler"
+            )

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from paceline.cost import checked_column
 
 Size = Callable[[Any], float] | str
-# Examples that travel together from a worker process; below this many, none is started.
+# Examples that a worker process measures at once; below this many, none is started.
 CHUNK = 256
 Advance = Callable[[int], None]
 
@@ -92,7 +92,7 @@ def _measure(
 
 
 class _SizesOf:
-    """Measures a list of examples where they are loaded, so that only numbers travel."""
+    """Measures a list of examples where they are loaded, so that only numbers are sent."""
 
     def __init__(self, size: Callable[[Any], float]) -> None:
         self._size = size

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Dataset
 
 from paceline.balance import Cursor, MicroBatch, micro_batches_of
-from paceline.torch.balance._batch_sampler import BalancedBatchSampler, BatchPass
+from paceline.torch.balance._batch_pass import BatchPass
+from paceline.torch.balance._batch_sampler import BalancedBatchSampler
 
 T = TypeVar("T", covariant=True)
 
@@ -43,8 +44,10 @@ class DataLoader(TorchDataLoader[T]):
         ValueError: If the dataset and the sampler's sizes differ in length.
 
     Examples:
+        >>> from paceline.torch import Replica
+        >>> last_of_two = Replica(rank=1, num_replicas=2)
         >>> batches = BalancedBatchSampler(
-        ...     [6, 2, 2, 2], 4, counts="free", num_replicas=2, rank=1, shuffle=False
+        ...     [6, 2, 2, 2], batch_size=4, counts="free", shuffle=False, process_group=last_of_two
         ... )
         >>> loader = DataLoader(torch.arange(4.0), batch_sampler=batches)
         >>> [(batch.tolist(), loader.loss_weight, loader.is_step_end) for batch in loader]

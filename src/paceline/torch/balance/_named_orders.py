@@ -4,14 +4,15 @@ from typing import Literal
 
 from numpy.typing import ArrayLike
 
-from paceline.order import OrderPolicy, PairBalance, Stratified
+from paceline.balance import BalanceConfig
+from paceline.order import OrderPolicy, pair_balance, stratified
 
-NAMES = ("shuffle", "stratified", "grab")
-Order = Literal["shuffle", "stratified", "grab"] | OrderPolicy
+NAMES = ("shuffle", "stratified", "pair-balance")
+Order = Literal["shuffle", "stratified", "pair-balance"] | OrderPolicy
 
 
 def policy_of(
-    order: Order, labels: ArrayLike | None, num_examples: int, *, shuffle: bool, seed: int
+    order: Order, labels: ArrayLike | None, num_examples: int, config: BalanceConfig
 ) -> OrderPolicy | None:
     """Return the policy that `order` names, None for a plain shuffle.
 
@@ -29,9 +30,9 @@ def policy_of(
         )
     if order == "shuffle":
         return None
-    if not shuffle:
-        raise ValueError(f"shuffle=False and order={order!r} contradict; pass one of them")
+    if not config.shuffle:
+        raise ValueError(f"shuffle=False and order={order!r} contradict; leave out one")
     if labels is not None:
-        return Stratified(labels, seed=seed)
-    # Herding has the lower bound, and pairs the lower training loss: benchmarks/ordering.py.
-    return PairBalance(num_examples, seed=seed) if isinstance(order, str) else order
+        return stratified(labels, seed=config.seed)
+    # Herding has the lower bound, pairs the lower training loss: benchmarks/ordering.py.
+    return pair_balance(num_examples, seed=config.seed) if isinstance(order, str) else order

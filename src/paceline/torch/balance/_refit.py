@@ -1,13 +1,14 @@
 """What a measured epoch says about each worker, agreed on by all ranks."""
 
+from dataclasses import replace
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import distributed as dist
 
 from paceline.cost import Worker
 from paceline.timeline import BUSY_KINDS, Timeline
-from paceline.torch.ranks import device_of
+from paceline.torch.ranks import from_rank_0
 
 
 def busy_seconds(timeline: Timeline, num_ranks: int, num_steps: int) -> NDArray[np.float64]:
@@ -30,10 +31,9 @@ def busy_seconds(timeline: Timeline, num_ranks: int, num_steps: int) -> NDArray[
     if ranks != list(range(num_ranks)):
         raise ValueError(
             f"refit needs the spans of ranks 0 to {num_ranks - 1}, got those of {ranks}; pass "
-            "run.gather(), and the group of the sampler to watch()"
+            "run.gather(), and the sampler's process_group to watch()"
         )
-    is_busy = np.isin(timeline.kind, BUSY_KINDS)
-    busy = timeline.select(is_busy)
+    busy = timeline.select(np.isin(timeline.kind, BUSY_KINDS))
     steps, row = np.unique(busy.step, return_inverse=True)
     if len(steps) < num_steps:
         raise ValueError(
@@ -51,13 +51,8 @@ def workers_of_rank_0(
     """Return rank 0's speeds and overheads, so that all ranks plan the same."""
     if group is None:
         return workers
-    pace = torch.tensor(
-        [(worker.speed, worker.overhead_s) for worker in workers],
-        dtype=torch.float64,
-        device=device_of(group),
-    )
-    dist.broadcast(pace, group=group, group_src=0)
+    pace = from_rank_0(np.array([(one.speed, one.overhead_s) for one in workers]), group)
     return tuple(
-        Worker(speed=speed, overhead_s=overhead_s, memory_bytes=worker.memory_bytes)
+        replace(worker, speed=speed, overhead_s=overhead_s)
         for worker, (speed, overhead_s) in zip(workers, pace.tolist(), strict=True)
     )

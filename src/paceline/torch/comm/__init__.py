@@ -1,5 +1,3 @@
 """Execute plans of gradient blocks under a training loop, or DDP where no plan wins."""
 
 from paceline.torch.comm._scheduled import ScheduledDataParallel
-
-__all__ = ["ScheduledDataParallel"]

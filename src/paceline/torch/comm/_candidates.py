@@ -35,7 +35,7 @@ class Candidate:
     """A plan and its simulated seconds per step.
 
     Attributes:
-        plan: What travels when.
+        plan: Which gradients are sent when.
         predicted_s: Simulated.
         bucket_mb: Bucket size in MiB with which DistributedDataParallel does the same;
             None if it cannot.
@@ -47,7 +47,7 @@ class Candidate:
 
     @property
     def overlaps(self) -> bool:
-        """Whether the next forward pass hides what is left of the wire."""
+        """Whether communication overlaps the next forward pass, too."""
         return not self.plan.waits_for_all
 
 

@@ -1,147 +1,242 @@
-"""Decide over a training run which plan is walked: measure, try, keep, watch for drift."""
+"""Decide over a training run which plan is executed: measure, try, keep, watch for drift."""
 
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from time import perf_counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed as dist
-from torch.utils.hooks import RemovableHandle
 
-from paceline.torch.comm._candidates import Candidate, Planner, candidates, first_plan
-from paceline.torch.comm._drift import DriftMonitor
+from paceline.torch.comm._candidates import Candidate, candidates, first_plan
+from paceline.torch.comm._drift import StepTimes
 from paceline.torch.comm._executor import Executor
 from paceline.torch.comm._gradient_feed import GradientFeed
+from paceline.torch.comm._mode import Mode, ModeSwitch
+from paceline.torch.comm._module_waits import ModuleWaits
 from paceline.torch.comm._plain_parallel import PlainParallel
 from paceline.torch.comm._plan_trial import PlanTrial
+from paceline.torch.comm._settings import Settings
 from paceline.torch.comm._step_probe import StepCost, StepProbe
-from paceline.torch.comm.sharded import ShardedExecutor
-from paceline.torch.comm.whole import Route, link_per_gradient_byte, payloads_of
+from paceline.torch.comm.transfer import Trained
+from paceline.torch.comm.whole import link_per_gradient_byte
 from paceline.torch.measure import measure_link
 from paceline.torch.model import is_compiled
 from paceline.torch.ranks import all_gather_bytes, check_same_plan, from_rank_0
 
-NUM_TIMES = 50
+
+@dataclass(slots=True)
+class Choice:
+    """What was planned on the last measurement, and what is kept.
+
+    Attributes:
+        order: Parameters as the tensors of a plan: as the forward pass needs them.
+        gets_all: Whether all parameters got a gradient in every measured step, on all ranks.
+        bound_s: Seconds that no schedule beats, on what was measured.
+        tried: All plans with their measured medians, `inf` if untimed.
+        chosen: The plan that is kept; None while measuring or trying.
+    """
+
+    order: list[int]
+    gets_all: bool = False
+    bound_s: float = 0.0
+    tried: list[tuple[Candidate, float]] = field(default_factory=list)
+    chosen: Candidate | None = None
 
 
 class PlanControl:
-    """Takes a model through its phases: measuring, trying, then training and watching.
+    """Takes a model through its modes: measuring, trying, then training and watching.
 
-    What one rank knows alone, that it must clip, travels with its last block, and all
+    What one rank knows alone, that it must clip, is sent with its last block, and all
     ranks act on it before the same backward pass. Times are rank 0's.
 
     Args:
         module: The bare model.
-        parameters: Those that are trained.
-        executor: Walks the plans.
-        feed: Tells it of gradients.
-        plain: Takes over from both where a plan of DDP's buckets is kept.
+        trained: Its parameters that are trained.
+        executor: Executes the plans.
+        plain: Takes over where DistributedDataParallel can do what is kept.
         group: Ranks that train together.
-        planner: Makes the plan; unset to choose among the promising ones.
-        num_measure_steps: Steps that are measured.
-        num_trial_steps: Timed steps per plan and turn; 0 to trust the simulation.
-        num_in_flight: Collectives that may be under way at once.
+        settings: How a plan is chosen.
 
     Attributes:
-        overlaps: Whether the next forward pass hides what is left of the wire, on this rank.
-        chosen: The plan that is kept; None while measuring or trying.
-        tried: All plans of the last choice with their measured medians, `inf` if untimed.
-        bound_s: Seconds that no schedule beats, on what was measured.
-        reason: Why the forward pass may not be used, empty if it may.
-        first_s: Step times while measuring, the last 50.
-        kept_s: Step times of the plan that is kept, the last 50.
+        settings: As passed.
+        choice: The last one.
+        times: How long steps took.
+        probe: What was measured last.
+        reason: Why the next forward pass may not be used, empty if it may.
     """
 
     def __init__(
         self,
         module: torch.nn.Module,
-        parameters: Sequence[torch.Tensor],
+        trained: Trained,
         executor: Executor,
-        feed: GradientFeed,
         plain: PlainParallel,
         group: dist.ProcessGroup | None,
-        *,
-        planner: Planner | None,
-        num_measure_steps: int,
-        num_trial_steps: int,
-        num_in_flight: int,
+        settings: Settings,
     ) -> None:
-        self._module, self._parameters, self._group = module, parameters, group
-        self._executor, self._feed, self._plain = executor, feed, plain
-        self._num_in_flight, self._num_trial_steps = num_in_flight, num_trial_steps
-        self.planner, self.num_measure_steps = planner, num_measure_steps
-        self._order: list[int] = []
+        self._module, self._trained, self._group = module, trained, group
+        self._executor, self.settings = executor, settings
+        self._feed = GradientFeed(trained, self)
+        self._switch = ModeSwitch(trained, executor, self._feed, plain)
+        self._waits = ModuleWaits(executor)
         self._trial: PlanTrial | None = None
-        self._monitor = DriftMonitor()
-        self._waits: dict[torch.nn.Module, set[int]] = {}
-        self.handles: list[RemovableHandle] = []
-        self._must_wait = self._gets_all = self.overlaps = False
-        self.chosen: Candidate | None = None
-        self.tried: list[tuple[Candidate, float]] = []
-        self.bound_s, self.reason = 0.0, ""
-        self.first_s: list[float] = []
-        self.kept_s: list[float] = []
-        self._last_step_s = perf_counter()
-        executor.on_must_wait = self._on_must_wait
+        self.times = StepTimes()
+        self.reason, self._all_wait = "", False
         self._measure()
 
     @property
-    def phase(self) -> str:
-        """What is going on, in words."""
-        probe = self._feed.probe
-        if probe is not None:
-            done = f"step {probe.num_steps} of {self.num_measure_steps}"
-            return f"measuring: {done}, as plain data parallel"
-        if self._trial is not None:
-            return f"trying: {self._trial.current.plan.name} takes its turn"
-        plan = self.chosen.plan if self.chosen else None
-        return f"plan: {plan.name}, {plan.num_blocks} blocks per step" if plan else "no plan yet"
+    def mode(self) -> Mode:
+        """What the model is doing."""
+        return self._switch.mode
+
+    @property
+    def way(self) -> Mode:
+        """How gradients are sent: overlapped, waiting or plain."""
+        return self._switch.way
+
+    @property
+    def current(self) -> Candidate:
+        """The plan that is executed."""
+        return self._switch.current
 
     def forward(self) -> AbstractContextManager[None]:
         """Watch or time one training forward pass, if that is due."""
-        probe = self._feed.probe
-        return nullcontext() if probe is None else probe.forward()
+        return self.probe.forward() if self.mode is Mode.MEASURING else nullcontext()
+
+    def watch_output(self, output: Any, *, is_syncing: bool) -> None:
+        """Expect a backward pass through `output`; averaged over ranks if `is_syncing`."""
+        self._feed.watch_output(output, is_syncing=is_syncing)
+
+    # What the feed tells.
+
+    def begin(self) -> None:
+        """Open a backward pass."""
+        self._open_round()
+        if self.mode is Mode.MEASURING:
+            self.probe.mark_backward()
+
+    def is_ready(self, tensor: int) -> bool:
+        """Whether the gradient has come in this backward pass."""
+        return self._executor.is_ready(tensor)
+
+    def note_ready(self, tensor: int) -> None:
+        """Take the gradient of one parameter."""
+        if self.mode is Mode.MEASURING:
+            self.probe.mark_gradient(tensor)
+        self._executor.note_ready(tensor)
+
+    def finish(self) -> None:
+        """End the backward pass; unless overlapped, wait for all gradients, as DDP does."""
+        if self.mode is Mode.MEASURING:
+            self.probe.mark_backward_end()
+        self._executor.finish()
+        if self.way is not Mode.OVERLAPPED:
+            self._executor.deliver()
+
+    def _open_round(self) -> None:
+        if self._executor.end_round():
+            self._wait_on_all_ranks()
+        self._executor.begin()
+
+    # What `step` and what comes before it tell.
+
+    def end_backward(self) -> None:
+        """End the backward pass where autograd did not, and wait for gradients put in since."""
+        if self.way is Mode.PLAIN:
+            return
+        if not self._executor.has_open_round:  # No parameter took part.
+            self._open_round()
+            self._executor.finish()
+        if self.way is not Mode.OVERLAPPED:
+            self._executor.deliver()
 
     def end_step(self) -> None:
-        """Note the end of `step()`, and move on to what comes next."""
-        now_s = perf_counter()
-        step_s, self._last_step_s = now_s - self._last_step_s, now_s
-        if self._feed.probe is not None:
-            self._note_measured(self._feed.probe, step_s)
-        elif self._trial is not None:
-            self._note_tried(self._trial, step_s)
+        """Note the end of `step()`, and go on to what comes next."""
+        step_s = self.times.end_step()
+        if self.mode is Mode.MEASURING:
+            self._note_measured(step_s)
+        elif self.mode is Mode.TRYING:
+            self._note_tried(step_s)
         else:
             self._note_kept(step_s)
 
     def must_wait(self, reason: str) -> bool:
-        """Use the backward pass only: this rank at once, all soon; tell if it was otherwise."""
+        """Wait for all gradients: this rank at once, all soon; tell if it was otherwise."""
         if not self.reason:
             self._executor.ask_to_wait()
         self.reason = self.reason or reason
-        was_overlapping, self.overlaps = self.overlaps, False
-        self._feed.is_blocking = True
-        return was_overlapping
+        if self.way is not Mode.OVERLAPPED:
+            return False
+        self._enter(self.current, is_trial=self.mode is Mode.TRYING, way=Mode.WAITING)
+        return True
+
+    def close(self) -> None:
+        """End the executor's threads and remove all hooks."""
+        self._switch.close()
+        self._waits.remove()
+
+    # The modes.
 
     def _measure(self) -> None:
-        """Begin to measure, as plain data parallel trains."""
-        self._trial = self.chosen = None
-        self._gets_all = False
-        sizes = [(i, p.nbytes) for i, p in enumerate(self._parameters) if p.numel()]
-        self._order = [index for index, _ in sizes]
-        self.first_s, self.kept_s = [], []
-        self._walk(Candidate(first_plan([size for _, size in sizes]), 0.0))
-        self._feed.probe = StepProbe(self._module, self._parameters, self.num_measure_steps)
+        """Measure, while training as plain data parallel does."""
+        sizes = {i: p.nbytes for i, p in enumerate(self._trained.parameters) if p.numel()}
+        self.choice = Choice(list(sizes))
+        self.times.restart()
+        self.probe = StepProbe(
+            self._module, self._trained.parameters, self.settings.num_measure_steps
+        )
+        first = Candidate(first_plan(list(sizes.values())), 0.0)
+        self._switch.enter(Mode.MEASURING, Mode.WAITING, first, self.choice.order)
 
-    def _note_measured(self, probe: StepProbe, step_s: float) -> None:
-        self.first_s.append(step_s)
-        probe.end_step()
-        if probe.num_steps >= self.num_measure_steps and probe.has_times:
-            self._plan(probe)
+    def _note_measured(self, step_s: float) -> None:
+        self.times.first_s.append(step_s)
+        self.probe.end_step()
+        if self.probe.num_steps >= self.settings.num_measure_steps and self.probe.has_times:
+            self._plan()
 
-    def _note_tried(self, trial: PlanTrial, step_s: float) -> None:
-        before = trial.current
+    def _plan(self) -> None:
+        """Agree on rank 0's numbers, plan, compare; try the plans from the next step on."""
+        used = self._agree_on_gradients()
+        cost = StepCost.from_bytes(all_gather_bytes(self.probe.cost().to_bytes(), self._group)[0])
+        parameters = self._trained.parameters
+        self.choice.order = cost.order(used)
+        link = link_per_gradient_byte(measure_link(self._group), parameters, self._executor.wire)
+        problem = cost.problem(parameters, self.choice.order, link, self.settings.num_in_flight)
+        found = candidates(problem, self.settings.planner)
+        check_same_plan("".join(one.plan.digest() for one in found), self._group)
+        self.choice.bound_s = problem.bound_s
+        self._waits.add(self.probe.waits())
+        if is_compiled(self._module):
+            self.must_wait("compiled code cannot wait for parameters")
+        self._try(found)
+
+    def _agree_on_gradients(self) -> list[bool]:
+        """Return which parameters got a gradient on any rank, and note whether all always did."""
+        own = np.array([self.probe.got_gradient, self.probe.always_got], dtype=np.uint8)
+        blobs = all_gather_bytes(own.tobytes(), self._group)
+        flags = np.stack([np.frombuffer(blob, np.uint8).reshape(2, -1) for blob in blobs])
+        is_used = flags[:, 0].any(axis=0) & np.array(
+            [p.numel() > 0 for p in self._trained.parameters]
+        )
+        self.choice.gets_all = bool(flags[:, 1].all() and is_used.all())
+        return [bool(one) for one in is_used]
+
+    def _try(self, found: list[Candidate]) -> None:
+        """Let the plans take turns, unless one is given or the simulation is to be trusted."""
+        trial = PlanTrial(found, self.settings.num_trial_steps)
+        if self._all_wait:
+            trial.keep_waiting()
+        if self.settings.planner is not None:
+            self._keep(trial, [np.inf] * len(found), winner=trial.current)
+        elif self.settings.choose == "simulated" or trial.is_over:
+            self._keep(trial, [np.inf] * len(found))
+        else:
+            self._trial = trial
+            self._enter(trial.current, is_trial=True)
+
+    def _note_tried(self, step_s: float) -> None:
+        trial, before = self._running_trial(), self.current
         if trial.note(step_s):
             medians_s = from_rank_0(np.array(trial.medians_s()), self._group).tolist()
             trial.agree(medians_s)
@@ -149,112 +244,54 @@ class PlanControl:
                 self._keep(trial, medians_s)
                 return
         if trial.current is not before:
-            self._walk(trial.current)
+            self._enter(trial.current, is_trial=True)
 
-    def _note_kept(self, step_s: float) -> None:
-        self.kept_s = [*self.kept_s[1 - NUM_TIMES :], step_s]
-        if self.chosen is not None and self._is_plain(self.chosen) and not self._plain.is_on:
-            self._walk(self.chosen)  # Overlap was given up within a backward pass.
-        median_s = self._monitor.note(step_s)
-        if median_s is not None:
-            median_s = float(from_rank_0(np.array([median_s]), self._group)[0])
-            if self._monitor.has_drifted(median_s):
-                self._measure()
-
-    def _plan(self, probe: StepProbe) -> None:
-        """Agree on rank 0's numbers, plan, compare; try the plans from the next step on."""
-        used = np.array([probe.got_gradient, probe.always_got], dtype=np.uint8).tobytes()
-        blobs = all_gather_bytes(used, self._group)
-        got, always = (
-            np.stack([np.frombuffer(blob, np.uint8) for blob in blobs])
-            .reshape(len(blobs), 2, -1)
-            .transpose(1, 0, 2)
-        )
-        is_used = got.any(axis=0) & np.array([p.numel() > 0 for p in self._parameters])
-        self._gets_all = bool(always.all() and is_used.all())
-        cost = StepCost.from_bytes(all_gather_bytes(probe.cost().to_bytes(), self._group)[0])
-        self._order = cost.order(is_used.tolist())
-        link = link_per_gradient_byte(
-            measure_link(self._group), self._parameters, self._executor.wire
-        )
-        problem = cost.problem(self._parameters, self._order, link, self._num_in_flight)
-        found = candidates(problem, self.planner)
-        check_same_plan("".join(one.plan.digest() for one in found), self._group)
-        self.bound_s, self._feed.probe = problem.bound_s, None
-        self._wait_per_module(probe.waits())
-        if is_compiled(self._module):
-            self.must_wait("compiled code cannot wait for parameters")
-        self._try(found)
-
-    def _try(self, found: list[Candidate]) -> None:
-        trial = PlanTrial(found, self._num_trial_steps)
-        if self._must_wait:
-            trial.keep_waiting()
-        if self.planner is not None:
-            self._keep(trial, [np.inf] * len(found), winner=trial.current)
-        elif not self._num_trial_steps or trial.is_over:
-            self._keep(trial, [np.inf] * len(found))
-        else:
-            self._trial = trial
-            self._walk(trial.current)
+    def _running_trial(self) -> PlanTrial:
+        assert self._trial is not None, "no trial runs"
+        return self._trial
 
     def _keep(
         self, trial: PlanTrial, medians_s: list[float], winner: Candidate | None = None
     ) -> None:
-        """End the trial; what won is walked from the next step on."""
+        """End the trial; what won is executed from the next step on."""
         self._trial = None
-        self.tried = list(zip(trial.candidates, medians_s, strict=True))
-        self.chosen = winner or trial.winner(medians_s, overlapping=not self._must_wait)
-        self._walk(self.chosen)
-        self._monitor.restart()
+        self.choice.tried = list(zip(trial.candidates, medians_s, strict=True))
+        self.choice.chosen = winner or trial.winner(medians_s, overlapping=not self._all_wait)
+        self._enter(self.choice.chosen)
+        self.times.monitor.restart()
 
-    def _walk(self, one: Candidate) -> None:
-        """Take a plan from the next forward and backward pass on."""
-        if one.bucket_mb is not None and self._is_plain(one):
-            self._executor.flush()
-            self._feed.detach()
-            self._plain.enter(one.bucket_mb)
-            self.overlaps = False
-        else:
-            self._plain.leave()
-            self._feed.attach()
-            self._use(one)
+    def _note_kept(self, step_s: float) -> None:
+        self.times.kept_s.append(step_s)
+        if self._way_of(self.current) is not self.way:
+            self._enter(self.current)  # Overlap was given up within a backward pass.
+        median_s = self.times.monitor.note(step_s)
+        if median_s is not None:
+            median_s = float(from_rank_0(np.array([median_s]), self._group)[0])
+            if self.times.monitor.has_drifted(median_s):
+                self._measure()
 
-    def _is_plain(self, one: Candidate) -> bool:
-        """Whether DistributedDataParallel itself can do this."""
-        is_whole = not isinstance(self._executor, ShardedExecutor)
-        return one.bucket_mb is not None and self._gets_all and is_whole
+    def _enter(self, one: Candidate, *, is_trial: bool = False, way: Mode | None = None) -> None:
+        """Execute `one`, for a turn or for good, in the best way that it allows."""
+        way = way or self._way_of(one)
+        self._switch.enter(Mode.TRYING if is_trial else way, way, one, self.choice.order)
 
-    def _use(self, one: Candidate) -> None:
-        """Let the executor take a plan from the next backward pass on."""
-        payloads = payloads_of(one.plan, self._parameters, self._order)
-        self._executor.use(Route(payloads, self._parameters), self._order)
-        self.overlaps = one.overlaps and not self.reason
-        self._feed.is_blocking = not self.overlaps
+    def _way_of(self, one: Candidate) -> Mode:
+        if (
+            one.bucket_mb is not None
+            and self.choice.gets_all
+            and self._executor.has_whole_gradients
+        ):
+            return Mode.PLAIN
+        return Mode.OVERLAPPED if one.overlaps and not self.reason else Mode.WAITING
 
-    def _wait_per_module(self, waits: dict[torch.nn.Module, list[int]]) -> None:
-        for module, tensors in waits.items():
-            if module not in self._waits:
-                self._waits[module] = set()
-                hook = _waiting(self._executor, self._waits[module])
-                self.handles.append(module.register_forward_pre_hook(hook, prepend=True))
-            self._waits[module].update(tensors)
-
-    def _on_must_wait(self) -> None:
-        """Give up overlap: a rank asked for it; called on all of them between two rounds."""
-        self._must_wait = True
+    def _wait_on_all_ranks(self) -> None:
+        """Give up overlap: a rank asked for it; happens on all of them between two rounds."""
+        self._all_wait = True
         self.reason = self.reason or "another rank needs all gradients before the first update"
-        if self._trial is not None:
-            self._trial.keep_waiting()
-            self._use(self._trial.current)
-        elif self.chosen is not None and self.chosen.overlaps:
-            waiting = [pair for pair in self.tried if not pair[0].overlaps]
-            self.chosen = min(waiting, key=lambda pair: (pair[1], pair[0].predicted_s))[0]
-            self._use(self.chosen)
-
-
-def _waiting(executor: Executor, tensors: set[int]) -> Callable[..., None]:
-    def hook(_module: torch.nn.Module, _args: Any) -> None:
-        executor.wait_updated(tensors)
-
-    return hook
+        if self.mode is Mode.TRYING:
+            self._running_trial().keep_waiting()
+            self._enter(self._running_trial().current, is_trial=True, way=Mode.WAITING)
+        elif self.choice.chosen is not None and self.choice.chosen.overlaps:
+            waiting = [pair for pair in self.choice.tried if not pair[0].overlaps]
+            self.choice.chosen = min(waiting, key=lambda pair: (pair[1], pair[0].predicted_s))[0]
+            self._enter(self.choice.chosen, way=Mode.WAITING)

@@ -4,26 +4,51 @@ import numpy as np
 
 from paceline.torch.comm._candidates import Candidate
 from paceline.torch.comm._control import PlanControl
+from paceline.torch.comm._mode import Mode
 
 
 def explain(control: PlanControl) -> str:
     """Return a few lines; predicted times are simulated, the others measured."""
-    phase = control.phase
-    if control.chosen is None:
-        return phase
+    choice, times = control.choice, control.times
+    doing = _doing(control)
+    if choice.chosen is None:
+        return doing
     lines = [
-        phase,
-        f"overlap: {_reason(control)}",
-        f"lower bound (simulated): {control.bound_s * 1e3:.4g} ms per step",
-        *(_candidate(one, median_s) for one, median_s in control.tried),
+        doing,
+        f"overlap: {_overlap(control)}",
+        f"lower bound (simulated): {choice.bound_s * 1e3:.4g} ms per step",
+        *(_candidate(one, median_s) for one, median_s in choice.tried),
     ]
     for times_s, name in (
-        (control.first_s, "first steps, as plain data parallel"),
-        (control.kept_s, "since then"),
+        (times.first_s, "first steps, as plain data parallel"),
+        (times.kept_s, "since then"),
     ):
         if times_s:
             lines.append(f"measured: {np.median(times_s) * 1e3:.4g} ms per step, {name}")
     return "\n".join(lines)
+
+
+def _doing(control: PlanControl) -> str:
+    plan = control.current.plan
+    if control.mode is Mode.MEASURING:
+        done = f"step {control.probe.num_steps} of {control.settings.num_measure_steps}"
+        return f"measuring: {done}, as plain data parallel"
+    if control.mode is Mode.TRYING:
+        return f"trying: {plan.name} takes its turn"
+    return f"plan: {plan.name}, {plan.num_blocks} blocks per step"
+
+
+def _overlap(control: PlanControl) -> str:
+    if control.mode is Mode.OVERLAPPED:
+        return "the backward pass and the next forward pass"
+    if control.reason:
+        why = control.reason
+    elif control.settings.planner is not None:
+        why = "the given plan waits for all"
+    else:
+        how = "measured" if any(s < np.inf for _, s in control.choice.tried) else "predicted"
+        why = f"no plan was {how} to win by 1 %"
+    return f"the backward pass only, because {why}"
 
 
 def _candidate(one: Candidate, median_s: float) -> str:
@@ -32,14 +57,3 @@ def _candidate(one: Candidate, median_s: float) -> str:
         f"- {one.plan.name}, {one.plan.num_blocks} blocks: predicted (simulated) "
         f"{one.predicted_s * 1e3:.4g} ms, {measured}"
     )
-
-
-def _reason(control: PlanControl) -> str:
-    if control.overlaps:
-        return "the backward pass and the next forward pass"
-    if control.reason:
-        return f"the backward pass only, because {control.reason}"
-    if control.planner is not None:
-        return "the backward pass only, because the given plan waits for all"
-    how = "measured" if any(s < np.inf for _, s in control.tried) else "predicted"
-    return f"the backward pass only, because no plan was {how} to win by 1 %"

@@ -18,7 +18,7 @@ DEFAULT_MB = 25
 
 
 class PlainParallel:
-    """Runs the module in DistributedDataParallel while no plan of ours is to be walked.
+    """Runs the module in DistributedDataParallel while no plan of ours is executed.
 
     Its reducer is C++ and takes less of a core than our threads, so where nothing is to
     be gained from the next forward pass, it is what trains. Needs a gradient for every

@@ -38,7 +38,7 @@ class StepCost:
     place: NDArray[np.int64]
 
     def to_bytes(self) -> bytes:
-        """Return plain numbers that travel."""
+        """Return plain numbers, to be sent."""
         head = [len(self.ready_s), self.backward_s]
         return np.concatenate(
             [head, self.ready_s, self.layer, self.place, self.forward_s]

@@ -3,5 +3,3 @@
 from paceline.torch.measure._job import measure_job
 from paceline.torch.measure._link import measure_link
 from paceline.torch.measure._watch import Watch, watch
-
-__all__ = ["Watch", "measure_job", "measure_link", "watch"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from paceline.cost import Job, LayerCost, Worker
 from paceline.errors import MeasurementError
 from paceline.torch.measure._link import measure_link
 from paceline.torch.model import call_model, clock_of, mean_square
-from paceline.torch.ranks import from_rank_0
+from paceline.torch.ranks import Group, from_rank_0, process_group_of
 
 NUM_WARMUP = 3
 Loss = Callable[[Any], torch.Tensor]
@@ -26,9 +27,9 @@ def measure_job(
     *,
     loss: Loss | None = None,
     num_steps: int = 20,
-    group: dist.ProcessGroup | None = None,
+    process_group: Group | None = None,
 ) -> Job:
-    """Measure what a step of `model` on `batch` costs, layer by layer, and the wire.
+    """Measure what a step of `model` on `batch` costs, layer by layer, and the link.
 
     Runs `num_steps` forward and backward passes, of which the first three only warm
     up, and takes medians. A layer is a module that owns parameters. The time since
@@ -48,7 +49,8 @@ def measure_job(
         loss: Turns the model's output into a scalar; unset for the mean square of all
             floating outputs, which takes about as long as any.
         num_steps: Passes in all, at least 4.
-        group: Ranks that train together; unset for the default group, if there is one.
+        process_group: Ranks that train together, or one axis of a device mesh; unset for the
+            default group, if there is one.
 
     Returns:
         A measured job with one worker per rank.
@@ -73,6 +75,7 @@ def measure_job(
     seconds = np.median(np.stack(steps[NUM_WARMUP:]), axis=0)
     num_workers, link = 1, None
     if dist.is_available() and dist.is_initialized():
+        group = process_group_of(process_group)
         num_workers = dist.get_world_size(group)
         seconds = from_rank_0(seconds, group)
         link = measure_link(group) if num_workers > 1 else None
@@ -102,12 +105,12 @@ class _Probe:
         handles = []
         seen: set[torch.nn.Parameter] = set()
         for layer, module in enumerate(self._modules):
-            handles.append(module.register_forward_pre_hook(self._on_call(layer)))
-            handles.append(module.register_forward_hook(self._on_output(layer)))
+            handles.append(module.register_forward_pre_hook(partial(self._on_call, layer)))
+            handles.append(module.register_forward_hook(partial(self._on_output, layer)))
             for parameter in module.parameters(recurse=False):
                 if parameter.requires_grad and parameter not in seen:
                     seen.add(parameter)
-                    hook = self._on_gradient(layer)
+                    hook = partial(self._on_gradient, layer)
                     handles.append(parameter.register_post_accumulate_grad_hook(hook))
         try:
             yield
@@ -160,24 +163,15 @@ class _Probe:
             seconds[layers[-1]] += times_s[-1] - times_s[-2]
         return seconds
 
-    def _on_call(self, layer: int) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            self._first_call.setdefault(layer, len(self._first_call))
+    def _on_call(self, layer: int, *_: object) -> None:
+        self._first_call.setdefault(layer, len(self._first_call))
 
-        return hook
+    def _on_output(self, layer: int, *_: object) -> None:
+        self._marks.append((layer, self._clock.mark()))
 
-    def _on_output(self, layer: int) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            self._marks.append((layer, self._clock.mark()))
-
-        return hook
-
-    def _on_gradient(self, layer: int) -> Callable[[torch.Tensor], None]:
-        def hook(parameter: torch.Tensor) -> None:
-            self._marks.append((layer, self._clock.mark()))
-            self._bytes[layer] += parameter.numel() * parameter.element_size()
-
-        return hook
+    def _on_gradient(self, layer: int, parameter: torch.Tensor) -> None:
+        self._marks.append((layer, self._clock.mark()))
+        self._bytes[layer] += parameter.numel() * parameter.element_size()
 
 
 @contextmanager

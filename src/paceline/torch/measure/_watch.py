@@ -11,27 +11,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paceline.timeline import Kind, Summary, Timeline
 from paceline.torch.model import Clock, clock_of, tensors_in
-from paceline.torch.ranks import gather_timeline
+from paceline.torch.ranks import Group, gather_timeline, process_group_of
 
-NAMES = (
-    "between steps",
-    "forward",
-    "loss",
-    "backward",
-    "all-reduce",
-    "after backward",
-    "optimizer",
+SPANS = (
+    ("between steps", Kind.DATA),
+    ("forward", Kind.FORWARD),
+    ("loss", Kind.FORWARD),
+    ("backward", Kind.BACKWARD),
+    ("all-reduce", Kind.COLLECTIVE),
+    ("after backward", Kind.COMPUTE),
+    ("optimizer", Kind.OPTIMIZER),
 )
-BETWEEN, FORWARD, LOSS, BACKWARD, ALL_REDUCE, AFTER, OPTIMIZER = range(len(NAMES))
-KIND_OF = (
-    Kind.DATA,
-    Kind.FORWARD,
-    Kind.FORWARD,
-    Kind.BACKWARD,
-    Kind.COLLECTIVE,
-    Kind.COMPUTE,
-    Kind.OPTIMIZER,
-)
+BETWEEN, FORWARD, LOSS, BACKWARD, ALL_REDUCE, AFTER, OPTIMIZER = range(len(SPANS))
 MARKS_HELD = 1024
 
 
@@ -40,7 +31,7 @@ def watch(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    group: dist.ProcessGroup | None = None,
+    process_group: Group | None = None,
 ) -> Iterator["Watch"]:
     """Record the steps of the training loop inside the `with` block.
 
@@ -62,7 +53,8 @@ def watch(
         model: The module that the loop calls; in data-parallel training the
             wrapper.
         optimizer: Its `step()` ends a step.
-        group: Ranks that train together; unset for the default group, if there is one.
+        process_group: Ranks that train together, or one axis of a device mesh; unset for the
+            default group, if there is one.
 
     Yields:
         The recorder. It can be read inside and after the block.
@@ -77,7 +69,7 @@ def watch(
         >>> run.timeline().summary().source
         'measured'
     """
-    recorder = Watch(model, optimizer, group)
+    recorder = Watch(model, optimizer, process_group_of(process_group))
     try:
         yield recorder
     finally:
@@ -128,11 +120,11 @@ class Watch:
             rank=self._rank,
             start_s=self._times_s[:-1],
             duration_s=[b - a for a, b in zip(self._times_s, self._times_s[1:], strict=False)],
-            kind=[KIND_OF[code] for code in name],
+            kind=[SPANS[code][1] for code in name],
             name=name,
             step=step,
             collective=collective,
-            names=NAMES,
+            names=tuple(name for name, _ in SPANS),
         )
 
     def gather(self) -> Timeline:

@@ -5,17 +5,4 @@ from paceline.torch.model._param_use import ParamUse, is_compiled
 from paceline.torch.model._partial_update import PartialUpdate
 from paceline.torch.model._stream_order import StreamOrder
 from paceline.torch.model._tensors import call_model, mean_square, tensors_in
-from paceline.torch.model._trial import compared
-
-__all__ = [
-    "Clock",
-    "ParamUse",
-    "PartialUpdate",
-    "StreamOrder",
-    "call_model",
-    "clock_of",
-    "compared",
-    "is_compiled",
-    "mean_square",
-    "tensors_in",
-]
+from paceline.torch.model._trial import Trial

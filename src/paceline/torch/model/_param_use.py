@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 # Reading these needs no values, so it is no use of the parameter.
 _METADATA = frozenset(
@@ -35,8 +36,8 @@ class ParamUse:
     compiled code, are taken to be by the module that owns the parameter, if it is called.
 
     Attributes:
-        order: Parameters in the order of their first use in the first recorded pass,
-            those that were seen only later behind.
+        order: Parameters in the order of their first use in the first recorded pass, followed by
+            those that were seen only later.
         users: Every module that used the parameter, the first one first.
     """
 
@@ -105,17 +106,10 @@ class _Mode(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func not in _METADATA:
-            for parameter in _parameters_in((args, *(kwargs or {}).values())):
-                self._note(parameter)
+            for value in tree_leaves((args, kwargs)):
+                if isinstance(value, torch.nn.Parameter):
+                    self._note(value)
         return func(*args, **(kwargs or {}))
-
-
-def _parameters_in(value: Any) -> Iterator[torch.nn.Parameter]:
-    if isinstance(value, torch.nn.Parameter):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _parameters_in(item)
 
 
 def is_compiled(module: torch.nn.Module) -> bool:

@@ -70,26 +70,16 @@ class PartialUpdate:
 
     def run_hooks(self, *, before: bool) -> None:
         """Run the optimizer's step hooks, as `step()` would before or after its work."""
-        own, everywhere = (
-            (
-                self._optimizer._optimizer_step_pre_hooks,
-                optimizer_module._global_optimizer_pre_hooks,
-            )
-            if before
-            else (
-                self._optimizer._optimizer_step_post_hooks,
-                optimizer_module._global_optimizer_post_hooks,
-            )
-        )
+        when = "pre" if before else "post"
+        own = getattr(self._optimizer, f"_optimizer_step_{when}_hooks")
+        everywhere = getattr(optimizer_module, f"_global_optimizer_{when}_hooks")
         for hook in list(chain(everywhere.values(), own.values())):
             hook(self._optimizer, (self._optimizer,), {})
         # Set by `step()` otherwise; schedulers warn when it is missing.
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # private to schedulers
 
     def _step(
-        self,
-        members: dict[int, list[torch.Tensor]],
-        alias_of: dict[torch.Tensor, torch.Tensor],
+        self, members: dict[int, list[torch.Tensor]], alias_of: dict[torch.Tensor, torch.Tensor]
     ) -> None:
         state = self._optimizer.state
         twin = object.__new__(type(self._optimizer))

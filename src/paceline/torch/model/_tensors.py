@@ -5,22 +5,22 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from paceline.errors import MeasurementError
 
 
-def tensors_in(output: Any) -> Iterator[torch.Tensor]:
+def tensors_in(values: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors in nested tuples, lists, mappings and dataclasses, in their order."""
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_in(value)
-    elif is_dataclass(output):
-        yield from tensors_in([getattr(output, field.name) for field in fields(output)])
-    elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from tensors_in(value)
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):  # Not one of those that torch knows.
+            yield from tensors_in(list(leaf.values()))
+        elif isinstance(leaf, (tuple, list)):
+            yield from tensors_in(list(leaf))
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from tensors_in([getattr(leaf, field.name) for field in fields(leaf)])
 
 
 def call_model(model: torch.nn.Module, batch: Any) -> Any:

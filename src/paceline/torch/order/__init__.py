@@ -2,5 +2,3 @@
 
 from paceline.torch.order._gradient_order import GradientOrder
 from paceline.torch.order._gradient_sketch import GradientSketch, quantise_rows
-
-__all__ = ["GradientOrder", "GradientSketch", "quantise_rows"]

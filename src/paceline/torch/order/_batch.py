@@ -68,12 +68,7 @@ class SketchedBatch:
         return values.reshape(num_positions, self.num_examples, -1).sum(0)
 
     def add_outer(
-        self,
-        start: int,
-        shape: tuple[int, int],
-        left: Tensor,
-        right: Tensor,
-        lead: Sequence[int],
+        self, start: int, shape: tuple[int, int], left: Tensor, right: Tensor, lead: Sequence[int]
     ) -> None:
         """Add `left rightᵀ`, summed over positions, both of shape `(k, num)`."""
         rows = self.rows_on(left)

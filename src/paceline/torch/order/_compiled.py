@@ -7,17 +7,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float32]
 # Sums are reordered, as they are in every matrix product that a sketch is made of.
 _vectorised = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 
 
 @_vectorised
-def project(
-    x: NDArray[np.float32],
-    matrix: NDArray[np.float32],
-    column: NDArray[np.float32],
-    made: NDArray[np.float32],
-) -> None:
+def project(x: Floats, matrix: Floats, column: Floats, made: Floats) -> None:
     """Write `matrix @ xᵀ + column`, shape `(kept, num)`, of the vectors `(num, width)`."""
     last_i, last_k = len(x) - 1, len(matrix) - 1
     for i in range(0, len(x), 2):
@@ -31,11 +27,11 @@ def project(
 
 @_vectorised
 def add_rows(
-    grads: NDArray[np.float32],
-    x: NDArray[np.float32],
-    factors: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
+    grads: Floats,
+    x: Floats,
+    factors: tuple[Floats, Floats, Floats],
     keeps_grads: bool,
-    rows: NDArray[np.float32],
+    rows: Floats,
     place: tuple[int, float],
 ) -> None:
     """Add `scale * (L b)(R a + column)ᵀ` of each example to its row, from column `start`."""
@@ -59,12 +55,12 @@ def add_rows(
 
 @_vectorised
 def correlate(
-    x: NDArray[np.float32],
-    grad: NDArray[np.float32],
-    factors: tuple[NDArray[np.float32], NDArray[np.float32]],
+    x: Floats,
+    grad: Floats,
+    factors: tuple[Floats, Floats],
     are_identities: tuple[bool, bool],
     geometry: tuple[int, int, int, int, int, int, int, int],
-    block: NDArray[np.float32],
+    block: Floats,
 ) -> None:
     """Write, per example, the correlations of projected maps at all kernel offsets.
 
@@ -88,13 +84,7 @@ def correlate(
 
 
 @_vectorised
-def normalised_sums(
-    x: NDArray[np.float32],
-    grad: NDArray[np.float32],
-    eps: float,
-    is_rms: bool,
-    sums: NDArray[np.float32],
-) -> None:
+def normalised_sums(x: Floats, grad: Floats, eps: float, is_rms: bool, sums: Floats) -> None:
     """Add, per example, the sums over positions of `grad * normalised(x)`, then of `grad`.
 
     Of shapes `(num, positions, width)`; `sums` is `(num, width)`, or twice as wide.
@@ -130,11 +120,7 @@ def _shifts(num_maps: int, size: int, kernel: tuple[int, int, int, int]) -> NDAr
 
 @_vectorised
 def _products(
-    outs: NDArray[np.float32],
-    flat: NDArray[np.float32],
-    shifts: NDArray[np.int64],
-    length: int,
-    made: NDArray[np.float32],
+    outs: Floats, flat: Floats, shifts: NDArray[np.int64], length: int, made: Floats
 ) -> None:
     """Write the product of each of `outs` with what is in `flat` from each shift on."""
     last_j, last_c = len(outs) - 1, len(shifts) - 1
@@ -150,11 +136,7 @@ def _products(
 
 @_vectorised
 def _dot2x2(
-    a: NDArray[np.float32],
-    b: NDArray[np.float32],
-    x: NDArray[np.float32],
-    y: NDArray[np.float32],
-    length: int,
+    a: Floats, b: Floats, x: Floats, y: Floats, length: int
 ) -> tuple[np.float32, np.float32, np.float32, np.float32]:
     ax = ay = bx = by = np.float32(0.0)
     for t in range(length):
@@ -167,10 +149,10 @@ def _dot2x2(
 
 @_vectorised
 def _lay_out(
-    maps: NDArray[np.float32],
-    matrix: NDArray[np.float32],
+    maps: Floats,
+    matrix: Floats,
     is_identity: bool,
-    grid: NDArray[np.float32],
+    grid: Floats,
     origin: int,
     step_y: int,
     step_x: int,
@@ -195,9 +177,7 @@ def _lay_out(
 
 
 @_vectorised
-def _combine(
-    flat: NDArray[np.float32], factors: NDArray[np.float32], made: NDArray[np.float32]
-) -> None:
+def _combine(flat: Floats, factors: Floats, made: Floats) -> None:
     """Write the sum of the maps of `flat`, each times its factor, two maps at a time."""
     odd = len(flat) % 2
     for t in range(len(made)):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paceline.torch.order._batch import NotByExampleError, SketchedBatch
+from paceline.torch.order._batch import NotByExampleError, SketchedBatch, is_plain
 from paceline.torch.order._compiled import correlate
+from paceline.torch.order._layers import InputTap
 from paceline.torch.order._slots import Factor
 
 # Pairs of projected maps that are correlated: each costs a pass over the output for every
@@ -76,7 +77,7 @@ class ConvSlot:
         return min(self._outs, _NUM_PAIRS // ins), ins
 
 
-class ConvTap:
+class ConvTap(InputTap):
     """One- and two-dimensional convolutions of one group, padded with zeros."""
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d, slot: ConvSlot) -> None:
@@ -84,19 +85,13 @@ class ConvTap:
         self._kernel, self._stride = _pair(layer.kernel_size, 1), _pair(layer.stride, 1)
         self._dilation, self._padding = _pair(layer.dilation, 1), _pair(padding_of(layer), 0)
 
-    def keep(self, inputs: tuple[Any, ...]) -> Tensor:
-        """The input is kept by the layer itself, unless it is checkpointed."""
-        kept: Tensor = inputs[0].detach()
-        return kept
-
     def add(self, batch: SketchedBatch, kept: Tensor, grad: Tensor) -> None:
         """Add the correlation of the projected input and the projected output gradient."""
         if kept.shape[0] != batch.num_examples or kept.ndim != grad.ndim:
             raise NotByExampleError(f"{kept.shape[0]} examples instead of {batch.num_examples}")
         if kept.ndim == 3:
             kept, grad = kept.unsqueeze(2), grad.unsqueeze(2)
-        is_plain = kept.device.type == "cpu" and kept.dtype == grad.dtype == torch.float32
-        correlated = self._compiled if is_plain else self._unfolded
+        correlated = self._compiled if is_plain(kept) and is_plain(grad) else self._unfolded
         self._slot.add(batch, correlated(kept, grad))
 
     def _compiled(self, x: Tensor, grad: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from paceline.balance import EpochPlan, delivery_of
 from paceline.order import OrderPolicy
 from paceline.torch.balance import BalancedBatchSampler, BatchPass
 from paceline.torch.order._gradient_sketch import GradientSketch, quantise_rows
-from paceline.torch.ranks import device_of, process_group_of
+from paceline.torch.ranks import device_of
 
 SCALE_BYTES = 4
 INT8_MAX = 127.0
@@ -22,17 +22,17 @@ class GradientOrder:
     """Tells a sampler's order what the gradients of its examples look like.
 
     Call `observe` once per step, after the last `backward()` of the step. It takes the
-    sketches of this rank's examples, brings those of all ranks together, and hands them to the
-    order as they stand in the order, whoever computed them. All ranks plan the same, so
-    which examples the rows are of need not travel: per step, one all-gather of
-    `dim + 4` bytes for each example. In epochs that are not sketched nothing travels.
+    sketches of this rank's examples, gathers those of all ranks, and passes them to the order
+    sorted by their place in it, whichever rank computed them. All ranks make the same plan, so
+    no example numbers are sent: per step, one all-gather of `dim + 4` bytes for each example.
+    Epochs that are not sketched need no communication.
 
     The loss must be the mean over the batch times `paceline.DataLoader.loss_weight`.
 
     Args:
         sketch: Of the model; a row per example. Its `every` says which epochs are sketched;
             the epochs themselves it learns from here.
-        sampler: Made with `order="grab"` or a policy that learns.
+        sampler: Made with `order="pair-balance"` or a policy that learns.
 
     Raises:
         ValueError: If the order learns nothing, or there are several ranks and no process
@@ -40,7 +40,7 @@ class GradientOrder:
 
     Examples:
         >>> from paceline.torch import DataLoader
-        >>> batches = BalancedBatchSampler([1] * 8, 4, order="grab", num_replicas=1, rank=0)
+        >>> batches = BalancedBatchSampler([1] * 8, batch_size=4, order="pair-balance")
         >>> loader = DataLoader(torch.eye(8), batch_sampler=batches)
         >>> model = torch.nn.Linear(8, 1)
         >>> order = GradientOrder(GradientSketch(model), batches)
@@ -58,13 +58,13 @@ class GradientOrder:
             name = "shuffle" if policy is None else policy.name
             raise ValueError(
                 f"the order {name!r} learns nothing from gradients; leave the sketches out, or "
-                'make the sampler with order="grab"'
+                'make the sampler with order="pair-balance"'
             )
-        group = process_group_of(sampler.group, sampler.num_replicas)
+        group = sampler.process_group
         if group is None and sampler.num_replicas > 1:
             raise ValueError(
-                f"the sketches of {sampler.num_replicas} ranks need a process group to travel in; "
-                "call init_process_group first, and pass the sampler its group"
+                f"the sketches of {sampler.num_replicas} ranks are gathered in a process group; "
+                "call init_process_group first, and pass the sampler its process_group"
             )
         self._policy: OrderPolicy = policy
         self._sketch, self._rank, self._num_ranks = sketch, sampler.rank, sampler.num_replicas
@@ -127,7 +127,7 @@ class GradientOrder:
         self._policy.observe(expected.examples[part][kept], values[kept], scales[kept])
 
     def _own_rows(self, step: int, num_expected: int, loss_scale: float) -> Tensor:
-        """Return this rank's rows as bytes, each with its scale behind."""
+        """Return this rank's rows as bytes, each followed by its scale."""
         rows = self._sketch.take()
         if len(rows) != num_expected:
             raise ValueError(

@@ -31,6 +31,15 @@ class Tap(Protocol):
         """Add to the rows of `batch`, from the gradient of the layer's output."""
 
 
+class InputTap:
+    """A tap that needs its layer's input, which the layer itself keeps unless checkpointed."""
+
+    def keep(self, inputs: tuple[Any, ...]) -> Tensor:
+        """Return the input."""
+        kept: Tensor = inputs[0].detach()
+        return kept
+
+
 class LinearTap:
     """`y = x Wᵀ + bias`: the gradient is the sum over positions of `b aᵀ`."""
 
@@ -56,16 +65,11 @@ class LinearTap:
         return self._slot.add(batch, self._slot.outputs(flat), inputs, lead)
 
 
-class EmbeddingTap:
+class EmbeddingTap(InputTap):
     """A linear layer whose inputs are unit vectors, and its weight the other way round."""
 
     def __init__(self, layer: nn.Embedding, slot: MatrixSlot) -> None:
         self._slot, self._padding = slot, layer.padding_idx
-
-    def keep(self, inputs: tuple[Any, ...]) -> Tensor:
-        """The indices are kept by the layer itself."""
-        kept: Tensor = inputs[0].detach()
-        return kept
 
     def add(self, batch: SketchedBatch, kept: Tensor, grad: Tensor) -> None:
         """Add the projected row numbers times the projected gradients of the rows."""
@@ -78,18 +82,13 @@ class EmbeddingTap:
         self._slot.add(batch, rows, inputs, kept.shape)
 
 
-class FeatureNormTap:
+class FeatureNormTap(InputTap):
     """LayerNorm and RMSNorm: each position is normalised by itself, over its features."""
 
     def __init__(self, layer: nn.LayerNorm | nn.RMSNorm, slot: VectorSlot) -> None:
         self._slot, self._has_bias = slot, isinstance(layer, nn.LayerNorm) and has_bias(layer)
         self._shape, self._eps = layer.normalized_shape, layer.eps
         self._is_rms = isinstance(layer, nn.RMSNorm)
-
-    def keep(self, inputs: tuple[Any, ...]) -> Tensor:
-        """The input is kept by the layer itself, unless it is checkpointed."""
-        kept: Tensor = inputs[0].detach()
-        return kept
 
     def add(self, batch: SketchedBatch, kept: Tensor, grad: Tensor) -> None:
         """Add the sums over positions of `b * normalised(x)` and of `b`."""

@@ -1,8 +1,8 @@
-"""The sketch of LSTM and GRU layers: their gates' gradients, had by running them once more.
+"""The sketch of LSTM and GRU layers: their gates' gradients, found by running them once more.
 
-Torch runs a recurrent layer as one operation, whose inner gradients nobody sees. So the
-layer is run again, step by step, from its kept input, and back again from the gradient that
-arrived: exact, and about as dear as the layer itself.
+Torch runs a recurrent layer as one operation and does not show the gradients inside it. So the
+layer is run again, step by step, from its kept input, and differentiated from the gradient of
+its output: exact, and about as expensive as the layer itself.
 """
 
 from functools import partial

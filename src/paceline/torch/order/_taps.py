@@ -1,4 +1,4 @@
-"""Walk a model: which layers are sketched, where in a row, and which are left out, and why."""
+"""Which layers of a model are sketched, where in a row, and which are left out, and why."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -4,5 +4,3 @@ from paceline.torch.overlap._lane_optimizer import LaneOptimizer
 from paceline.torch.overlap._lanes import Lanes
 from paceline.torch.overlap._prefetch import Prefetch
 from paceline.torch.overlap._task import Handle
-
-__all__ = ["Handle", "LaneOptimizer", "Lanes", "Prefetch"]

@@ -1,6 +1,5 @@
 """Which unfinished task read or wrote which tensor, so that the next one waits for it."""
 
-import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,36 +50,28 @@ class Hazards:
             GraphError: If an unfinished task that another thread submitted writes what this
                 one writes: which of both comes last would be chance.
         """
-        before = self._reading(task, reads) + self._writing(task, writes)
+        before = [earlier for tensor in reads for earlier in self._read(task, tensor)]
+        before += [earlier for tensor in writes for earlier in self._write(task, tensor)]
         if len(self._accesses) > self._limit:
             live = {key: access for key, access in self._accesses.items() if not access.is_over}
             self._accesses, self._limit = live, 2 * len(live) + MIN_SWEEP
         return before
 
-    def _reading(self, task: LaneTask, reads: Iterable[Any]) -> list[LaneTask]:
-        before = []
-        for tensor in reads:
-            if type(tensor) is Handle:
-                before.append(tensor.task)
-            access = self._access(tensor)
-            if access.writer is not None and not access.writer.is_done:
-                before.append(access.writer)
-            access.add_reader(task)
-        return before
+    def _read(self, task: LaneTask, tensor: Any) -> list[LaneTask]:
+        access = self._access(tensor)
+        before = [] if access.writer is None or access.writer.is_done else [access.writer]
+        access.add_reader(task)
+        return before + _maker(tensor)
 
-    def _writing(self, task: LaneTask, writes: Iterable[Any]) -> list[LaneTask]:
-        before = []
-        for tensor in writes:
-            if type(tensor) is Handle:
-                before.append(tensor.task)
-            access = self._access(tensor)
-            writer = access.writer
-            if writer is not None and not writer.is_done and writer is not task:
-                _check_ordered(writer, task)
-                before.append(writer)
-            before += [reader for reader in access.readers if reader is not task]
-            access.writer = task
-            access.readers.clear()
+    def _write(self, task: LaneTask, tensor: Any) -> list[LaneTask]:
+        access = self._access(tensor)
+        before = _maker(tensor) + [reader for reader in access.readers if reader is not task]
+        writer = access.writer
+        if writer is not None and not writer.is_done and writer is not task:
+            _check_ordered(writer, task)
+            before.append(writer)
+        access.writer = task
+        access.readers.clear()
         return before
 
     def _access(self, tensor: Any) -> _Access:
@@ -91,9 +82,13 @@ class Hazards:
         return access
 
 
+def _maker(tensor: Any) -> list[LaneTask]:
+    """Return the task whose result the tensor is to be, if it is a handle."""
+    return [tensor.task] if type(tensor) is Handle else []
+
+
 def _check_ordered(writer: LaneTask, task: LaneTask) -> None:
-    task.thread = task.thread or threading.get_ident()
-    if writer.thread != task.thread and writer not in task.before:
+    if writer.info.thread != task.info.thread and writer not in task.before:
         raise GraphError(
             f"a tensor is written by {writer} and by {task}, which different threads submitted "
             "and nothing orders; pass the handle of one as `after` of the other"

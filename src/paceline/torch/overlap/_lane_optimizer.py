@@ -2,7 +2,8 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from time import perf_counter
+from functools import partial
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -13,29 +14,29 @@ from paceline.errors import TaskError
 from paceline.overlap import Lane
 from paceline.timeline import Kind, Timeline
 from paceline.torch.comm import ScheduledDataParallel
-from paceline.torch.model import ParamUse, PartialUpdate, is_compiled
-from paceline.torch.overlap._lane_optimizer_trial import LaneTrial
+from paceline.torch.model import ParamUse, PartialUpdate, Trial, clock_of, is_compiled
 from paceline.torch.overlap._lanes import ASSIST, Lanes
 from paceline.torch.overlap._task import Handle
 
-# Parameters of about this size make one task: small enough for the first to be done soon.
+# Parameters of about this size make one task: small, so that the first is done soon.
 BLOCK_BYTES = 1 << 20
+NUM_ROUNDS, NUM_UNTIMED, NUM_TIMED = 5, 1, 4
 
 
 class LaneOptimizer:
-    """Updates a model's parameters beside what the training loop does next.
+    """Updates a model's parameters while the training loop goes on.
 
-    `step()` takes the place of `optimizer.step()`: it hands the update to lane `assist`, those
-    parameters first that the forward pass uses first, and returns. The next forward pass waits,
-    module by module, for the parameters that it uses; on a CPU, who would wait takes a block
-    itself. Results are bit for bit those of `optimizer.step()`: gradients are whole before it
-    begins, so clipping, accumulation and learning rate schedules are as usual.
+    `step()` takes the place of `optimizer.step()`: it hands the update to lane `assist`, in the
+    order in which the forward pass uses the parameters, and returns. The next forward pass waits,
+    module by module, for the parameters that it uses; on a CPU, a thread that would wait runs a
+    block itself. Results are bit for bit those of `optimizer.step()`: gradients are complete
+    before it begins, so clipping, accumulation and learning rate schedules work as usual.
 
-    The first forward pass is watched for the order. Unless `always`, plain and deferred steps
-    then take turns, and deferring stays only if it is at least 2 % faster; `explain()` tells.
+    The order is recorded in the first forward pass. Unless `always`, plain and deferred steps
+    then take turns, and deferring is kept only if it was measured to be faster; see `explain()`.
 
-    State dicts of model and optimizer wait for the update. Whoever else reads parameters
-    outside of the model's forward pass calls `finish()` first. `step()` clears the gradients.
+    State dicts of model and optimizer wait for the update. Other code that reads parameters
+    outside of the model's forward pass calls `flush()` first. `step()` clears the gradients.
     A `GradScaler` calls the optimizer itself and cannot be used.
 
     Args:
@@ -46,7 +47,7 @@ class LaneOptimizer:
 
     Raises:
         ValueError: If the optimizer is LBFGS; if the model is compiled, whose code does not see
-            hooks; or a ScheduledDataParallel, which updates behind the forward pass already.
+            hooks; or a ScheduledDataParallel, which overlaps updates by itself.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
@@ -55,7 +56,7 @@ class LaneOptimizer:
         ...     for _ in range(3):
         ...         model(torch.ones(2, 4)).sum().backward()
         ...         update.step()
-        ...     update.finish()
+        ...     update.flush()
         ...     len(update.timeline())  # one block in each step
         3
     """
@@ -74,14 +75,17 @@ class LaneOptimizer:
         self._uses = ParamUse(model)
         self._blocks: list[list[torch.Tensor]] = []
         self._pending: dict[torch.Tensor, Handle] = {}
-        self._trial = None if always else LaneTrial()
+        turns = {"num_rounds": NUM_ROUNDS, "num_untimed": NUM_UNTIMED, "num_timed": NUM_TIMED}
+        self._trial = None if always else Trial(2, **turns)
+        self._clock = clock_of(model)
+        self._marks: list[object] = []
         self._defers, self._verdict = True, "asked to defer always"
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._lanes = lanes or Lanes({ASSIST: Lane()}, device=self._device)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._lanes = lanes or Lanes({ASSIST: Lane()}, device=device)
         self._owns_lanes = lanes is None
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._on_first_pass),
-            *_state_hooks(model, optimizer, weakref.WeakMethod(self.finish)),
+            *_state_hooks(model, optimizer, weakref.WeakMethod(self.flush)),
         ]
 
     def step(self) -> None:
@@ -90,18 +94,17 @@ class LaneOptimizer:
         Raises:
             TaskError: If an update of the step before failed.
         """
-        self.finish()
+        self.flush()
         self._lanes.step += 1
-        if self._blocks and (self._trial.defers if self._trial else self._defers):
-            self._step_behind()
+        if self._blocks and (self._trial.current if self._trial else self._defers):
+            self._defer_update()
         else:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._trial is not None and self._blocks and self._trial.note(self._now_s):
-            self._defers, self._verdict = self._trial.verdict()
-            self._trial = None
+        if self._trial is not None and self._blocks:
+            self._note_step(self._trial)
 
-    def finish(self) -> None:
+    def flush(self) -> None:
         """Wait until all parameters are updated.
 
         Raises:
@@ -115,8 +118,8 @@ class LaneOptimizer:
             return "watching the first forward pass"
         if self._trial is not None:
             return "trying: plain and deferred updates take turns"
-        kept = f"{len(self._blocks)} blocks are updated" if self._defers else "nothing is deferred"
-        return f"{kept}{' on lane assist' if self._defers else ''}: {self._verdict}"
+        deferred = f"{len(self._blocks)} blocks are updated on lane assist"
+        return f"{deferred if self._defers else 'nothing is deferred'}: {self._verdict}"
 
     def timeline(self) -> Timeline:
         """Return the spans of the lanes' tasks, as measured."""
@@ -125,7 +128,7 @@ class LaneOptimizer:
     def close(self) -> None:
         """Finish what is under way, remove the hooks, and end the lanes unless they were given."""
         try:
-            self.finish()
+            self.flush()
         finally:
             while self._handles:
                 self._handles.pop().remove()
@@ -144,26 +147,20 @@ class LaneOptimizer:
             self._uses.record_pass(self._make_blocks)
 
     def _make_blocks(self) -> None:
-        """Divide what was used, in that order, and let modules wait for it."""
+        """Divide the used parameters into blocks, and let modules wait for theirs."""
         own = {p for group in self._optimizer.param_groups for p in group["params"]}
         used = [parameter for parameter in self._uses.order if parameter in own]
         self._blocks = list(_blocks(used))
+        self._marks = [self._clock.mark()]
         waits: dict[nn.Module, list[torch.Tensor]] = {}
         for parameter in used:
             for module in self._uses.users[parameter]:
                 waits.setdefault(module, []).append(parameter)
         for module, parameters in waits.items():
-            hook = self._waiting_hook(parameters)
+            hook = partial(self._wait_before, parameters)
             self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
 
-    def _waiting_hook(self, parameters: list[torch.Tensor]) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any) -> None:
-            if self._pending:
-                self._wait_for(parameters)
-
-        return hook
-
-    def _step_behind(self) -> None:
+    def _defer_update(self) -> None:
         self._update.begin()
         self._update.run_hooks(before=True)
         rest = list(self._update.rest({p for block in self._blocks for p in block}))
@@ -180,6 +177,10 @@ class LaneOptimizer:
             self._pending.update(dict.fromkeys(block, handle))
         self._update.run_hooks(before=False)
 
+    def _wait_before(self, parameters: list[torch.Tensor], _module: nn.Module, _args: Any) -> None:
+        if self._pending:
+            self._wait_for(parameters)
+
     def _wait_for(self, parameters: Iterable[torch.Tensor]) -> None:
         for parameter in parameters:
             handle = self._pending.pop(parameter, None)
@@ -190,14 +191,22 @@ class LaneOptimizer:
             try:
                 handle.wait()
             except TaskError:
-                # Once is enough for all parameters of the block.
+                # Raised once for all parameters of the block.
                 self._pending = {p: h for p, h in self._pending.items() if h is not handle}
                 raise
 
-    def _now_s(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return perf_counter()
+    def _note_step(self, trial: Trial) -> None:
+        """Mark the end of a step; at the end of a turn, let the trial know of its steps."""
+        self._marks.append(self._clock.mark())
+        if len(self._marks) <= trial.steps_per_turn:
+            return
+        ends_s, self._marks = self._clock.seconds(self._marks), self._marks[-1:]
+        has_ended = [trial.note(after_s - before_s) for before_s, after_s in pairwise(ends_s)]
+        if has_ended[-1]:
+            trial.end_round()
+        if trial.is_over:
+            self._defers, self._verdict = bool(trial.winner()), trial.explain(1)
+            self._trial = None
 
 
 def _blocks(parameters: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
@@ -214,27 +223,24 @@ def _blocks(parameters: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 def _state_hooks(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    finish: "weakref.WeakMethod[Callable[[], None]]",
+    flush: "weakref.WeakMethod[Callable[[], None]]",
 ) -> list[RemovableHandle]:
-    """Let whoever saves or loads state wait for the update."""
+    """Make saving and loading of state wait for the update."""
 
     def hook(*_: Any) -> None:
-        if (method := finish()) is not None:
+        if (method := flush()) is not None:
             method()
 
     return [
-        model.register_state_dict_pre_hook(hook),
-        model.register_load_state_dict_pre_hook(hook),
-        optimizer.register_state_dict_pre_hook(hook),
-        optimizer.register_load_state_dict_pre_hook(hook),
+        register(hook)
+        for part in (model, optimizer)
+        for register in (part.register_state_dict_pre_hook, part.register_load_state_dict_pre_hook)
     ]
 
 
 def _check_model(model: nn.Module) -> None:
     if isinstance(model, ScheduledDataParallel):
-        raise ValueError(
-            "ScheduledDataParallel updates behind the forward pass already; call its step()"
-        )
+        raise ValueError("ScheduledDataParallel overlaps updates by itself; call its step()")
     if is_compiled(model):
         raise ValueError(
             "compiled code does not see the hooks that wait for updates; leave the model "

@@ -1,4 +1,4 @@
-"""Run tasks beside the main thread: threads on a CPU, streams on a CUDA device."""
+"""Run tasks in parallel to the main thread: by threads on a CPU, by streams on CUDA."""
 
 import sys
 import threading
@@ -6,7 +6,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -16,7 +15,7 @@ from paceline.overlap import DEFAULT_LANES, Lane
 from paceline.timeline import Kind, Span, Timeline
 from paceline.torch.overlap._hazards import Hazards
 from paceline.torch.overlap._streams import StreamLane
-from paceline.torch.overlap._task import Board, Handle, LaneTask, now_s
+from paceline.torch.overlap._task import Board, Handle, LaneTask, TaskInfo, now_s
 from paceline.torch.overlap._threads import ThreadLane
 
 MAX_SPANS = 1 << 17
@@ -25,18 +24,17 @@ ASSIST = "assist"
 
 
 class Lanes:
-    """Queues of work beside the main one.
+    """Queues of work that run in parallel to the main thread.
 
     `submit` returns at once. A task waits for the handles among its arguments and, by the order
-    of submission, for whoever wrote what it reads (read after write) and read or wrote what it
-    writes (write after read, write after write). On one lane, tasks run in the order of
-    submission.
+    of submission, for tasks that write what it reads (read after write) or read or write what
+    it writes (write after read, write after write). On one lane, tasks run in that order.
 
     On a CPU each lane is a thread with its own number of intra-op threads; on CUDA a stream with
     a priority, and tasks are launched when they are submitted. Tasks run without autograd.
 
-    What a task raises surfaces at the next `wait()`, with its name and the submitting line;
-    tasks that need its result fail too, others go on.
+    What a task raises is raised by its handle's `wait()` or the next `flush()`, with its name
+    and the submitting line; tasks that need its result fail too, others go on.
 
     Attributes:
         step: Optimizer update that the spans of tasks submitted from now on belong to.
@@ -73,7 +71,7 @@ class Lanes:
         self._submission = threading.Lock()
         self._is_closed = False
         self._lanes: dict[str, ThreadLane | StreamLane] = {
-            name: StreamLane(name, lane, self._board, rank, max_spans, device)
+            name: StreamLane(lane, self._board, rank, max_spans, device)
             if device.type == "cuda" and not lane.is_host
             else ThreadLane(name, lane, self._board, rank, max_spans)
             for name, lane in lanes.items()
@@ -122,26 +120,18 @@ class Lanes:
             raise ValueError(
                 f"lane {lane!r} does not exist; the lanes are {', '.join(self._lanes)}"
             )
-        frame = sys._getframe(1)
-        task = LaneTask(
-            function,
-            args,
-            lane,
-            kind,
-            name or getattr(function, "__name__", "task"),
-            frame.f_code,
-            frame.f_lineno,
-        )
+        frame, thread = sys._getframe(1), threading.get_ident()
+        name = name or getattr(function, "__name__", "task")
+        info = TaskInfo(name, lane, kind, self.step, thread, frame.f_code, frame.f_lineno)
+        task = LaneTask(function, args, info)
         handle = Handle(task, self._board)
-        before = [argument.task for argument in args if type(argument) is Handle]
-        before += [earlier.task for earlier in after]
-        task.before, task.step = before, self.step
+        task.before = [argument.task for argument in args if type(argument) is Handle]
+        task.before += [earlier.task for earlier in after]
         with self._submission:
             if self._is_closed:
                 raise RuntimeError(f"task {task} was submitted after close(); make new Lanes")
             if reads or writes:
-                task.thread = threading.get_ident()
-                task.before = before + self._hazards.order(task, reads, writes)
+                task.before += self._hazards.order(task, reads, writes)
             queue.accept(task)
         queue.make_room(task)
         return handle
@@ -160,7 +150,7 @@ class Lanes:
                     num_run += 1
         return num_run
 
-    def wait(self, lane: str | None = None) -> None:
+    def flush(self, lane: str | None = None) -> None:
         """Wait for all tasks of `lane`, or of all lanes.
 
         On CUDA streams the current stream waits, the host does not.
@@ -203,26 +193,21 @@ class Lanes:
         return Timeline.from_spans("measured", sorted(spans, key=lambda span: span.start_s))
 
     def close(self) -> None:
-        """Finish what is queued and end the threads; errors are raised as by `wait`."""
-        with self._submission:
-            self._is_closed = True
-        self._finalizer()
+        """Finish what is queued and end the threads; errors are raised as by `flush`."""
+        self._end()
         self._board.raise_error()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, *error: Any) -> None:
+        if error[1] is None:
             self.close()
-            return
-        # The error that is under way is the one to be seen.
-        self.cancel()
+        else:  # Which is the one that the user is to see.
+            self.cancel()
+            self._end()
+
+    def _end(self) -> None:
         with self._submission:
             self._is_closed = True
         self._finalizer()

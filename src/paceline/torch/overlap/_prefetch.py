@@ -1,11 +1,11 @@
-"""Have the next batch ready: load it beside the step, and copy it to the device ahead of use."""
+"""Load the next batch during the step, and copy it to the device before it is used."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from paceline.timeline import Kind
 from paceline.torch.overlap._lanes import Lanes
@@ -16,20 +16,20 @@ _END = object()
 
 
 class Prefetch:
-    """Iterates over a loader, batches ahead.
+    """Iterates over a loader and prefetches its batches.
 
     On a CPU the loader runs on lane `copy`. For a CUDA device it runs on lane `host`, which pins
     its tensors, and the copies to the device on the stream of lane `copy`. How long the
     training loop waits for each batch is a span of kind DATA on lane `main`.
 
     The loader is `num_ahead` batches ahead of the loop, so do not wrap a loader whose state is
-    read meanwhile, such as `paceline.DataLoader`: its cursor would count batches that the loop has
-    not seen. What the loader raises, `next()` raises as a `TaskError`.
+    saved, such as `paceline.DataLoader`: it would count batches that the loop has not seen. What
+    the loader raises, `next()` raises as a `TaskError`.
 
     Args:
         loader: Any iterable of tensors, or of containers of them; each pass iterates it anew.
         lanes: With lane `copy`, and `host` for a CUDA device.
-        device: Where the batches are to be.
+        device: Where to put the batches.
         num_ahead: Batches that are loaded ahead, at least 1.
 
     Examples:
@@ -94,16 +94,8 @@ def _load(batches: Iterator[Any]) -> Any:
 
 
 def _load_pinned(batches: Iterator[Any]) -> Any:
-    return tree_map(_pinned, next(batches, _END))
-
-
-def _pinned(value: Any) -> Any:
-    return value.pin_memory() if isinstance(value, torch.Tensor) else value
+    return tree_map_only(torch.Tensor, torch.Tensor.pin_memory, next(batches, _END))
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:
-    def move(value: Any) -> Any:
-        is_tensor = isinstance(value, torch.Tensor)
-        return value.to(device, non_blocking=True) if is_tensor else value
-
-    return tree_map(move, batch)
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)

@@ -1,14 +1,14 @@
-"""A lane that is a CUDA stream: tasks are launched by whoever submits them."""
+"""A lane that is a CUDA stream: the thread that submits a task launches it."""
 
 from collections import deque
 
 import torch
 
 from paceline.overlap import Lane
-from paceline.timeline import Kind, Span
-from paceline.torch.overlap._task import Board, LaneTask, keep_on_stream, now_s
+from paceline.timeline import Span
+from paceline.torch.overlap._task import Board, LaneTask, TaskInfo, keep_on_stream, now_s, span_of
 
-Mark = tuple[str, Kind, torch.cuda.Event, torch.cuda.Event, int]
+Mark = tuple[TaskInfo, torch.cuda.Event, torch.cuda.Event]
 
 
 class StreamLane:
@@ -20,15 +20,8 @@ class StreamLane:
     """
 
     def __init__(
-        self,
-        name: str,
-        lane: Lane,
-        board: Board,
-        rank: int,
-        max_spans: int,
-        device: torch.device,
+        self, lane: Lane, board: Board, rank: int, max_spans: int, device: torch.device
     ) -> None:
-        self.name = name
         self._board, self._rank = board, rank
         self._stream = torch.cuda.Stream(device, priority=lane.priority)
         self._max_pending = lane.max_pending
@@ -58,7 +51,7 @@ class StreamLane:
             end.record()
         task.event = self._last = end
         if not is_capturing:
-            self._marks.append((task.name, task.kind, begin, end, task.step))
+            self._marks.append((task.info, begin, end))
         self._board.end(task)
 
     def make_room(self, task: LaneTask) -> None:
@@ -80,16 +73,13 @@ class StreamLane:
         """Wait for the device and return what the lane did, oldest first."""
         self._stream.synchronize()
         return [
-            Span(
+            span_of(
                 self._rank,
-                self.name,
-                kind,
-                name,
+                info,
                 self._origin_s + self._origin.elapsed_time(begin) / 1e3,
                 begin.elapsed_time(end) / 1e3,
-                step,
             )
-            for name, kind, begin, end, step in self._marks
+            for info, begin, end in self._marks
         ]
 
     def close(self) -> None:

@@ -3,70 +3,61 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from paceline.errors import TaskError
-from paceline.timeline import Kind
+from paceline.timeline import Kind, Span
 
 MAX_ERRORS = 16
+# The time of spans on the host.
+now_s = perf_counter
 
 
 class _CancelledError(TaskError):
     """Raised where the task itself is waited for, and nowhere else."""
 
 
+class TaskInfo(NamedTuple):
+    """What a task is called, for its span, and who submitted it, for messages."""
+
+    name: str
+    lane: str
+    kind: Kind
+    step: int
+    thread: int
+    code: CodeType
+    line: int
+
+
+def span_of(rank: int, info: TaskInfo, begin_s: float, duration_s: float) -> Span:
+    """Return the span of a task that has run."""
+    return Span(rank, info.lane, info.kind, info.name, begin_s, duration_s, info.step)
+
+
+@dataclass(slots=True, eq=False)
 class LaneTask:
     """What a lane runs. After it has run it holds no tensor, so that tables may keep it."""
 
-    __slots__ = (
-        "args",
-        "before",
-        "cell",
-        "code",
-        "error",
-        "event",
-        "function",
-        "is_awaited",
-        "is_claimed",
-        "is_done",
-        "kind",
-        "lane",
-        "line",
-        "name",
-        "step",
-        "thread",
-    )
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        args: Sequence[Any],
-        lane: str,
-        kind: Kind,
-        name: str,
-        code: CodeType,
-        line: int,
-    ) -> None:
-        self.function, self.args, self.lane, self.kind, self.name = function, args, lane, kind, name
-        self.code, self.line = code, line
-        self.before: Sequence[LaneTask] = ()
-        self.cell: list[Any] = []
-        self.error: BaseException | None = None
-        self.event: torch.cuda.Event | None = None
-        self.is_done = self.is_claimed = self.is_awaited = False
-        self.step = self.thread = 0
+    function: Callable[..., Any]
+    args: Sequence[Any]
+    info: TaskInfo
+    before: list["LaneTask"] = field(default_factory=list)
+    cell: list[Any] = field(default_factory=list)
+    error: BaseException | None = None
+    event: torch.cuda.Event | None = None
+    is_done: bool = False
+    is_claimed: bool = False
+    is_awaited: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name!r} (lane {self.lane!r}, submitted at {self.site})"
-
-    @property
-    def site(self) -> str:
-        """The line that submitted it."""
-        return f"{self.code.co_filename}:{self.line}"
+        name, lane, *_, code, line = self.info
+        return f"{name!r} (lane {lane!r}, submitted at {code.co_filename}:{line})"
 
     def call(self) -> None:
         """Run the function; what it raises is kept."""
@@ -81,7 +72,7 @@ class LaneTask:
 
     def forget(self) -> None:
         """Let go of all that it held; handles keep the result."""
-        self.function, self.args, self.before, self.cell = _nothing, (), (), []
+        self.function, self.args, self.before, self.cell = _nothing, (), [], []
 
 
 class Board:
@@ -122,7 +113,7 @@ class Board:
         return True
 
     def end(self, task: LaneTask) -> None:
-        """Note that the task has ended, and wake who waits for it."""
+        """Note that the task has ended, and wake those who wait for it."""
         if task.error is not None and not isinstance(task.error, _CancelledError):
             self._failed.append(task)
         task.forget()
@@ -147,12 +138,7 @@ class Board:
 
 
 class Handle:
-    """A submitted task; pass it to `submit` in place of its result.
-
-    Attributes:
-        name: Of the task.
-        lane: That it runs on.
-    """
+    """A submitted task; pass it to `submit` in place of its result."""
 
     __slots__ = ("_board", "_cell", "task")
 
@@ -161,17 +147,17 @@ class Handle:
 
     def __repr__(self) -> str:
         state = "done" if self.task.is_done else "pending"
-        return f"Handle({self.task.name!r}, lane={self.task.lane!r}, {state})"
+        return f"Handle({self.task.info.name!r}, lane={self.task.info.lane!r}, {state})"
 
     @property
     def name(self) -> str:
         """Name of the task."""
-        return self.task.name
+        return self.task.info.name
 
     @property
     def lane(self) -> str:
         """Lane that it runs on."""
-        return self.task.lane
+        return self.task.info.lane
 
     @property
     def is_done(self) -> bool:
@@ -200,7 +186,7 @@ class Handle:
         self._board.raise_error(self.task)
         if self.task.event is not None:
             torch.cuda.current_stream().wait_event(self.task.event)
-            keep_on_stream(self._cell, torch.cuda.current_stream())
+            keep_on_stream(self._cell)
         return self._cell[0]
 
     def cancel(self) -> bool:
@@ -211,23 +197,13 @@ class Handle:
         return self._board.cancel(self.task)
 
 
-def keep_on_stream(values: Any, stream: torch.cuda.Stream) -> None:
-    """Tell the allocator that `stream` uses the tensors in `values` too."""
-    if isinstance(values, torch.Tensor):
-        if values.is_cuda:
-            values.record_stream(stream)
-    elif isinstance(values, Handle):
-        keep_on_stream(values._cell, stream)
-    elif isinstance(values, list | tuple):
-        for value in values:
-            keep_on_stream(value, stream)
-    elif isinstance(values, dict):
-        keep_on_stream(list(values.values()), stream)
-
-
-def now_s() -> float:
-    """Return the time of spans on the host."""
-    return perf_counter()
+def keep_on_stream(values: Any, stream: torch.cuda.Stream | None = None) -> None:
+    """Tell the allocator that `stream`, or else the current one, uses the tensors in `values`."""
+    for value in tree_leaves(values):
+        if isinstance(value, Handle):
+            keep_on_stream(value._cell, stream)
+        elif isinstance(value, torch.Tensor) and value.is_cuda:
+            value.record_stream(stream or torch.cuda.current_stream(value.device))
 
 
 def _value(argument: Any) -> Any:

@@ -10,18 +10,18 @@ import torch
 
 from paceline.overlap import Lane
 from paceline.timeline import Kind, Span
-from paceline.torch.overlap._task import Board, LaneTask, now_s
+from paceline.torch.overlap._task import Board, LaneTask, TaskInfo, now_s, span_of
 
 
 class ThreadLane:
     """Runs its tasks in the order of submission. The thread ends with `close`."""
 
     def __init__(self, name: str, lane: Lane, board: Board, rank: int, max_spans: int) -> None:
-        self.name = name
         self._lane, self._board, self._rank = lane, board, rank
+        self._mark_info = TaskInfo("", name, Kind.COMPUTE, 0, 0, _mark.__code__, 0)
         self._queue: SimpleQueue[LaneTask | None] = SimpleQueue()
         self._window: deque[LaneTask] = deque()
-        self._spans: deque[tuple[str, Kind, float, float, int]] = deque(maxlen=max_spans)
+        self._spans: deque[tuple[TaskInfo, float, float]] = deque(maxlen=max_spans)
         self.is_unused = True
         self.has_begun = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"paceline-{name}")
@@ -42,7 +42,7 @@ class ThreadLane:
 
     def marker(self) -> LaneTask:
         """Return a task that ends when the thread has done all before it."""
-        mark = LaneTask(_mark, (), self.name, Kind.COMPUTE, "", _mark.__code__, 0)
+        mark = LaneTask(_mark, (), self._mark_info)
         self._queue.put(mark)
         return mark
 
@@ -66,8 +66,8 @@ class ThreadLane:
     def spans(self) -> list[Span]:
         """Return what it did, oldest first."""
         return [
-            Span(self._rank, self.name, kind, name, begin_s, end_s - begin_s, step)
-            for name, kind, begin_s, end_s, step in list(self._spans)
+            span_of(self._rank, info, begin_s, end_s - begin_s)
+            for info, begin_s, end_s in list(self._spans)
         ]
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class ThreadLane:
             return
         begin_s = now_s()
         task.call()
-        self._spans.append((task.name, task.kind, begin_s, now_s(), task.step))
+        self._spans.append((task.info, begin_s, now_s()))
         board.end(task)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on, and are whole or not there."""
+"""Checkpoints that are written while training goes on, and are complete or not there."""
 
 import copy
 import io
@@ -7,7 +7,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,13 +27,13 @@ PIECE_BYTES = 1 << 20
 
 
 class AsyncCheckpoint:
-    """Writes checkpoints of a replicated model beside the training loop.
+    """Writes checkpoints of a replicated model while training goes on.
 
-    `save` returns at once. The copy lane copies all tensors to host memory that is used again by
-    the next save (pinned for CUDA); the optimizer's next `step()` waits for that, because it is
-    what changes them. Then the host lane, which yields to other threads, writes the
-    copy through `torch.distributed.checkpoint` into a folder of its own, and renames that when
-    all is on disk. So a process that dies leaves the previous checkpoint whole.
+    `save` returns at once. The copy lane copies all tensors to host memory that is reused by the
+    next save (pinned for CUDA); the optimizer's next `step()`, which changes them, waits for
+    that. Then the host lane, which yields to other threads, writes the copy through
+    `torch.distributed.checkpoint` into a folder of its own, and renames that when all is on disk.
+    So a process that dies leaves the previous checkpoint intact.
 
     One rank saves, in data-parallel training rank 0; for a sharded model use
     `torch.distributed.checkpoint.async_save`.
@@ -50,7 +50,7 @@ class AsyncCheckpoint:
         >>> model = torch.nn.Linear(2, 1)
         >>> with TemporaryDirectory() as folder, AsyncCheckpoint(folder) as checkpoint:
         ...     handle = checkpoint.save(3, {"model": model.state_dict()})
-        ...     checkpoint.wait()
+        ...     checkpoint.flush()
         ...     checkpoint.latest().name
         'step_00000003'
     """
@@ -69,14 +69,15 @@ class AsyncCheckpoint:
         self._folder.mkdir(parents=True, exist_ok=True)
         for partial in self._folder.glob(f"{PARTIAL}*"):
             shutil.rmtree(partial)
-        self._lanes = lanes or Lanes()
-        self._owns_lanes = lanes is None
+        self._exit = ExitStack()
+        self._lanes = lanes or self._exit.enter_context(Lanes())
+        self._exit.callback(self.flush)
         self._buffers: list[torch.Tensor] = []
         self._snapshot: Handle | None = None
         self._write: Handle | None = None
-        self._hook = None
         if optimizer is not None:
-            self._hook = optimizer.register_step_pre_hook(lambda *_: self.wait_snapshot())
+            hook = optimizer.register_step_pre_hook(lambda *_: self.wait_snapshot())
+            self._exit.callback(hook.remove)
 
     def save(self, step: int, state: Mapping[str, Any]) -> Handle:
         """Begin to save `state`, once the checkpoint before is written.
@@ -92,7 +93,7 @@ class AsyncCheckpoint:
         Raises:
             TaskError: If the checkpoint before could not be written.
         """
-        self.wait()
+        self.flush()
         values, tree = tree_flatten(dict(state))
         tensors = [value.detach() for value in values if isinstance(value, torch.Tensor)]
         self._fit_buffers(tensors)
@@ -122,7 +123,7 @@ class AsyncCheckpoint:
                 self._snapshot.wait()
             self._snapshot = None
 
-    def wait(self) -> None:
+    def flush(self) -> None:
         """Wait until the checkpoint is written."""
         self.wait_snapshot()
         if self._write is not None:
@@ -145,19 +146,13 @@ class AsyncCheckpoint:
         if path is None:
             raise FileNotFoundError(f"{self._folder} holds no checkpoint; save one first")
         with warnings.catch_warnings():
-            # That no process group takes part is what is meant.
+            # No process group is meant to take part.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             load(state, checkpoint_id=path, no_dist=True)
 
     def close(self) -> None:
         """Finish the checkpoint that is being written."""
-        if self._hook is not None:
-            self._hook.remove()
-        try:
-            self.wait()
-        finally:
-            if self._owns_lanes:
-                self._lanes.close()
+        self._exit.close()
 
     def __enter__(self) -> Self:
         return self
@@ -181,7 +176,7 @@ class AsyncCheckpoint:
         partial = self._folder / f"{PARTIAL}{path.name}"
         _write(state, partial)
         _sync(partial)
-        if path.exists():  # Saved anew after going back to an older one.
+        if path.exists():  # Saved again after a return to an older one.
             shutil.rmtree(path)
         os.replace(partial, path)
         _sync(self._folder)
@@ -198,7 +193,7 @@ def _copy(tensors: list[torch.Tensor], buffers: list[torch.Tensor]) -> None:
 def _write(state: dict[str, Any], folder: Path) -> None:
     """Do as `torch.distributed.checkpoint.save` does on one rank.
 
-    That warns when there is no process group, and a warning cannot be turned off in one thread.
+    That one warns without a process group, and warnings cannot be turned off in one thread.
     """
     writer, planner = FileSystemWriter(folder), DefaultSavePlanner()
     writer.fs = _InPieces()
@@ -213,7 +208,7 @@ def _write(state: dict[str, Any], folder: Path) -> None:
 
 
 class _InPieces(FileSystem):
-    """Writes what is large a piece at a time.
+    """Writes large values in pieces.
 
     For 16 MiB in one call, Linux took several times the processor time on ext4.
     """
@@ -236,7 +231,7 @@ class _PieceWriter(io.BufferedWriter):
 
 
 def _sync(folder: Path) -> None:
-    """Have the names in `folder` on disk, too."""
+    """Write the names in `folder` to disk, too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

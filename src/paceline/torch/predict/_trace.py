@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paceline.errors import TraceError
 from paceline.predict.work import OperatorWork, Workload
+from paceline.torch.model import tensors_in
 from paceline.torch.predict._trace_architecture import (
     ACTIVATIONS,
     POOLS,
@@ -20,7 +21,6 @@ from paceline.torch.predict._trace_architecture import (
     is_norm,
     num_table_kernels,
 )
-from paceline.torch.predict._trace_memory import tensors_in
 from paceline.torch.predict._trace_recorder import Recorder
 from paceline.torch.predict._trace_setup import (
     ExampleInput,
@@ -122,8 +122,7 @@ def record_step(
     """
     check_setup(setup)
     optimizer = setup.make_optimizer(model)
-    setup.loss_of(model, inputs).backward()
-    optimizer.step()
+    setup.train(model, inputs, optimizer)
     optimizer.zero_grad()
     recorder = Recorder(model, timed=timed)
     _run_recorded(model, inputs, setup, optimizer, recorder)
@@ -273,12 +272,11 @@ def _optimizer_name(setup: StepSetup) -> str:
     return next(n for n in torch.optim.__all__ if n.lower() == setup.optimizer.lower())
 
 
-def _stored_bytes(inputs: Any) -> int:
-    if isinstance(inputs, torch.Tensor):
-        return inputs.numel() * (1 if inputs.is_floating_point() else inputs.element_size())
-    if isinstance(inputs, dict):
-        return sum(map(_stored_bytes, inputs.values()))
-    return sum(map(_stored_bytes, inputs)) if isinstance(inputs, tuple) else 0
+def _stored_bytes(inputs: Inputs) -> int:
+    return sum(
+        tensor.numel() * (1 if tensor.is_floating_point() else tensor.element_size())
+        for tensor in tensors_in(inputs)
+    )
 
 
 class _OneFakeMode(FakeTensorMode):

@@ -8,26 +8,10 @@ from torch import nn
 
 from paceline.predict.work import Family, OperatorWork
 
-ACTIVATIONS = frozenset(
-    {
-        "relu",
-        "relu_",
-        "gelu",
-        "silu",
-        "silu_",
-        "elu",
-        "elu_",
-        "leaky_relu",
-        "leaky_relu_",
-        "hardtanh",
-        "hardtanh_",
-        "hardswish",
-        "hardswish_",
-        "mish",
-        "prelu",
-        "softplus",
-    }
-)
+ACTIVATIONS = frozenset({
+    "relu", "relu_", "gelu", "silu", "silu_", "elu", "elu_", "leaky_relu", "leaky_relu_",
+    "hardtanh", "hardtanh_", "hardswish", "hardswish_", "mish", "prelu", "softplus",
+})  # fmt: skip
 COUNTED = ACTIVATIONS | {"tanh", "sigmoid", "_softmax", "_safe_softmax"}
 NORM_SUFFIXES = ("batch_norm", "batch_norm_legit", "layer_norm", "group_norm", "rms_norm")
 POOLS = ("max_pool2d_with_indices", "max_pool1d", "max_pool2d", "max_pool3d_with_indices")

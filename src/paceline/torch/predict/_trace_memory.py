@@ -1,7 +1,7 @@
 """Follow the tensors of one training step from the first operator to the last."""
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from paceline.predict.work import MemoryMoment, Phase
+from paceline.torch.model import tensors_in
 
 # A moment is kept if it is the fullest at one of these multiples of the traced batch.
 BATCH_MULTIPLES = 2.0 ** np.arange(-12, 13)
@@ -123,14 +124,3 @@ class LiveMemory:
         held.watched = weakref.ref(storage, forget)
         self._held[key] = held
         self._changes.append((self._phase, 1, held))
-
-
-def tensors_in(values: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in nested lists, tuples and dicts."""
-    if isinstance(values, torch.Tensor):
-        yield values
-    elif isinstance(values, dict):
-        yield from tensors_in(list(values.values()))
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from tensors_in(value)

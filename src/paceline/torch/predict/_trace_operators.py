@@ -1,6 +1,6 @@
 """What one call of a PyTorch operator does: FLOPs, bytes and sizes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -13,46 +13,24 @@ from torch.utils.flop_counter import (
 )
 
 from paceline.predict.work import OperatorWork, Phase
+from paceline.torch.model import tensors_in
 
 MATMULS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 CONVOLUTIONS = frozenset({"convolution", "convolution_backward"})
-GATHERS = frozenset(
-    {
-        "embedding",
-        "embedding_dense_backward",
-        "index_select",
-        "index_add",
-        "index_add_",
-        "index",
-        "index_put",
-        "index_put_",
-        "_index_put_impl_",
-        "gather",
-        "scatter_add",
-        "scatter_add_",
-        "scatter_reduce",
-        "index_select_backward",
-    }
-)
+GATHERS = frozenset({
+    "embedding", "embedding_dense_backward", "index_select", "index_add", "index_add_", "index",
+    "index_put", "index_put_", "_index_put_impl_", "gather", "scatter_add", "scatter_add_",
+    "scatter_reduce", "index_select_backward",
+})  # fmt: skip
 # Read as many rows of their first input as they write.
 ROW_READERS = frozenset({"embedding", "index_select", "index", "gather"})
 RECURRENT = frozenset({"mkldnn_rnn_layer", "mkldnn_rnn_layer_backward"})
 LSTM_MODE = 2
 # Beside true views: allocations and aliases, which move no bytes.
-LIKE_VIEWS = frozenset(
-    {
-        "_unsafe_view",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-        "new_empty_strided",
-        "_local_scalar_dense",
-        "transpose_",
-        "detach_",
-        "set_",
-    }
-)
+LIKE_VIEWS = frozenset({
+    "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided",
+    "_local_scalar_dense", "transpose_", "detach_", "set_",
+})  # fmt: skip
 IGNORED_NAMESPACES = frozenset({"prim", "profiler"})
 
 
@@ -78,7 +56,7 @@ def describe(
             read_bytes=0.0,
             written_bytes=0.0,
         )
-    inputs, outputs = list(_tensors((args, tuple(kwargs.values())))), list(_tensors((out,)))
+    inputs, outputs = list(tensors_in((args, kwargs))), list(tensors_in(out))
     if name in RECURRENT:
         # Leave out the kernel's workspace, which fake tensors do not have.
         inputs, outputs = (
@@ -193,14 +171,6 @@ def _attention(name: str, args: tuple[Any, ...]) -> tuple[str, float, tuple[int,
     else:
         flops = sdpa_flop_count(*shapes)
     return "attention", flops, (*shapes[0][:3], shapes[1][2], shapes[0][3])
-
-
-def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
 
 
 def _num_bytes(tensor: torch.Tensor) -> int:

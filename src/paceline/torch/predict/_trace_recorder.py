@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline.predict.work import LayerWork, OperatorWork, Phase
-from paceline.torch.predict._trace_memory import LiveMemory, tensors_in
+from paceline.torch.model import tensors_in
+from paceline.torch.predict._trace_memory import LiveMemory
 from paceline.torch.predict._trace_operators import describe, is_ignored, with_workspace
 
 # How a gradient comes from 16-bit ones, and from those of several uses of a parameter.
@@ -114,7 +115,7 @@ class Recorder(TorchDispatchMode):
         return tensor
 
     def operators(self) -> tuple[OperatorWork, ...]:
-        """Return what ran, alike calls as one."""
+        """Return what ran, equal calls as one."""
         return tuple(
             replace(work, num_calls=num_calls) for work, num_calls in Counter(self.calls).items()
         )

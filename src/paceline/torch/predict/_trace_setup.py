@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from paceline.predict.work import Workload
 from paceline.torch.model import call_model, mean_square
@@ -51,6 +53,12 @@ class StepSetup:
         with low:
             return (self.loss or mean_square)(call_model(model, inputs))
 
+    def train(self, model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer) -> None:
+        """Run one training step; gradients are freed before it."""
+        optimizer.zero_grad()
+        self.loss_of(model, inputs).backward()
+        optimizer.step()
+
 
 def check_setup(setup: StepSetup) -> None:
     """Raise a `ValueError` for a batch size, precision or optimizer that cannot be.
@@ -87,23 +95,16 @@ def inputs_for(
         return torch.randn(batch_size, *input_shape)
     if callable(example_input) and not isinstance(example_input, torch.Tensor):
         return example_input(batch_size)
-    return _resized(example_input, batch_size)
+    return tree_map(partial(_resized, batch_size=batch_size), example_input)
 
 
 def _resized(value: Any, batch_size: int) -> Any:
-    if isinstance(value, torch.Tensor):
-        if not value.dim():
-            return torch.empty((), dtype=value.dtype)
-        shape = (batch_size, *value.shape[1:])
-        if value.is_floating_point():
-            return torch.randn(shape, dtype=value.dtype)
-        # Zeros are valid rows of every embedding.
-        return torch.zeros(shape, dtype=value.dtype)
-    if isinstance(value, dict):
-        return {key: _resized(item, batch_size) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_resized(item, batch_size) for item in value)
-    return value
+    if not isinstance(value, torch.Tensor):
+        return value
+    shape = (batch_size, *value.shape[1:]) if value.dim() else ()
+    # Zeros are valid rows of every embedding.
+    make = torch.randn if value.is_floating_point() and shape else torch.zeros
+    return make(shape, dtype=value.dtype)
 
 
 def build(

@@ -7,18 +7,4 @@ from paceline.torch.ranks._agreement import (
     new_group_like,
 )
 from paceline.torch.ranks._gather import all_gather_bytes, device_of, from_rank_0, gather_timeline
-from paceline.torch.ranks._replica import Group, process_group_of, replica_of
-
-__all__ = [
-    "Group",
-    "all_gather_bytes",
-    "broadcast_from_rank_0",
-    "check_same_model",
-    "check_same_plan",
-    "device_of",
-    "from_rank_0",
-    "gather_timeline",
-    "new_group_like",
-    "process_group_of",
-    "replica_of",
-]
+from paceline.torch.ranks._replica import Group, Replica, process_group_of, replica_of

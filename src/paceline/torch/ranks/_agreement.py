@@ -56,9 +56,9 @@ def broadcast_from_rank_0(tensors: Sequence[torch.Tensor], group: dist.ProcessGr
 
 
 def new_group_like(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """Return a group of the same ranks with a wire order of its own.
+    """Return another group of the same ranks, with collectives of its own.
 
-    Collectives of one group must come in one order everywhere. The executor sends while
+    Collectives of one group must run in the same order everywhere. The executor sends while
     the main thread may be in a collective of the user's, so it cannot share a group.
     """
     like = group if group is not None else dist.group.WORLD

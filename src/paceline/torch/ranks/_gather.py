@@ -1,4 +1,4 @@
-"""Bring what ranks measured together."""
+"""Gather what ranks measured."""
 
 import io
 
@@ -8,15 +8,17 @@ from numpy.typing import NDArray
 from torch import distributed as dist
 
 from paceline.timeline import COLUMNS, Timeline
+from paceline.torch.ranks._replica import Group, process_group_of
 
 
-def gather_timeline(timeline: Timeline, group: dist.ProcessGroup | None = None) -> Timeline:
-    """Return the spans of all ranks of `group`, on every rank; all must call it.
+def gather_timeline(timeline: Timeline, process_group: Group | None = None) -> Timeline:
+    """Return the spans of all ranks, on every rank; all must call it.
 
-    Travels as plain arrays, never as pickled objects. Clocks are left as they are:
-    see `Timeline.aligned`.
+    Sends plain arrays, never pickled objects. Clocks are left as they are: see
+    `Timeline.aligned`. `process_group` may be one axis of a device mesh; unset for the
+    default group.
     """
-    blobs = all_gather_bytes(_to_bytes(timeline), group)
+    blobs = all_gather_bytes(_to_bytes(timeline), process_group_of(process_group))
     return Timeline.merge([_from_bytes(blob) for blob in blobs])
 
 
@@ -56,7 +58,7 @@ def all_gather_bytes(blob: bytes, group: dist.ProcessGroup | None) -> list[bytes
 
 
 def device_of(group: dist.ProcessGroup | None) -> torch.device:
-    """Return where tensors must lie to travel in `group`."""
+    """Return the device of the tensors that `group` sends."""
     is_nccl = "nccl" in dist.get_backend(group)
     return torch.device("cuda", torch.cuda.current_device()) if is_nccl else torch.device("cpu")
 

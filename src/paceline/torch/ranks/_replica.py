@@ -1,6 +1,7 @@
 """Which of how many data-parallel replicas this process is."""
 
 import os
+from dataclasses import dataclass
 
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -8,67 +9,107 @@ from torch.distributed.device_mesh import DeviceMesh
 Group = dist.ProcessGroup | DeviceMesh
 
 
-def replica_of(num_replicas: int | None, rank: int | None, group: Group | None) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One of several data-parallel ranks, where no process group says which.
+
+    Attributes:
+        rank: Which one, from 0 up.
+        num_replicas: How many there are.
+
+    Raises:
+        ValueError: If there is no such rank.
+    """
+
+    rank: int
+    num_replicas: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.num_replicas:
+            raise ValueError(
+                f"rank must lie in [0, num_replicas), got rank {self.rank} of {self.num_replicas}"
+            )
+
+
+def replica_of(
+    process_group: Group | Replica | None = None,
+    *,
+    num_replicas: int | None = None,
+    rank: int | None = None,
+) -> Replica:
     """Return the number of replicas and the rank of this process among them.
 
     Explicit arguments come first, then the variables `RANK` and `WORLD_SIZE` that torchrun
-    sets, then the process group, if there is one; else it is a single process.
+    sets, then the default process group, if there is one; else it is a single process.
 
     Raises:
         ValueError: If the numbers contradict each other, or only one of them is known.
     """
-    if group is not None and (num_replicas, rank) != (None, None):
-        raise ValueError("pass either group, or num_replicas and rank, not both")
-    found = _from_arguments(num_replicas, rank) if group is None else _from_group(group)
-    if not 0 <= found[1] < found[0]:
-        raise ValueError(f"rank must lie in [0, num_replicas), got rank {found[1]} of {found[0]}")
-    return found
+    if process_group is None:
+        return _from_numbers(num_replicas, rank)
+    if (num_replicas, rank) != (None, None):
+        raise ValueError("pass either process_group, or num_replicas and rank, not both")
+    if isinstance(process_group, Replica):
+        return process_group
+    return _from_group(process_group_of(process_group))
 
 
-def process_group_of(group: Group | None, num_replicas: int) -> dist.ProcessGroup | None:
-    """Return the process group in which the replicas can talk; None if there is none."""
-    if isinstance(group, DeviceMesh):
-        return group.get_group()
-    if group is not None:
-        return group
-    if not (dist.is_available() and dist.is_initialized()):
-        return None
-    is_world = dist.get_world_size() == num_replicas
-    return dist.group.WORLD if is_world else None
+def process_group_of(
+    process_group: Group | Replica | None, num_replicas: int | None = None
+) -> dist.ProcessGroup | None:
+    """Return the process group that `process_group` names; None is torch's default group.
+
+    Args:
+        process_group: A process group, or one axis of a device mesh.
+        num_replicas: If given, and no group is: return the default group if it has as many
+            ranks, else None, since the replicas have no group then.
+
+    Raises:
+        ValueError: If the mesh has several axes.
+    """
+    if isinstance(process_group, DeviceMesh):
+        if process_group.ndim != 1:
+            raise ValueError(
+                "process_group must be one axis of the device mesh, got "
+                f"{process_group.ndim} axes {process_group.mesh_dim_names}; pass the data-parallel "
+                "one, such as mesh['dp']"
+            )
+        return process_group.get_group()
+    if process_group is not None and not isinstance(process_group, Replica):
+        return process_group
+    is_default = num_replicas is not None and _has_default_group()
+    return dist.group.WORLD if is_default and dist.get_world_size() == num_replicas else None
 
 
-def _from_arguments(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
+def _from_numbers(num_replicas: int | None, rank: int | None) -> Replica:
     """Take from the surroundings what was not passed."""
     if num_replicas is not None and rank is not None:
-        return num_replicas, rank
-    around = _from_environment() or _from_default_group()
-    if around is None and (num_replicas or 1, rank or 0) != (1, 0):
+        return Replica(rank=rank, num_replicas=num_replicas)
+    found = _from_environment()
+    if found is None and _has_default_group():
+        found = _from_group(None)
+    if found is None and (num_replicas or 1, rank or 0) != (1, 0):
         raise ValueError(
             f"num_replicas={num_replicas} and rank={rank} do not say which replica this is; "
             "pass both, or start the job with torchrun"
         )
-    world_size, own_rank = around or (1, 0)
-    size = world_size if num_replicas is None else num_replicas
-    return size, own_rank if rank is None else rank
+    found = found or Replica(rank=0, num_replicas=1)
+    return Replica(
+        rank=found.rank if rank is None else rank,
+        num_replicas=found.num_replicas if num_replicas is None else num_replicas,
+    )
 
 
-def _from_group(group: Group) -> tuple[int, int]:
-    if not isinstance(group, DeviceMesh):
-        return dist.get_world_size(group), dist.get_rank(group)
-    if group.ndim != 1:
-        raise ValueError(
-            f"group must be one axis of the device mesh, got {group.ndim} axes "
-            f"{group.mesh_dim_names}; pass the data-parallel one, such as mesh['dp']"
-        )
-    return group.size(), group.get_local_rank()
+def _from_group(group: dist.ProcessGroup | None) -> Replica:
+    return Replica(rank=dist.get_rank(group), num_replicas=dist.get_world_size(group))
 
 
-def _from_environment() -> tuple[int, int] | None:
+def _from_environment() -> Replica | None:
     world_size, rank = os.environ.get("WORLD_SIZE"), os.environ.get("RANK")
-    return None if world_size is None or rank is None else (int(world_size), int(rank))
-
-
-def _from_default_group() -> tuple[int, int] | None:
-    if not (dist.is_available() and dist.is_initialized()):
+    if world_size is None or rank is None:
         return None
-    return dist.get_world_size(), dist.get_rank()
+    return Replica(rank=int(rank), num_replicas=int(world_size))
+
+
+def _has_default_group() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -77,7 +77,7 @@ class BucketTimes:
         done_s: When it was averaged.
         gradient_s: When each parameter's gradient was there, shape `(num_parameters,)`.
         backward_s: When the backward pass had computed all gradients.
-        exposed_s: From then on until the last bucket was averaged: what overlap did not hide.
+        exposed_s: From then on until the last bucket was averaged: not overlapped by computation.
         step_s: From one backward pass to the next.
         num_steps: Steps that were measured.
     """
@@ -221,7 +221,7 @@ def problem_of(
 def plan_of(times: BucketTimes, problem: WireProblem, order: Sequence[int]) -> BlockPlan:
     """Return the buckets that were measured as a plan for `problem_of`'s step."""
     place = {tensor: number for number, tensor in enumerate(order)}
-    # A parameter without elements travels in a bucket, but not in a plan.
+    # A parameter without elements is in a bucket, but not in a plan.
     buckets = [[place[one] for one in bucket if one in place] for bucket in times.tensors]
     tensor = np.array([one for bucket in buckets for one in bucket])
     return BlockPlan.from_parts(

@@ -1,4 +1,4 @@
-"""A communication hook for DistributedDataParallel: sends as before, and measures."""
+"""Watch the buckets of DistributedDataParallel: sends as before, and measures."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,37 +21,11 @@ Future = torch.futures.Future[torch.Tensor]
 Hook = Callable[[Any, GradBucket], Future]
 
 
-class CommHookState:
-    """State of `scheduled_comm_hook`: what DistributedDataParallel's buckets did, and advice.
+class BucketWatch:
+    """What the buckets of DistributedDataParallel did, and advice; see `watch_buckets`.
 
-    Buckets, their order and their numbers stay DDP's: every bucket is handed to `hook` the
-    moment DDP hands it over, and DDP waits for all of them before the optimizer. Times are
-    taken for `num_steps` steps after three to warm up; then the hooks on the model
-    are removed. Forward passes under `no_sync` are not measured.
-
-    Args:
-        ddp: The wrapped model; register the state with it too.
-        hook: What sends a bucket, such as torch's `fp16_compress_hook` or `powerSGD_hook`;
-            unset for the all-reduce that DDP does without a hook.
-        hook_state: Passed on to `hook`; unset for the model's process group, which is what
-            torch's hooks without a state of their own take.
-        num_steps: Steps to measure, at least 1.
-        one_at_a_time: Hand over a bucket only when the one before is through. A hook that
-            sends again when a first transfer ends, as PowerSGD does, needs this on gloo
-            if there are several buckets: nothing keeps the second transfers of two buckets
-            in the same order on all ranks, and runs without it did not get through.
-
-    Raises:
-        ValueError: If `num_steps` is below 1.
-
-    Examples:
-        ```python
-        ddp = DistributedDataParallel(model)
-        state = CommHookState(ddp)
-        ddp.register_comm_hook(state, scheduled_comm_hook)
-        ...  # train for 23 steps or more
-        print(state.advice())  # on all ranks
-        ```
+    Made by itself, it has to be registered: `ddp.register_comm_hook(None, watch.hook)`, or
+    what a framework that takes a hook calls this.
     """
 
     def __init__(
@@ -89,8 +63,11 @@ class CommHookState:
         """Steps that were measured so far."""
         return len(self._steps)
 
-    def send(self, bucket: GradBucket) -> Future:
-        """Hand the bucket to the inner hook, and note when it was ready and when through."""
+    def hook(self, state: Any, bucket: GradBucket) -> Future:
+        """Send a bucket as the inner hook does, and note when it was ready and when averaged.
+
+        A communication hook as DistributedDataParallel takes it; `state` is not used.
+        """
         if self._one_at_a_time and self._last is not None:
             self._last.wait()
         current, index = self._current, bucket.index()
@@ -117,8 +94,8 @@ class CommHookState:
         """
         if not self._steps:
             raise MeasurementError(
-                f"no step was measured yet; train for {NUM_WARMUP + 2} steps or more with "
-                "ddp.register_comm_hook(state, scheduled_comm_hook)"
+                f"no step was measured yet; train for {NUM_WARMUP + 2} steps or more after "
+                "watch_buckets(ddp)"
             )
         return BucketTimes.of(self._steps, self._clock, self._num_bytes)
 
@@ -152,7 +129,7 @@ class CommHookState:
             self._stop()
             return
         self._num_begun += 1
-        # The first steps warm up; DDP also regroups its buckets behind the first of them.
+        # The first steps warm up; DDP also regroups its buckets after the first of them.
         if self._num_begun > NUM_WARMUP:
             current = self._current = BucketMarks(begin)
             # Runs before DDP's own callback, which waits for the buckets.
@@ -173,10 +150,47 @@ class CommHookState:
             self._handles.pop().remove()
 
 
-def scheduled_comm_hook(state: CommHookState, bucket: GradBucket) -> Future:
-    """Send a bucket as `state`'s inner hook does, and measure it.
+def watch_buckets(
+    ddp: DistributedDataParallel,
+    hook: Hook = allreduce_hook,
+    hook_state: Any = None,
+    *,
+    num_steps: int = 20,
+    one_at_a_time: bool = False,
+) -> BucketWatch:
+    """Measure what the buckets of `ddp` do in the next steps, to be asked for a better size.
 
-    Register it with `ddp.register_comm_hook(state, scheduled_comm_hook)`; see
-    `CommHookState`.
+    Buckets, their order and their numbers stay DDP's: every bucket is handed to `hook` the
+    moment DDP hands it over, and DDP waits for all of them before the optimizer. Times are
+    taken for `num_steps` steps after three to warm up; then the hooks on the model
+    are removed. Forward passes under `no_sync` are not measured.
+
+    Args:
+        ddp: The wrapped model, without a communication hook so far; it keeps this one.
+        hook: What sends a bucket, such as torch's `fp16_compress_hook` or `powerSGD_hook`;
+            unset for the all-reduce that DDP does without a hook.
+        hook_state: Passed on to `hook`; unset for the model's process group, which is what
+            torch's hooks without a state of their own take.
+        num_steps: Steps to measure, at least 1.
+        one_at_a_time: Hand over a bucket only when the one before is averaged. A hook that
+            sends again when a first transfer ends, as PowerSGD does, needs this on gloo
+            if there are several buckets: nothing keeps the second transfers of two buckets
+            in the same order on all ranks, and runs without it did not get through.
+
+    Returns:
+        What is asked for `times()` on one rank, or `advice()` on all ranks. Where a framework
+        registers hooks itself, make a `BucketWatch` and hand over its `hook`.
+
+    Raises:
+        ValueError: If `num_steps` is below 1.
+
+    Examples:
+        ```python
+        watch = watch_buckets(DistributedDataParallel(model))
+        ...  # train for 24 steps or more
+        print(watch.advice())  # on all ranks
+        ```
     """
-    return state.send(bucket)
+    watch = BucketWatch(ddp, hook, hook_state, num_steps=num_steps, one_at_a_time=one_at_a_time)
+    ddp.register_comm_hook(None, watch.hook)
+    return watch

@@ -1,7 +1,7 @@
 """Who owns which part of which parameter, and how owned parts lie in a collective's buffer.
 
 A parameter is cut into segments of a fixed length, and each segment into one part per rank.
-That does not depend on the plan: a plan only says which segments travel together, so it may
+That does not depend on the plan: a plan only says which segments are sent together, so it may
 change at any step and the optimizer's state stays where it is.
 """
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 
-from paceline.torch.comm.whole import Payload, Piece
+from paceline.torch.comm.transfer import Payload, Piece
 
 # Plans cut a parameter at multiples of this; 1 MiB of float32.
 SEGMENT_ELEMENTS = 1 << 18

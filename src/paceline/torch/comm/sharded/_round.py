@@ -7,7 +7,7 @@ import torch
 from torch import distributed as dist
 
 from paceline.torch.comm.sharded._layout import ShardLayout, ShardPayload
-from paceline.torch.comm.whole import Route
+from paceline.torch.comm.transfer import Route
 
 
 class ShardRoute:
@@ -55,7 +55,7 @@ class ShardRound:
 
     Attributes:
         sources: What `.grad` held when it became ready, until it is sent.
-        local: The same and its version, to notice when it is changed behind our back.
+        local: The same and its version, to notice when the user changes it.
         next: Payload to be sent next.
         parts: Per payload, the own row of means, once landed.
         is_used: Per parameter, whether any rank has a gradient, once known.

@@ -6,8 +6,10 @@ In the order of a payload's segments a row holds that rank's part of each, padde
 from collections.abc import Sequence
 
 import torch
+from torch import distributed as dist
 
 from paceline.torch.comm.sharded._layout import Segment, ShardPayload
+from paceline.torch.comm.transfer import Trained
 
 
 def packed(
@@ -51,7 +53,7 @@ def unpack(payload: ShardPayload, rows: torch.Tensor, parameters: Sequence[torch
 
 
 def to_rows(rows: torch.Tensor, begin: int, segment: Segment, flat: torch.Tensor) -> None:
-    """Write `flat`, the segment's elements, into its columns of `rows`, and zeros behind them."""
+    """Write `flat`, the segment's elements, into its columns of `rows`, and zeros after them."""
     target = rows[:, begin : begin + segment.width]
     num_whole, rest = divmod(segment.end - segment.begin, segment.width)
     num_even = num_whole * segment.width
@@ -66,6 +68,23 @@ def from_rows(rows: torch.Tensor, begin: int, segment: Segment) -> torch.Tensor:
     """Return the segment's elements from its columns of `rows`, flat."""
     columns = rows[:, begin : begin + segment.width]
     return columns.reshape(-1)[: segment.end - segment.begin]
+
+
+def norm_over_ranks(
+    parts: Sequence[torch.Tensor], norm_type: float, trained: Trained
+) -> torch.Tensor:
+    """Return the norm of what all ranks' `parts` make up; all ranks must call it."""
+    powers = [torch.zeros((), device=trained.device)]
+    for part in parts:
+        if part.numel():
+            norm = torch.linalg.vector_norm(part, norm_type, dtype=torch.float32)
+            powers.append(norm if norm_type == torch.inf else norm**norm_type)
+    stacked = torch.stack(powers)
+    is_max = norm_type == torch.inf
+    total = stacked.max() if is_max else stacked.sum()
+    op = dist.ReduceOp.MAX if is_max else dist.ReduceOp.SUM
+    dist.all_reduce(total, op=op, group=trained.group)
+    return total if is_max else total ** (1.0 / norm_type)
 
 
 def _write(parameter: torch.Tensor, begin: int, flat: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """Update the parts that this rank owns; the optimizer's state exists for them alone."""
 
 import json
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -101,15 +101,21 @@ class ShardedUpdate:
         """Update the own parts of `segments`, by gradients of the same length."""
         self._update.apply([self.part_of[segment] for segment in segments], gradients)
 
-    @property
-    def num_state_bytes(self) -> int:
-        """Bytes of the optimizer's state on this rank."""
-        return sum(
-            value.nbytes
-            for of_part in self._twin.state.values()
-            for value in of_part.values()
-            if isinstance(value, torch.Tensor)
+    def whole_state_dict(
+        self, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup
+    ) -> dict[str, Any]:
+        """Return what `optimizer.state_dict()` would without sharding on rank 0, {} on others."""
+        state = self.gathered_state(group)
+        if self._rank != 0:
+            return {}
+        bare = object.__new__(type(optimizer))
+        bare.__dict__.update(optimizer.__dict__)
+        bare._optimizer_state_dict_pre_hooks = OrderedDict()
+        bare.state = defaultdict(
+            dict, {self._parameters[number]: one for number, one in state.items()}
         )
+        whole: dict[str, Any] = bare.state_dict()
+        return whole
 
     def gathered_state(self, group: dist.ProcessGroup | None) -> dict[int, dict[str, Any]]:
         """Return the state of whole parameters on rank 0, by number, on the CPU; all must call it.

@@ -22,7 +22,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 def wire_dtype(
     compression: Compression | None, group: dist.ProcessGroup | None
 ) -> torch.dtype | None:
-    """Return the type that gradients travel in, None for their own; all ranks must call it.
+    """Return the type that gradients are sent in, None for their own; all ranks must call it.
 
     Adds up one number in that type, so that a backend which cannot is refused here and
     not in the middle of a backward pass.
@@ -35,7 +35,7 @@ def wire_dtype(
     if compression not in DTYPES:
         raise ValueError(
             f"compression must be None, {' or '.join(map(repr, DTYPES))}, got {compression!r}; "
-            "PowerSGD runs as the inner hook of CommHookState with DistributedDataParallel"
+            "PowerSGD runs as the inner hook of watch_buckets with DistributedDataParallel"
         )
     dtype = DTYPES[compression]
     try:

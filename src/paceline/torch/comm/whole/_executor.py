@@ -1,83 +1,70 @@
-"""Walk a block plan in a thread of its own: send, take in, update."""
+"""Execute a block plan beside the main thread: send, take in, update."""
 
-import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from queue import SimpleQueue
+from functools import partial
+from typing import Any
 
 import torch
 from torch import distributed as dist
 
-from paceline.errors import TransferError
-from paceline.torch.comm.whole._layout import Payload
+from paceline.torch.comm.transfer import PendingUpdates, Route, Trained, WaitRequest, Worker
 from paceline.torch.comm.whole._payload import pack, unpack
 from paceline.torch.comm.whole._round import (
     MUST_WAIT,
     NUM_CONTROLS,
     OUTSIDE,
     Flight,
+    Release,
     Round,
-    Route,
-    dense_gradient,
 )
-from paceline.torch.comm.whole._transfer_failure import transfer_failure
-from paceline.torch.comm.whole._waiting import Waiting
-from paceline.torch.model import PartialUpdate, StreamOrder
+from paceline.torch.model import PartialUpdate
 
 # One update call takes landed tensors up to this size, so that sending is never held up long.
 UPDATE_BYTES = 1 << 20
-CLOSE_TIMEOUT_S = 10.0
 
 
-class BlockExecutor(Waiting):
+class BlockExecutor:
     """Sends gradients as a plan says, while the main thread computes.
 
-    The thread prefers sending over taking in over updating, so the wire is kept busy.
+    The worker prefers sending over taking in over updating, so the wire is kept busy.
     Payloads go out in the order of the plan, equal on all ranks; `num_in_flight` of them
     may be under way. Each carries a flag per piece (does this rank have a gradient?), and
     the last one controls that any rank can raise: a tensor outside the plan has a
     gradient, and whether a rank needs all gradients before the first update.
 
-    What fails in the thread is raised by the next call that waits.
+    What fails in the worker is raised by the next call that waits.
 
-    Attributes:
+    Args:
+        trained: The parameters, and the ranks that average their gradients.
+        update: Updates some of them at a time.
+        worker: Not started yet.
+        num_in_flight: Collectives that may be under way at once.
         wire: Type that wider gradients are sent in; None for their own.
-        on_must_wait: Called once any rank asked to wait for all gradients, on all ranks
-            before the same backward pass.
     """
+
+    has_whole_gradients = True
 
     def __init__(
         self,
-        parameters: Sequence[torch.Tensor],
-        names: Sequence[str],
+        trained: Trained,
         update: PartialUpdate,
-        group: dist.ProcessGroup,
+        worker: Worker,
         *,
         num_in_flight: int,
         wire: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self._parameters, self._names, self._update = parameters, names, update
         self.wire = wire
-        self._group, self._rank = group, dist.get_rank(group)
-        self._share = 1.0 / dist.get_world_size(group)
+        self._trained, self._update, self._worker = trained, update, worker
         self._num_in_flight = num_in_flight
-        self._streams = StreamOrder(parameters[0].device)
         self._round: Round | None = None
-        self._route = Route([], parameters)
-        self._must_wait = self._all_must_wait = False
-        self.on_must_wait: Callable[[], None] = lambda: None
-        self._urgency = list(range(len(parameters)))
-        self._pending = [False] * len(parameters)
-        self._num_pending = 0
-        self._updated: torch.cuda.Event | None = None
-        self._thread = threading.Thread(
-            target=self._run, args=(torch.get_num_threads(),), daemon=True, name="paceline"
-        )
-        self._sent: SimpleQueue[Flight | None] = SimpleQueue()
-        self._watcher = threading.Thread(target=self._watch_wire, daemon=True, name="paceline-wire")
-        self._thread.start()
+        self._route = Route([], trained.parameters)
+        self._request = WaitRequest()
+        self._pending = PendingUpdates(trained, worker)
+        self._urgency = list(range(len(trained.parameters)))
+        self._watcher = Worker(trained.device, "paceline-wire", worker.condition)
         self._watcher.start()
+        worker.start(self._choose, self._wait_for_wire)
 
     # What the main thread calls.
 
@@ -88,115 +75,104 @@ class BlockExecutor(Waiting):
             self._urgency[tensor] = place - len(order)
 
     def ask_to_wait(self) -> None:
-        """Ask all ranks to wait for all gradients; it travels with the next last block."""
-        self._must_wait = True
+        """Ask all ranks to wait for all gradients; sent with the next last block."""
+        self._request.is_asked = True
 
     @property
     def has_open_round(self) -> bool:
         """Whether a backward pass has begun whose gradients no step has taken yet."""
-        return self._round is not None and not self._round.is_released
+        return self._round is not None and self._round.release is None
 
     def is_ready(self, tensor: int) -> bool:
         """Whether the gradient has come in this backward pass."""
         return self._round is not None and self._round.is_ready[tensor]
 
-    def begin(self) -> None:
-        """Open a backward pass; what an earlier one still has under way is finished first."""
+    def end_round(self) -> bool:
+        """Finish what was begun; tell once, on all ranks alike, whether one asked to wait."""
         if self._round is not None and not self._round.is_over:
             self.finish()
         self.flush()
-        if self._all_must_wait:
-            self._must_wait = self._all_must_wait = False
-            self.on_must_wait()
-        with self._condition:
+        return self._request.take()
+
+    def begin(self) -> None:
+        """Open a backward pass; `end_round` comes first."""
+        with self._worker.condition:
             self._round = Round(self._route)
 
     def note_ready(self, tensor: int) -> None:
         """Take the gradient of one parameter."""
-        gradient = dense_gradient(self._parameters[tensor], self._names[tensor])
-        current = self._open_round()
-        with self._condition:
-            if current.note_ready(tensor, gradient, self._streams.mark()):
-                self._condition.notify_all()
+        gradient, current = self._trained.gradient(tensor), self._open_round()
+        with self._worker.condition:
+            if current.note_ready(tensor, gradient, self._worker.streams.mark()):
+                self._worker.condition.notify_all()
 
     def finish(self) -> None:
         """End the backward pass: gradients that did not come will not come."""
-        current = self._open_round()
-        with self._condition:
+        current, streams = self._open_round(), self._worker.streams
+        with self._worker.condition:
             for tensor, is_ready in enumerate(current.is_ready):
                 if not is_ready:
-                    current.note_ready(tensor, self._parameters[tensor].grad, self._streams.mark())
+                    gradient = self._trained.parameters[tensor].grad
+                    current.note_ready(tensor, gradient, streams.mark())
             current.is_over = True
-            self._condition.notify_all()
+            self._worker.condition.notify_all()
 
     def deliver(self) -> None:
         """Wait for all gradients, and put the means where the parameters' own were."""
-        current = self._open_round()
-        self._wait(lambda: current.is_reduced)
-        self._streams.wait(self._updated)
-        for tensor, parameter in enumerate(self._parameters):
-            self._streams.keep(current.reduced[tensor])
+        current, streams = self._open_round(), self._worker.streams
+        self._worker.wait(lambda: current.is_reduced)
+        streams.wait(self._pending.event)
+        for tensor, parameter in enumerate(self._trained.parameters):
+            streams.keep(current.reduced[tensor])
             if parameter.grad is current.local[tensor]:
                 parameter.grad = current.local[tensor] = current.reduced[tensor]
 
+    def clip(self, max_norm: float, norm_type: float) -> torch.Tensor:
+        """Clip the averaged gradients as `torch.nn.utils.clip_grad_norm_` does."""
+        if self.has_open_round:
+            self.deliver()
+        return torch.nn.utils.clip_grad_norm_(self._trained.parameters, max_norm, norm_type)
+
     def release(self) -> None:
         """Let updates begin; `.grad` is cleared, and nothing that is put there counts."""
-        current = self._open_round()
-        with self._condition:
-            for tensor, parameter in enumerate(self._parameters):
+        current, override = self._open_round(), {}
+        with self._worker.condition:
+            for tensor, parameter in enumerate(self._trained.parameters):
                 if parameter.grad is not current.local[tensor]:
-                    current.override[tensor] = parameter.grad
+                    override[tensor] = parameter.grad
                 parameter.grad = current.local[tensor] = None
-                self._pending[tensor] = parameter.numel() > 0
-            self._num_pending = sum(self._pending)
-            current.release_event = self._streams.mark()
-            current.is_released = True
-            self._condition.notify_all()
+            self._pending.begin()
+            current.release = Release(self._worker.streams.mark(), override)
+            self._worker.condition.notify_all()
 
     def retire(self) -> None:
         """Close the round without updates: the caller has applied them."""
-        with self._condition:
+        with self._worker.condition:
             self._round = None
 
     def wait_updated(self, tensors: Collection[int]) -> None:
         """Wait until the optimizer has updated `tensors`."""
-        if self._error is None and not self._num_pending:
-            self._streams.wait(self._updated)
-            return
-        self._wait(lambda: not any(self._pending[tensor] for tensor in tensors))
-        self._streams.wait(self._updated)
+        self._pending.wait(tensors)
 
     def flush(self) -> None:
         """Finish what is under way: updates after a step, else gradients after a backward pass."""
         current = self._round
-        if current is not None and current.is_released:
-            self._wait(lambda: not self._num_pending and current.is_reduced)
-            self._streams.wait(self._updated)
+        if current is not None and current.release is not None:
+            self._worker.wait(lambda: not self._pending.num and current.is_reduced)
+            self._worker.streams.wait(self._pending.event)
         elif current is not None and current.is_over:
             self.deliver()
 
-    def close(self) -> None:
-        """Finish what other ranks may wait for, within 10 s, and end the thread."""
-        current = self._round
-        # A wrapper may be collected, and so closed, in any thread.
-        is_own_thread = threading.current_thread() in (self._thread, self._watcher)
-        with self._condition:
-            if current is not None and not is_own_thread:
-                self._condition.wait_for(
-                    lambda: self._has_ended or not self._is_owed(current), CLOSE_TIMEOUT_S
-                )
-                self._wait_for_wire()
-            self._is_closed = True
-            self._condition.notify_all()
-        self._sent.put(None)
-        if not is_own_thread:
-            self._thread.join(CLOSE_TIMEOUT_S)
-            self._watcher.join(CLOSE_TIMEOUT_S)
+    def optimizer_state_dict(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the optimizer's state on rank 0, {} on others."""
+        return optimizer.state_dict() if self._trained.rank == 0 else {}
 
-    def _wait_for_wire(self) -> None:
-        """Let collectives end: who waits for one cannot return to an interpreter that is gone."""
-        flying = [] if self._round is None else self._round.flying
-        self._condition.wait_for(lambda: all(flight.done for flight in flying), CLOSE_TIMEOUT_S)
+    def close(self) -> None:
+        """Finish what other ranks may wait for, within 10 s, and end the threads."""
+        current = self._round
+        is_own = self._worker.is_current or self._watcher.is_current
+        self._worker.close(lambda: is_own or current is None or not self._is_owed(current))
+        self._watcher.close(lambda: is_own or self._watcher.is_idle)
 
     def _open_round(self) -> Round:
         if self._round is None:
@@ -204,104 +180,69 @@ class BlockExecutor(Waiting):
         return self._round
 
     def _is_owed(self, current: Round) -> bool:
-        return current.is_over and not (current.is_reduced and not self._num_pending)
+        return current.is_over and not (current.is_reduced and not self._pending.num)
 
-    # What the thread does.
-
-    def _run(self, num_threads: int) -> None:
-        # Threads that are new to OpenMP take all cores, whatever the main thread was told.
-        torch.set_num_threads(num_threads)
-        try:
-            with torch.no_grad(), self._streams.side():
-                while (action := self._next_action()) is not None:
-                    action()
-        except BaseException as error:  # Raised by the main thread at its next wait.
-            with self._condition:
-                self._wait_for_wire()
-                self._error = error
-                self._condition.notify_all()
-
-    def _next_action(self) -> Callable[[], None] | None:
-        with self._condition:
-            while not self._is_closed:
-                if (action := self._choose()) is not None:
-                    return action
-                self._condition.wait()
-        return None
+    # What the worker does.
 
     def _choose(self) -> Callable[[], None] | None:
         current = self._round
         if current is None:
             return None
         if len(current.flying) < self._num_in_flight and current.may_send:
-            return lambda: self._send(current)
+            return partial(self._send, current)
         for flight in current.flying:
             if flight.done:
-                return lambda: self._land(current, flight)
-        if current.is_released and current.landed:
-            return lambda: self._apply(current)
+                return partial(self._land, current, flight)
+        if current.release is not None and current.landed:
+            return partial(self._apply, current, current.release)
         return None
 
     def _send(self, current: Round) -> None:
-        payload = current.payloads[current.next]
+        payload, trained = current.payloads[current.next], self._trained
         outside = any(current.sources[tensor] is not None for tensor in current.route.outside)
-        controls = [float(outside), float(self._must_wait)] if current.next_is_last else []
-        for piece in payload.pieces:
-            self._streams.wait(current.events[piece.tensor])
-        buffer = pack(payload, self._parameters, current.sources, self._share, controls, self.wire)
-        try:
-            work = dist.all_reduce(buffer, group=self._group, async_op=True)
-        except RuntimeError as error:
-            raise self._failure(current, payload, error) from error
+        is_last = current.next_is_last
+        controls = [float(outside), float(self._request.is_asked)] if is_last else []
+        for tensor in payload.tensors:
+            self._worker.streams.wait(current.events[tensor])
+        share = 1.0 / trained.num_ranks
+        buffer = pack(payload, trained.parameters, current.sources, share, controls, self.wire)
+        with trained.sending(payload, current.route.num_blocks):
+            work = dist.all_reduce(buffer, group=trained.group, async_op=True)
         flight = Flight(payload, buffer, work)
-        with self._condition:
+        with self._worker.condition:
             current.next += 1
             current.flying.append(flight)
-        self._sent.put(flight)
+        self._watcher.submit(partial(_watch, flight))
 
-    def _watch_wire(self) -> None:
-        """Tell the other thread when a collective has ended.
-
-        A callback on its future would run in a thread of gloo, and abort the interpreter if
-        that goes down just then.
-        """
-        while (flight := self._sent.get()) is not None:
-            with suppress(RuntimeError):  # Raised again where it lands.
-                flight.work.wait()
-            with self._condition:
-                flight.done = True
-                self._condition.notify_all()
+    def _wait_for_wire(self) -> None:
+        """Let collectives end: who waits for one cannot return to an interpreter that is gone."""
+        self._watcher.wait_idle()
 
     def _land(self, current: Round, flight: Flight) -> None:
-        try:
+        with self._trained.sending(flight.payload, current.route.num_blocks):
             flight.work.wait()
-        except RuntimeError as error:
-            raise self._failure(current, flight.payload, error) from error
-        landed, controls = unpack(flight, current, self._parameters)
-        self._updated = self._streams.mark()
-        with self._condition:
+        landed, controls = unpack(flight, current, self._trained.parameters)
+        self._pending.event = self._worker.streams.mark()
+        with self._worker.condition:
             current.flying.remove(flight)
             current.landed.extend(landed)
             if len(controls) == NUM_CONTROLS:
-                self._all_must_wait |= controls[MUST_WAIT] > 0
+                self._request.is_heard |= controls[MUST_WAIT] > 0
                 if controls[OUTSIDE] > 0:
                     current.take_detour()
                 else:
                     current.landed.extend(current.route.outside)
-            self._condition.notify_all()
 
-    def _apply(self, current: Round) -> None:
+    def _apply(self, current: Round, release: Release) -> None:
         batch = self._most_urgent(current)
-        parameters = [self._parameters[tensor] for tensor in batch]
-        self._streams.wait(current.release_event)
+        parameters = [self._trained.parameters[tensor] for tensor in batch]
+        self._worker.streams.wait(release.event)
         self._update.apply(parameters, [current.gradient_of(tensor) for tensor in batch])
-        self._updated = self._streams.mark()
-        with self._condition:
+        self._pending.event = self._worker.streams.mark()
+        with self._worker.condition:
             for tensor in batch:
                 current.reduced[tensor] = None
-                self._pending[tensor] = False
-            self._num_pending -= len(batch)
-            self._condition.notify_all()
+            self._pending.end(batch)
 
     def _most_urgent(self, current: Round) -> list[int]:
         """Take landed tensors off the round, those that the forward pass needs first."""
@@ -309,10 +250,17 @@ class BlockExecutor(Waiting):
         current.landed.sort(key=lambda tensor: -self._urgency[tensor])
         while current.landed and num_bytes < UPDATE_BYTES:
             tensor = current.landed.pop()
-            num_bytes += self._parameters[tensor].nbytes
+            num_bytes += self._trained.parameters[tensor].nbytes
             batch.append(tensor)
         return batch
 
-    def _failure(self, current: Round, payload: Payload, error: Exception) -> TransferError:
-        names = (self._names[piece.tensor] for piece in payload.pieces)
-        return transfer_failure(self._rank, payload.block, current.route.num_blocks, names, error)
+
+def _watch(flight: Flight) -> None:
+    """Note when a collective has ended.
+
+    A callback on its future would run in a thread of gloo, and abort the interpreter if
+    that goes down just then.
+    """
+    with suppress(RuntimeError):  # Raised again where it lands.
+        flight.work.wait()
+    flight.done = True

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from paceline.torch.comm.transfer import Payload
 from paceline.torch.comm.whole._compression import dtype_on_wire
-from paceline.torch.comm.whole._layout import Payload
 from paceline.torch.comm.whole._round import Flight, Round
 
 
@@ -50,7 +50,7 @@ def fill(
             target.zero_()
             continue
         if source.dim() != 1 or not source.is_contiguous():
-            # Flattened once, also where its parts travel apart.
+            # Flattened once, also where its parts are sent apart.
             source = sources[piece.tensor] = source.detach().reshape(-1)
         if buffer.dtype == source.dtype:
             torch.mul(source[piece.begin : piece.end], share, out=target)
@@ -64,8 +64,8 @@ def unpack(
 ) -> tuple[list[int], list[float]]:
     """Put the means into `current.reduced`; return the tensors that are complete, and controls.
 
-    A gradient that travelled whole stays in the buffer, like DDP's bucket views; one that
-    travelled in another dtype is cast back first.
+    A gradient that was sent whole stays in the buffer, like DDP's bucket views; one that
+    was sent in another dtype is cast back first.
     """
     payload, buffer = flight.payload, flight.buffer
     tail = buffer[payload.num_elements :].tolist()

@@ -6,31 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import distributed as dist
 
-from paceline.torch.comm.whole._layout import Payload, Piece, whole_payloads
+from paceline.torch.comm.transfer import Payload, Route
 
 # The last block's controls: does a tensor outside the plan have a gradient, and does a rank
 # need all gradients before the first update?
 NUM_CONTROLS = 2
 OUTSIDE, MUST_WAIT = range(NUM_CONTROLS)
-
-
-class Route:
-    """A plan's payloads, and which of them each tensor travels in; fixed over steps."""
-
-    def __init__(self, payloads: Sequence[Payload], parameters: Sequence[torch.Tensor]) -> None:
-        self.payloads = tuple(payloads)
-        self.num_blocks = 1 + max((payload.block for payload in payloads), default=-1)
-        self.payloads_of: list[list[int]] = [[] for _ in parameters]
-        for number, payload in enumerate(self.payloads):
-            for tensor in dict.fromkeys(piece.tensor for piece in payload.pieces):
-                self.payloads_of[tensor].append(number)
-        self.outside = [
-            tensor
-            for tensor, numbers in enumerate(self.payloads_of)
-            if not numbers and parameters[tensor].numel()
-        ]
-        pieces = [Piece(tensor, 0, parameters[tensor].numel()) for tensor in self.outside]
-        self.detour = whole_payloads(self.num_blocks, pieces, parameters)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +24,19 @@ class Flight:
     done: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Release:
+    """What `step()` found.
+
+    Attributes:
+        event: What the device has to do before updates may begin.
+        override: Gradients that the user put in place between backward pass and step.
+    """
+
+    event: torch.cuda.Event | None
+    override: dict[int, torch.Tensor | None]
+
+
 class Round:
     """The gradients of one step.
 
@@ -52,9 +46,7 @@ class Round:
         next: Payload to be sent next.
         landed: Tensors that have landed and are not updated yet.
         is_over: Whether this rank's backward pass has ended.
-        is_released: Whether updates may begin, because `step()` was called.
-        release_event: What the device had to do before updates may begin.
-        override: Gradients that the user put in place between backward pass and step.
+        release: Since `step()` was called, so that updates may begin; None before.
     """
 
     def __init__(self, route: Route) -> None:
@@ -65,20 +57,15 @@ class Round:
         self.sources: list[torch.Tensor | None] = [None] * num_tensors
         self.reduced: list[torch.Tensor | None] = [None] * num_tensors
         self.events: list[torch.cuda.Event | None] = [None] * num_tensors
-        self.override: dict[int, torch.Tensor | None] = {}
         self.is_ready = [False] * num_tensors
-        self.num_unready = [
-            len({piece.tensor for piece in payload.pieces}) for payload in self.payloads
-        ]
+        self.num_unready = [len(payload.tensors) for payload in self.payloads]
         self.pieces_left = [0] * num_tensors
         self._expect(self.payloads)
-        self.used = [False] * num_tensors
         self.next = 0
         self.flying: list[Flight] = []
         self.landed: list[int] = []
         self.is_over = False
-        self.is_released = False
-        self.release_event: torch.cuda.Event | None = None
+        self.release: Release | None = None
 
     @property
     def is_reduced(self) -> bool:
@@ -119,24 +106,10 @@ class Round:
 
     def gradient_of(self, tensor: int) -> torch.Tensor | None:
         """Return what the optimizer is to see."""
-        return self.override.get(tensor, self.reduced[tensor])
+        mean = self.reduced[tensor]
+        return mean if self.release is None else self.release.override.get(tensor, mean)
 
     def _expect(self, payloads: Sequence[Payload]) -> None:
         for payload in payloads:
             for piece in payload.pieces:
                 self.pieces_left[piece.tensor] += 1
-
-
-def dense_gradient(parameter: torch.Tensor, name: str) -> torch.Tensor | None:
-    """Return the gradient of a parameter, which blocks can be cut of.
-
-    Raises:
-        ValueError: If it is sparse.
-    """
-    gradient = parameter.grad
-    if gradient is not None and gradient.layout is not torch.strided:
-        raise ValueError(
-            f"gradients must be dense, but that of {name!r} is {gradient.layout}; build its "
-            "module with sparse=False"
-        )
-    return gradient

@@ -4,16 +4,34 @@ Each part calls the kernel that PyTorch's own backward pass calls, with the same
 on a CPU the results are bitwise those of the whole.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 Extras = tuple[Tensor, ...]
+Grads = tuple[Tensor | None, Tensor | None]
 aten = torch.ops.aten
+
+
+class OpArgs(NamedTuple):
+    """What a layer's backward pass is computed from.
+
+    Attributes:
+        grad: Gradient of the output.
+        x: Input.
+        weight: As it was used, so maybe in a lower precision.
+        extras: What else the forward pass has kept.
+    """
+
+    grad: Tensor
+    x: Tensor
+    weight: Tensor
+    extras: Extras
 
 
 class SplitOp(Protocol):
@@ -26,43 +44,53 @@ class SplitOp(Protocol):
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
         """Return the output, and what the backward pass needs beside input and weight."""
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
+    def input_grad(self, args: OpArgs) -> Tensor:
         """Return the gradient of the input."""
 
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
         """Return the gradients of weight and bias, those that are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
-class LinearOp:
+class _Linear:
     """A matrix product, over the last dimension of any input."""
 
     casts: bool = True
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
-        """See `SplitOp`."""
         return functional.linear(x, weight, bias), ()
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
-        """See `SplitOp`."""
+    def input_grad(self, args: OpArgs) -> Tensor:
+        grad, x, weight, _ = args
         rows = _rows(grad)
         is_turned = _is_column_major(_rows(x))
         by_input = weight.t().mm(rows.t()).t() if is_turned else rows.mm(weight)
         return by_input if x.dim() == 2 else by_input.view(x.shape)
 
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """See `SplitOp`."""
-        rows = _rows(grad)
-        by_weight = rows.t().mm(_rows(x)) if wants[0] else None
+    def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
+        rows = _rows(args.grad)
+        by_weight = rows.t().mm(_rows(args.x)) if wants[0] else None
         return by_weight, rows.sum(0) if wants[1] else None
 
 
+class _Masked(ABC):
+    """A layer whose backward kernel computes the gradients that a mask asks for."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def backward(self, args: OpArgs, mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of input, weight and bias, those that are wanted."""
+
+    def input_grad(self, args: OpArgs) -> Tensor:
+        return self.backward(args, (True, False, False))[0]
+
+    def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
+        return self.backward(args, (False, *wants))[1:]
+
+
 @dataclass(frozen=True, slots=True)
-class ConvolutionOp:
+class _Convolution(_Masked):
     """A convolution with zero padding, in one or two dimensions."""
 
     stride: Sequence[int]
@@ -72,46 +100,23 @@ class ConvolutionOp:
     casts: bool = True
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
-        """See `SplitOp`."""
         convolve: Callable[..., Tensor] = (
             functional.conv1d if weight.dim() == 3 else functional.conv2d
         )
         args = (self.stride, self.padding, self.dilation, self.groups)
         return convolve(x, weight, bias, *args), ()
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
-        """See `SplitOp`."""
-        return self._backward(grad, x, weight, (True, False, False))[0]
-
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """See `SplitOp`."""
-        found = self._backward(grad, x, weight, (False, *wants))
-        return found[1], found[2]
-
-    def _backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        num_spatial = weight.dim() - 2
+    def backward(self, args: OpArgs, mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        weight = args.weight
+        geometry = (self.stride, self.padding, self.dilation, False, [0] * (weight.dim() - 2))
         found: tuple[Tensor, Tensor, Tensor] = aten.convolution_backward(
-            grad,
-            x,
-            weight,
-            [weight.shape[0]],
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            [0] * num_spatial,
-            self.groups,
-            mask,
+            args.grad, args.x, weight, [weight.shape[0]], *geometry, self.groups, mask
         )
         return found
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingOp:
+class _Embedding:
     """Rows of a table; there is no input gradient."""
 
     padding_idx: int
@@ -119,26 +124,20 @@ class EmbeddingOp:
     casts: bool = False
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
-        """See `SplitOp`."""
-        args = (self.padding_idx, self.scale_grad_by_freq)
-        return torch.embedding(weight, x, *args), ()
+        return torch.embedding(weight, x, self.padding_idx, self.scale_grad_by_freq), ()
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
-        """Never called: indices have no gradient."""
+    def input_grad(self, args: OpArgs) -> Tensor:
         raise AssertionError("indices have no gradient")
 
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """See `SplitOp`."""
+    def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
         found = aten.embedding_dense_backward(
-            grad, x, weight.shape[0], self.padding_idx, self.scale_grad_by_freq
+            args.grad, args.x, args.weight.shape[0], self.padding_idx, self.scale_grad_by_freq
         )
         return found, None
 
 
 @dataclass(frozen=True, slots=True)
-class LayerNormOp:
+class _LayerNorm(_Masked):
     """Layer normalisation with a weight, with or without a bias."""
 
     shape: Sequence[int]
@@ -146,27 +145,13 @@ class LayerNormOp:
     casts: bool = False
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Extras]:
-        """See `SplitOp`."""
         out, mean, rstd = torch.native_layer_norm(x, self.shape, weight, bias, self.eps)
         return out, (mean, rstd)
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
-        """See `SplitOp`."""
-        return self._backward(grad, x, weight, extras, (True, False, False))[0]
-
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """See `SplitOp`."""
-        found = self._backward(grad, x, weight, extras, (False, *wants))
-        return found[1], found[2]
-
-    def _backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, mask: Sequence[bool]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, args: OpArgs, mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
         # The bias's values do not matter, only its shape; it is the weight's.
         found: tuple[Tensor, Tensor, Tensor] = aten.native_layer_norm_backward(
-            grad, x, self.shape, *extras, weight, weight, mask
+            args.grad, args.x, self.shape, *args.extras, args.weight, args.weight, mask
         )
         return found
 
@@ -181,28 +166,26 @@ class ScaleOp:
         """See `SplitOp`."""
         return x * weight, ()
 
-    def input_grad(self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras) -> Tensor:
+    def input_grad(self, args: OpArgs) -> Tensor:
         """See `SplitOp`."""
-        return grad * weight
+        return args.grad * args.weight
 
-    def weight_grads(
-        self, grad: Tensor, x: Tensor, weight: Tensor, extras: Extras, wants: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def weight_grads(self, args: OpArgs, wants: Sequence[bool]) -> Grads:
         """See `SplitOp`."""
-        return (grad * x).sum_to_size(weight.shape), None
+        return (args.grad * args.x).sum_to_size(args.weight.shape), None
 
 
 def op_of(module: nn.Module) -> SplitOp | None:
     """Return how to split `module`, or None where it is not known how or has no weight."""
     forward = type(module).forward
     if isinstance(module, nn.Linear) and forward is nn.Linear.forward:
-        return LinearOp()
+        return _Linear()
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return _convolution(module)
     if isinstance(module, nn.Embedding) and forward is nn.Embedding.forward:
         return _embedding(module)
     if isinstance(module, nn.LayerNorm) and forward is nn.LayerNorm.forward:
-        return LayerNormOp(tuple(module.normalized_shape), module.eps)
+        return _LayerNorm(tuple(module.normalized_shape), module.eps)
     if isinstance(module, nn.RMSNorm) and forward is nn.RMSNorm.forward:
         return ScaleOp()
     return None
@@ -215,14 +198,14 @@ def _convolution(module: nn.Conv1d | nn.Conv2d) -> SplitOp | None:
     is_known = type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward)
     if not is_known or module.padding_mode != "zeros" or isinstance(padding, str):
         return None
-    return ConvolutionOp(module.stride, padding, module.dilation, module.groups)
+    return _Convolution(module.stride, padding, module.dilation, module.groups)
 
 
 def _embedding(module: nn.Embedding) -> SplitOp | None:
     if module.sparse or module.max_norm is not None:
         return None
     padding_idx = -1 if module.padding_idx is None else module.padding_idx
-    return EmbeddingOp(padding_idx, module.scale_grad_by_freq)
+    return _Embedding(padding_idx, module.scale_grad_by_freq)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,25 +1,24 @@
-"""The weight gradients that are under way: batched into tasks of the assist lane, and joined."""
+"""Deferred weight gradients: batched into tasks of the assist lane, and waited for."""
 
 from collections import deque
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 
 from paceline.timeline import Kind
 from paceline.torch.overlap._lanes import ASSIST, Lanes
-from paceline.torch.overlap._task import Handle, now_s
-from paceline.torch.overlap.split._site import Args, Site
+from paceline.torch.overlap._task import Handle, keep_on_stream, now_s
+from paceline.torch.overlap.split._ops import OpArgs
+from paceline.torch.overlap.split._site import Pair, Site
 from paceline.torch.overlap.split._slots import Slot
 
 NUM_ROUND_TRIPS = 21
 
-Pair = tuple[Slot | None, Slot | None]
-Batch = list[tuple[Site, Pair, Args]]
+Batch = list[tuple[Site, Pair, OpArgs]]
 
 
 class GradientQueue:
-    """Takes what layers defer, and makes sure that all of it comes.
+    """Runs what layers defer on the assist lane, and waits for it.
 
     Attributes:
         layers_per_task: Layers whose weight gradients make one task.
@@ -43,8 +42,8 @@ class GradientQueue:
         """Return the slot, if the tensor has one."""
         return self._slots.get(id(tensor))
 
-    def defer(self, site: Site, slots: Pair, args: Args) -> None:
-        """Hand the weight gradients over, with those of other layers if one is not worth it."""
+    def defer(self, site: Site, slots: Pair, args: OpArgs) -> None:
+        """Take the weight gradients of a layer; a task has those of `layers_per_task` layers."""
         for slot in slots:
             if slot is not None:
                 slot.num_expected += 1
@@ -53,24 +52,25 @@ class GradientQueue:
             self._submit()
 
     def join(self) -> None:
-        """Wait until all that is deferred has come; the calling thread takes tasks, too."""
+        """Wait for all that is deferred; the calling thread runs tasks, too."""
         if self._batch:
             self._submit()
         self._lanes.help(ASSIST)
-        self._lanes.wait(ASSIST)
+        self._lanes.flush(ASSIST)
         self._pending.clear()
 
-    def finish(self) -> bool:
-        """End a backward pass: all gradients are in place. Tell whether any was deferred."""
-        was_used = bool(self._pending or self._batch)
-        if was_used:
-            self.join()
-            for slot in self._slots.values():
-                slot.finish()
-        return was_used
+    def flush(self) -> None:
+        """End a backward pass: all gradients are in place."""
+        if not self._pending and not self._batch:
+            return
+        self.join()
+        for slot in self._slots.values():
+            slot.finish()
+            # Made on the assist stream, and used on this one.
+            keep_on_stream(slot.parameter.grad)
 
     def forget(self) -> None:
-        """Drop what a backward pass that raised has left."""
+        """Drop what is left of a backward pass that raised."""
         self._pending.clear()
         self._batch.clear()
         for slot in self._slots.values():
@@ -78,14 +78,8 @@ class GradientQueue:
             if slot.num_expected:
                 slot.reset()
 
-    def keep_on(self, stream: torch.cuda.Stream) -> None:
-        """Tell the allocator that `stream` uses the gradients that the assist stream has made."""
-        for slot in self._slots.values():
-            if slot.parameter.grad is not None:
-                slot.parameter.grad.record_stream(stream)
-
     def _submit(self) -> None:
-        """Make a task of the batch; at the bound, main does the oldest task itself."""
+        """Make a task of the batch; at the bound, main runs the oldest task itself."""
         pending = self._pending
         if self.max_pending is not None:
             while pending and pending[0].is_done:
@@ -126,7 +120,7 @@ def overhead_s(lanes: Lanes) -> float:
 
 def _run(batch: Batch) -> None:
     for site, slots, args in batch:
-        parts = site.op.weight_grads(*args, (slots[0] is not None, slots[1] is not None))
+        parts = site.op.weight_grads(args, (slots[0] is not None, slots[1] is not None))
         for slot, part in zip(slots, parts, strict=True):
             if slot is not None and part is not None:
-                slot.come(part)
+                slot.add(part)

@@ -1,4 +1,4 @@
-"""One layer of a split model: its forward pass, and what becomes of its backward pass."""
+"""One layer of a split model: its forward pass, and how its backward pass is run."""
 
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paceline.torch.overlap.split._ops import EmbeddingOp, Extras, ScaleOp, SplitOp
+from paceline.torch.overlap.split._ops import OpArgs, ScaleOp, SplitOp
 from paceline.torch.overlap.split._slots import Slot
 
 # Hooks of these modules do not look at the gradient that they are called with.
 OWN_HOOKS = "paceline.torch."
 
-Args = tuple[Tensor, Tensor, Tensor, Extras]
-"""Output gradient, input, weight as it was used, and what else the layer has kept."""
+Pair = tuple[Slot | None, Slot | None]
 
 
 class Mode(Enum):
@@ -45,7 +44,7 @@ class Slots(Protocol):
     def find(self, tensor: Tensor) -> Slot | None:
         """Return the slot of a parameter."""
 
-    def defer(self, site: "Site", slots: tuple[Slot | None, Slot | None], args: Args) -> None:
+    def defer(self, site: "Site", slots: Pair, args: OpArgs) -> None:
         """Have the weight gradients that have a slot computed on the assist lane."""
 
 
@@ -74,7 +73,7 @@ class Site:
     def restore(self) -> None:
         """Give the module its own `forward` back."""
         if self._module.__dict__.get("forward") != self._forward:
-            return  # Somebody else has replaced it since, and calls this one.
+            return  # It was replaced again since, by a function that calls ours.
         if self._own_forward is None:
             del self._module.forward
         else:
@@ -101,14 +100,15 @@ class Site:
             # One example without a batch dimension takes other kernels.
             is_known = x.dim() >= weight.dim()
         else:
-            is_known = isinstance(op, EmbeddingOp) or not torch.is_autocast_enabled(x.device.type)
+            # Indices are looked up in any precision.
+            is_known = not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type))
         if not is_known or self.slots.find(weight) is None:
             return False
         return not torch._C._are_functorch_transforms_active()
 
 
 class _Split(torch.autograd.Function):
-    """The layer as one node of the graph, whose weight gradients may stay away."""
+    """The layer as one node of the graph, which may return no weight gradients."""
 
     @staticmethod
     def forward(
@@ -134,23 +134,27 @@ class _Split(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (None, None, *_differentiable(ctx, grads[0], x, weight, bias))
         site.model.begin()
-        needs, args = ctx.needs_input_grad, (grads[0], x, used, tuple(extras))
-        if mode is Mode.INLINE:
-            by_input = site.op.input_grad(*args) if needs[2] else None
-            return None, None, by_input, *_inline(site, args, needs[3:], weight, bias)
-        slots = _slots(site, ctx.next_functions, weight, bias)
+        needs, args = ctx.needs_input_grad, OpArgs(grads[0], x, used, tuple(extras))
+        is_inline = mode is Mode.INLINE
+        slots = None if is_inline else _slots(site, ctx.next_functions, weight, bias)
         if slots is not None:
             # First, since it needs nothing of the input gradient: both may run at once.
             site.slots.defer(site, slots, args)
-        by_input = site.op.input_grad(*args) if needs[2] else None
+        by_input = site.op.input_grad(args) if needs[2] else None
         if slots is not None:
             return None, None, by_input, None, None
-        return None, None, by_input, *_weight_grads(site, args, needs[3:], weight, bias)
+        if is_inline:
+            site.model.mark(site)
+        by_weight, by_bias = site.op.weight_grads(args, needs[3:])
+        found = _like(by_weight, weight), _like(by_bias, bias)
+        if is_inline:
+            site.model.mark(site)
+        return None, None, by_input, *found
 
 
 def _slots(
     site: Site, edges: Sequence[tuple[Any, int]], weight: Tensor, bias: Tensor | None
-) -> tuple[Slot | None, Slot | None] | None:
+) -> Pair | None:
     """Return where the weight gradients go, or None where autograd is to return them.
 
     With `inputs=...`, gradients of other parameters are not wanted; and `autograd.grad` wants
@@ -167,32 +171,10 @@ def _slots(
         return None
 
 
-def _inline(
-    site: Site,
-    args: Args,
-    wants: Sequence[bool],
-    weight: Tensor,
-    bias: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    site.model.mark(site)
-    found = _weight_grads(site, args, wants, weight, bias)
-    site.model.mark(site)
-    return found
-
-
-def _weight_grads(
-    site: Site,
-    args: Args,
-    wants: Sequence[bool],
-    weight: Tensor,
-    bias: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    by_weight, by_bias = site.op.weight_grads(*args, wants)
-    if by_weight is not None:
-        by_weight = by_weight.to(weight.dtype)
-    if by_bias is not None and bias is not None:
-        by_bias = by_bias.to(bias.dtype)
-    return by_weight, by_bias
+def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    if gradient is None or parameter is None:
+        return gradient
+    return gradient.to(parameter.dtype)
 
 
 def _differentiable(

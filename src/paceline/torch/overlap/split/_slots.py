@@ -1,4 +1,4 @@
-"""Gradients that arrive late: gather a parameter's parts and put them where autograd would."""
+"""Deferred gradients: add up a parameter's parts and put the sum where autograd would."""
 
 from collections.abc import Callable
 
@@ -11,27 +11,19 @@ Hook = Callable[[Tensor], None]
 class Slot:
     """What a parameter's gradient is waiting for.
 
-    A gradient is complete when autograd has done all uses of the parameter, which a hook on it
-    tells, and all deferred parts have come. Whoever sees that first, the hook or the lane,
-    adds it to `.grad` and runs the hooks that autograd would run.
+    A gradient is complete when autograd is done with all uses of the parameter, which a hook on
+    it notes, and all deferred parts are computed. The hook or the lane, whichever is last, adds
+    it to `.grad` and runs the hooks that autograd would run.
 
     Each count is written by one thread only, so they need no lock.
 
     Attributes:
-        value: Sum of the parts that have come, one after the other.
+        value: Sum of the parts so far.
         num_expected: Parts that are deferred; written by the backward pass.
-        num_come: Parts that have come; written by the lane.
+        num_done: Parts that are computed; written by the lane.
     """
 
-    __slots__ = (
-        "_claim",
-        "_is_closed",
-        "_muted",
-        "num_come",
-        "num_expected",
-        "parameter",
-        "value",
-    )
+    __slots__ = ("_claim", "_is_closed", "_muted", "num_done", "num_expected", "parameter", "value")
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
@@ -41,21 +33,21 @@ class Slot:
     def reset(self) -> None:
         """Expect nothing."""
         self.value: Tensor | None = None
-        self.num_expected = self.num_come = 0
+        self.num_expected = self.num_done = 0
         self._is_closed = False
         self._claim = [self]
 
-    def come(self, part: Tensor) -> None:
+    def add(self, part: Tensor) -> None:
         """Add a part; parts of one slot come one after the other."""
         self.value = part if self.value is None else _sum(self.value, part, self.parameter)
-        self.num_come += 1
-        if self._is_closed and self.num_come == self.num_expected:
+        self.num_done += 1
+        if self._is_closed and self.num_done == self.num_expected:
             self._settle()
 
     def close(self, gradient: Tensor | None, join: Callable[[], None]) -> Tensor | None:
         """Take the hook's call: autograd has done all uses, and `gradient` is of the plain ones.
 
-        Where there are plain ones, `join` is to wait for the deferred parts, and autograd goes
+        Where there are plain ones, `join` waits for the deferred parts, and autograd goes
         on with the sum that is returned.
         """
         self.unmute()
@@ -72,14 +64,14 @@ class Slot:
         return None
 
     def finish(self, _parameter: Tensor | None = None) -> None:
-        """Put the gradient in place as soon as all parts have come.
+        """Put the gradient in place as soon as all parts are there.
 
         Runs where autograd runs hooks after accumulation, so after all other hooks that come
         before it; called again, it does nothing.
         """
         if not self._is_closed and self.num_expected:
             self._is_closed = True
-            if self.num_come == self.num_expected:
+            if self.num_done == self.num_expected:
                 self._settle()
 
     def unmute(self) -> None:

@@ -1,9 +1,7 @@
 """Take weight gradients off the critical path: input gradients on main, the rest on assist."""
 
-from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from types import TracebackType
+from contextlib import ExitStack, suppress
 from typing import Any, Self
 
 import torch
@@ -13,14 +11,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from paceline.errors import TaskError
-from paceline.overlap import Lane, LanePlan, Threads
-from paceline.timeline import Kind, Span, Timeline
+from paceline.overlap import Lane, LanePlan
+from paceline.timeline import Timeline
 from paceline.torch.model import clock_of, tensors_in
-from paceline.torch.overlap._lanes import ASSIST, MAX_SPANS, Lanes
+from paceline.torch.overlap._lanes import ASSIST, Lanes
+from paceline.torch.overlap.split._find_plan import (
+    MeasuredPass,
+    PassPlan,
+    PlanSearch,
+    find_plan,
+    num_cores,
+)
 from paceline.torch.overlap.split._ops import SplitOp, op_of
+from paceline.torch.overlap.split._pass_record import PassRecord, ThreadCounts
 from paceline.torch.overlap.split._queue import GradientQueue, overhead_s
 from paceline.torch.overlap.split._site import Mode, Site, has_user_hooks
-from paceline.torch.overlap.split._trial import Order, Passed, Trial, num_cores, trial
 
 OpOf = Callable[[Any], SplitOp | None]
 
@@ -34,28 +39,26 @@ def split_backward(
 ) -> "SplitBackward":
     """Compute weight gradients on a lane of their own while the backward pass goes on.
 
-    The backward pass needs each layer's input gradient at once, its weight gradients not
-    before the end. Layers that are split: Linear, Conv1d, Conv2d, Embedding, LayerNorm, RMSNorm,
-    and so the projections of attention that is built of Linear layers; not those inside
-    `nn.MultiheadAttention`. Parameters, `state_dict` and module classes stay as they are. The
+    The backward pass needs each layer's input gradient at once, its weight gradients only at the
+    end. Linear, Conv1d, Conv2d, Embedding, LayerNorm and RMSNorm layers are split, but not those
+    inside `nn.MultiheadAttention`. Parameters, `state_dict` and module classes do not change. The
     gradients are those of PyTorch's kernels, added in PyTorch's order: on a CPU bitwise equal with
     equal thread counts, but for parameters that are used three or more times, some of them outside
     of split layers. Hooks that run after a gradient is accumulated run on the assist lane.
 
     Unless `plan` is given, the first passes (a forward and a backward pass each) are measured:
-    the parts of the backward pass, then the plain way and what is simulated to be best in turns.
-    The plain way is kept unless another is at least 2 % faster; `explain()` tells.
+    the parts of the backward pass, then the plain way and the best simulated plans in turns. The
+    plain way is kept unless a plan was measured to be faster; see `explain()`.
 
     `backward()` returns when all gradients are there. Works with autocast, checkpointing (both
     kinds), accumulation, `inputs=...`, `torch.autograd.grad` and `create_graph=True` (which
-    defers nothing), and inside `ScheduledDataParallel`, before or after wrapping. Inside
-    `DistributedDataParallel`, which must see autograd's own accumulation (`explain()` tells, and
-    `ScheduledDataParallel` uses it where no plan of ours wins), compiled modules and function
-    transforms, layers run the plain way.
+    defers nothing), and inside `ScheduledDataParallel`, before or after wrapping. Layers run the
+    plain way in compiled modules, function transforms and `DistributedDataParallel`, which must
+    see autograd's own accumulation (`ScheduledDataParallel` uses it where no plan of ours wins).
 
     Args:
         model: Its `forward` must be called through the module, as usual.
-        plan: What to defer, by layer name: `paceline.overlap.plan(job)`, or
+        plan: What to defer, by layer name: `paceline.overlap.plan_lanes(job)`, or
             `paceline.overlap.defer_all()`; unset to find out.
         lanes: To run on, with a lane `assist`; unset for lanes of its own.
         ops: How to split layers of your own, by class: from the layer to a `SplitOp`.
@@ -96,30 +99,25 @@ class SplitBackward:
         lanes: Lanes | None,
         ops: Mapping[type[nn.Module], OpOf],
     ) -> None:
-        parameter = next(model.parameters(), None)
-        self._device = torch.device("cpu") if parameter is None else parameter.device
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.plan = plan
         self._model = model
-        self._lanes = lanes or Lanes({ASSIST: Lane()}, device=self._device)
-        self._owns_lanes = lanes is None
+        self._exit = ExitStack()
+        self._lanes = lanes or self._exit.enter_context(Lanes({ASSIST: Lane()}, device=device))
         self._queue = GradientQueue(self._lanes)
         self._sites: list[Site] = []
         self._handles: list[RemovableHandle] = []
-        self._clock = clock_of(model)
-        self._marks: list[object] = []
-        self._mark_names: list[str] = []
-        self._spans: deque[Span] = deque(maxlen=MAX_SPANS)
-        self._in_backward = self._is_open = self._is_foreign = False
-        self._num_foreign = 0
-        self._own_threads = torch.get_num_threads()
-        self._assist_threads = 1
-        self._order = Order()
-        self._trial: Trial | None = None
+        self._record = PassRecord(clock_of(model))
+        self._threads = ThreadCounts(self._lanes, device)
+        self._in_backward = False
+        self._now = PassPlan()
+        self._search: PlanSearch | None = None
         self._attach(ops)
         if plan is None:
-            cores = num_cores(self._device, self._own_threads)
-            self._trial = trial(cores, self._own_threads, overhead_s(self._lanes))
-            self._order = next(self._trial)
+            num_own = self._threads.own
+            cores = num_cores(device, num_own)
+            self._search = find_plan(cores, num_own, overhead_s(self._lanes))
+            self._now = next(self._search)
         else:
             self._settle(plan)
 
@@ -128,36 +126,25 @@ class SplitBackward:
     def explain(self) -> str:
         """Say what is deferred and why."""
         found = "measuring the first passes" if self.plan is None else str(self.plan)
-        if not self._num_foreign:
+        num_foreign = self._record.num_foreign
+        if not num_foreign:
             return found
-        return (
-            f"{found}\n{self._num_foreign} passes ran inside DistributedDataParallel, which "
-            "defers nothing"
-        )
+        return f"{found}\n{num_foreign} passes ran inside DistributedDataParallel: nothing deferred"
 
     def timeline(self) -> Timeline:
         """Return the spans of the passes on main and of the tasks on assist, as measured."""
-        own = Timeline.from_spans("measured", self._spans)
-        return Timeline.merge([own, self._lanes.timeline()])
+        return Timeline.merge([self._record.timeline(), self._lanes.timeline()])
 
     def close(self) -> None:
         """Put the layers back, and end the lanes unless they were given."""
-        self._detach()
-        if self._owns_lanes:
-            self._lanes.close()
+        self.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._detach()
-        if self._owns_lanes:
-            self._lanes.__exit__(kind, error, traceback)
+        self._exit.__exit__(*error)
 
     # What layers call.
 
@@ -167,14 +154,13 @@ class SplitBackward:
             return
         self._in_backward = True
         Variable._execution_engine.queue_callback(_AtEnd(self))
-        if self._order.threads is not None and not self._is_foreign:
-            torch.set_num_threads(self._order.threads.backward)
-        self._marks.append(self._clock.mark())
+        if self._now.threads is not None and not self._record.is_foreign:
+            torch.set_num_threads(self._now.threads.backward)
+        self._record.mark()
 
     def mark(self, site: Site) -> None:
-        """Note a time for the layer."""
-        self._marks.append(self._clock.mark())
-        self._mark_names.append(site.name)
+        """Note the time for the layer."""
+        self._record.mark(site.name)
 
     # Hooks.
 
@@ -194,12 +180,11 @@ class SplitBackward:
                 self._watch(parameter)
 
     def _watch(self, parameter: nn.Parameter) -> None:
-        """Be the first hook, so that the end of this pass comes before that of others."""
+        """Add a hook before all others, so that this pass ends before theirs."""
         slot, join = self._queue.find(parameter), self._queue.join
 
         def hook(gradient: Tensor | None) -> Tensor | None:
-            if not self._in_backward:
-                self.begin()
+            self.begin()
             return None if slot is None else slot.close(gradient, join)
 
         handle = parameter.register_hook(hook)
@@ -219,18 +204,13 @@ class SplitBackward:
     def _before_forward(self, _module: nn.Module, _args: Any) -> None:
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
-        # It waits for autograd's own accumulation, so what is deferred would come too late.
+        # It waits for autograd's own accumulation, so a deferred gradient would be too late.
         is_foreign = DistributedDataParallel._active_ddp_module is not None
-        self._num_foreign += is_foreign
-        self._set_modes(Order() if is_foreign else self._order)
-        if self._is_open:
-            return
-        self._is_open = True
-        self._own_threads = torch.get_num_threads()
-        if self._order.threads is not None and not is_foreign:
-            torch.set_num_threads(self._order.threads.forward)
-        self._marks, self._mark_names = [self._clock.mark()], []
-        self._is_foreign = is_foreign
+        self._record.num_foreign += is_foreign
+        self._set_modes(PassPlan() if is_foreign else self._now)
+        if not self._record.is_open:
+            self._threads.begin_forward(None if is_foreign else self._now.threads)
+            self._record.begin(is_foreign=is_foreign)
 
     def _after_forward(self, _module: nn.Module, _args: Any, output: Any) -> None:
         for tensor in tensors_in(output):
@@ -246,74 +226,53 @@ class SplitBackward:
         """Wait for the assist lane; run by autograd at the end of the backward pass."""
         self._in_backward = False
         try:
-            if self._queue.finish() and self._device.type == "cuda":
-                self._queue.keep_on(torch.cuda.current_stream(self._device))
+            self._queue.flush()
         finally:
             self._queue.forget()
-            if self._order.threads is not None:
-                torch.set_num_threads(self._own_threads)
-        marks, self._marks = [*self._marks, self._clock.mark()], []
-        if self._is_open:
-            self._is_open = False
-            self._note(self._clock.seconds(marks))
+            if self._now.threads is not None:
+                self._threads.restore()
+        measured = self._record.end(self._lanes.step)
+        if measured is not None and self._search is not None and not self._record.is_foreign:
+            self._go_on(self._search, measured)
 
-    def _note(self, start_s: list[float]) -> None:
-        """Keep the spans of main, and go on with the trial."""
-        begin_s, backward_s, end_s = start_s[0], start_s[1], start_s[-1]
-        step = self._lanes.step
-        self._spans.append(
-            Span(0, "main", Kind.FORWARD, "forward", begin_s, backward_s - begin_s, step)
-        )
-        self._spans.append(
-            Span(0, "main", Kind.BACKWARD, "backward", backward_s, end_s - backward_s, step)
-        )
-        if self._trial is None or self._is_foreign:
-            return
+    def _go_on(self, search: PlanSearch, measured: MeasuredPass) -> None:
         try:
-            self._order = self._trial.send(Passed(start_s, self._mark_names))
-        except StopIteration as decided:
-            self._trial = None
-            self._settle(decided.value)
-        self._set_assist_threads()
+            self._now = search.send(measured)
+            self._threads.set_assist(self._now.threads)
+        except StopIteration as found:
+            self._search = None
+            self._settle(found.value)
 
     def _settle(self, plan: LanePlan) -> None:
         """Do as planned from now on; where nothing is deferred, leave no trace in the model."""
-        self.plan, self._order = plan, Order.of(plan)
+        self.plan, self._now = plan, PassPlan.of(plan)
         if plan.defers:
-            self._set_modes(self._order)
+            self._set_modes(self._now)
         else:
             self._detach()
-        self._set_assist_threads()
+        self._threads.set_assist(self._now.threads)
 
-    def _set_assist_threads(self) -> None:
-        threads = self._order.threads or Threads()
-        if self._device.type == "cpu" and threads.assist != self._assist_threads:
-            self._assist_threads = threads.assist
-            self._lanes.submit(torch.set_num_threads, threads.assist, lane=ASSIST)
-
-    def _set_modes(self, order: Order) -> None:
-        self._queue.layers_per_task = order.layers_per_task
-        self._queue.max_pending = order.max_pending
-        chosen = None if order.deferred is None else set(order.deferred)
-        # Looking at hooks is no use of a parameter, whoever watches.
+    def _set_modes(self, now: PassPlan) -> None:
+        self._queue.layers_per_task = now.layers_per_task
+        self._queue.max_pending = now.max_pending
+        # Looking at hooks does not count as a use of the parameter.
         with torch._C.DisableTorchFunction():
             for site in self._sites:
-                is_chosen = chosen is None or site.name in chosen
+                is_chosen = now.deferred is None or site.name in now.deferred
                 is_free = not any(map(has_user_hooks, site.parameters))
-                site.mode = order.mode if is_chosen and is_free else Mode.PLAIN
+                site.mode = now.mode if is_chosen and is_free else Mode.PLAIN
 
     def abort(self) -> None:
-        """Finish what a backward pass has left that raised, before anybody sees `.grad`."""
-        self._in_backward = self._is_open = False
-        self._marks = []
+        """Clean up after a backward pass that raised, before `.grad` is read."""
+        self._in_backward = self._record.is_open = False
         with suppress(TaskError):  # The pass has raised already.
-            self._lanes.wait(ASSIST)
+            self._lanes.flush(ASSIST)
         self._queue.forget()
-        torch.set_num_threads(self._own_threads)
+        self._threads.restore()
 
 
 class _AtEnd:
-    """Called by autograd at the end of a backward pass, and let go of if that raised."""
+    """Called by autograd at the end of a backward pass, and dropped if that raised."""
 
     def __init__(self, split: SplitBackward) -> None:
         self._split: SplitBackward | None = split

@@ -1,4 +1,4 @@
-"""Find out on a live model whether deferring pays: measure, simulate, try, decide."""
+"""Find out on a live model whether deferring pays: measure, simulate, try, keep."""
 
 import os
 import sys
@@ -10,18 +10,18 @@ import numpy as np
 import torch
 
 from paceline.overlap import LanePlan, SplitCost, Threads, Way, choose_way
-from paceline.torch.model import compared
+from paceline.torch.model import Trial
 from paceline.torch.overlap.split._site import Mode
 
 NUM_WARM = 2
 NUM_TIMED = 2
-NUM_TRIED = 9
+NUM_ROUNDS = 8
 # What was simulated to lose by more than this is not even tried.
 WORTH_TRYING = -0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class PassPlan:
     """How the next pass is to run.
 
     Attributes:
@@ -39,7 +39,7 @@ class Order:
     layers_per_task: int = 1
 
     @classmethod
-    def of(cls, plan: LanePlan) -> "Order":
+    def of(cls, plan: LanePlan) -> "PassPlan":
         """Return the pass that `plan` asks for."""
         if not plan.defers:
             return cls()
@@ -47,7 +47,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class MeasuredPass:
     """What was measured in a pass: forward, loss and backward.
 
     Attributes:
@@ -75,16 +75,15 @@ class Passed:
         )
 
 
-Trial = Generator[Order, Passed, LanePlan]
+PlanSearch = Generator[PassPlan, MeasuredPass, LanePlan]
 
 
-def trial(num_cores: int, num_threads: int, overhead_s: float) -> Trial:
-    """Yield how each pass is to run, take what was measured, and return what to do from now on.
+def find_plan(num_cores: int, num_threads: int, overhead_s: float) -> PlanSearch:
+    """Yield how each pass is to run, take what was measured, and return the plan to keep.
 
     First the parts of the backward pass are timed, with each number of threads in question.
-    Then each division of the cores is simulated, and those that do not lose clearly are run in
-    turns with the plain way. The plain way is kept unless another is at least 2 % faster, in the
-    median and in most of the rounds.
+    Then each division of the cores is simulated, and those that do not lose clearly take turns
+    with the plain way in a `Trial`.
 
     Args:
         num_cores: That this process may use; 0 where the device has its own.
@@ -92,7 +91,7 @@ def trial(num_cores: int, num_threads: int, overhead_s: float) -> Trial:
         overhead_s: Seconds that handing a task over costs each lane.
     """
     for _ in range(NUM_WARM):
-        yield Order()
+        yield PassPlan()
     if num_cores == 1:
         return _plain("no core is free beside main", 0)
     divisions = _divisions(num_cores, num_threads)
@@ -102,7 +101,7 @@ def trial(num_cores: int, num_threads: int, overhead_s: float) -> Trial:
     for count in sorted(counts):
         threads = Threads(forward=count, backward=count, assist=count) if count else None
         for _ in range(NUM_TIMED):
-            passed = yield Order(Mode.INLINE, threads)
+            passed = yield PassPlan(Mode.INLINE, threads)
         costs[count] = passed.cost()
     if not next(iter(costs.values())).num_layers:
         return _plain("no layer that can be split took part in the first passes", 0)
@@ -151,37 +150,31 @@ def _simulated(
     return choose_way(plain, [Way(threads, cost)], overhead_s=overhead_s, min_gain=WORTH_TRYING)
 
 
-def _compare(plans: Sequence[LanePlan]) -> Trial:
-    """Run all ways in turns, plain among them, each round in another order."""
-    orders = [Order(), *(Order.of(plan) for plan in plans)]
-    seconds = np.zeros((NUM_TRIED, len(orders)))
-    for turn in range(NUM_TRIED):
-        for place in range(len(orders)):
-            number = (turn + place) % len(orders)
-            passed = yield orders[number]
-            seconds[turn, number] = passed.seconds
-    # The first round is the first run of each way, with caches and pools still cold.
-    plain_s, *split_s = seconds[1:].T.tolist()
-    best = int(np.argmin(np.median(split_s, axis=1)))
-    is_faster, found = compared(split_s[best], plain_s, "pass")
-    found += (
-        f"; simulated {plans[best].predicted_s * 1e3:.4g} ms against "
-        f"{plans[best].plain_s * 1e3:.4g} ms"
+def _compare(plans: Sequence[LanePlan]) -> PlanSearch:
+    """Run all plans in turns with the plain way."""
+    ways = [PassPlan(), *map(PassPlan.of, plans)]
+    trial = Trial(len(ways), num_rounds=NUM_ROUNDS, num_warm_rounds=1)
+    while not trial.is_over:
+        measured = yield ways[trial.current]
+        if trial.note(measured.seconds):
+            trial.end_round()
+    kept = trial.winner()
+    told = kept or 1 + int(np.argmin(trial.medians_s()[1:]))
+    plan = plans[told - 1]
+    reason = (
+        f"{trial.explain(told, per='pass')}; simulated {plan.predicted_s * 1e3:.4g} ms against "
+        f"{plan.plain_s * 1e3:.4g} ms"
     )
-    if not is_faster:
-        simulated_s = plans[best].plain_s
-        kept = _plain(found, plans[best].num_layers)
-        return replace(kept, plain_s=simulated_s, predicted_s=simulated_s)
-    return replace(plans[best], reason=found)
+    return replace(plan, reason=reason) if kept else _plain(reason, plan.num_layers, plan.plain_s)
 
 
-def _plain(reason: str, num_layers: int) -> LanePlan:
+def _plain(reason: str, num_layers: int, plain_s: float = 0.0) -> LanePlan:
     return LanePlan(
         deferred=(),
         num_layers=num_layers,
         threads=None,
         max_pending=None,
-        plain_s=0.0,
-        predicted_s=0.0,
+        plain_s=plain_s,
+        predicted_s=plain_s,
         reason=reason,
     )

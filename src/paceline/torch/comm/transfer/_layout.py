@@ -1,4 +1,4 @@
-"""Turn a block plan into what travels: stretches of gradients, in elements."""
+"""Turn a block plan into what is sent: stretches of gradients, in elements."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +30,11 @@ class Payload:
     def of(cls, block: int, pieces: Sequence[Piece]) -> "Payload":
         """Count the elements of `pieces`."""
         return cls(block, tuple(pieces), sum(piece.end - piece.begin for piece in pieces))
+
+    @property
+    def tensors(self) -> list[int]:
+        """The parameters, each once."""
+        return list(dict.fromkeys(piece.tensor for piece in self.pieces))
 
 
 def payloads_of(

@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.predict.epochs._calibration import FEWEST_RUNS, calibrate_families, chosen_probes
-from paceline.predict.epochs._members import MEMBERS, ForestMember, Own, Shared
-from paceline.predict.epochs._pool import pooled_epochs
-from paceline.predict.epochs._predictor import ConvergencePredictor, fit_convergence
-from paceline.predict.epochs._rows import PROBES, Fold, Runs, Shift, folds
+from paceline.predict.epochs import (
+    MEMBERS,
+    PROBES,
+    Fold,
+    Runs,
+    Shift,
+    chosen_probes,
+    fit_convergence,
+    folds,
+    forest_errors,
+    pooled_epochs,
+)
 
 REGIMES: dict[str, Shift] = {"cv5": "known", "lodo": "dataset", "lomo": "model"}
 NUM_SEEDS = 3
@@ -85,26 +92,6 @@ def evaluate_convergence(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def evaluate_convergence_transfer(train: Path, test: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Fit on the tables of one folder and score on those of another.
-
-    Args:
-        train: Tables to fit on.
-        test: Tables to predict.
-        seed: Of the random parts and thresholds.
-
-    Returns:
-        Per family of `test`, the scores of `evaluate_convergence` without baseline.
-    """
-    predictor = fit_convergence(read_runs(train)[0], seed=seed)
-    runs = read_runs(test)[0]
-    found = {
-        family: _score(runs.take(runs.family == family), predictor)
-        for family in np.unique(runs.family).tolist()
-    }
-    return {"target": "convergence", "seed": seed, "families": found}
-
-
 def score_regime(runs: Runs, family: str, shift: Shift, *, seed: int = 0) -> dict[str, Any]:
     """Score one family under one kind of shift; see `evaluate_convergence`."""
     seeds = range(seed, seed + NUM_SEEDS) if shift == "known" else [seed]
@@ -136,47 +123,19 @@ def _fold_outcomes(
 ) -> NDArray[np.float64]:
     """Per held-out row: relative error, inside or not, and the errors of both constants."""
     train, test = runs.take(fold.train), runs.take(fold.test)
-    of_family = train.take(train.family == family)
-    if len(of_family) < FEWEST_RUNS:
-        raise ValueError(f"without {fold.unit} only {len(of_family)} runs of {family} are left")
-    probes = {family: chosen_probes(of_family, seed=seed)}
-    shared = Shared.fit(train, seed=seed)
-    if shift != "known":
-        probes = {name: probes[family] if name == family else () for name in _families(train)}
-    seen = calibrate_families(
-        train, shift, start=shared.effects.variances, probes=probes, seed=seed
-    )[family]
-    own = Own.fit(of_family, probes=probes[family], seed=seed)
-    fitted = ConvergencePredictor(
-        shared, {family: own}, {family: {shift: seen}}, {family: probes[family]}, len(train)
-    )
+    try:
+        fitted = fit_convergence(train, families=[family], shifts=[shift], seed=seed)
+    except ValueError as error:
+        raise ValueError(f"without {fold.unit}: {error}") from error
     estimates = fitted.predict(test, shift=shift)
     point, low, high = np.array([(e.median, e.low, e.high) for e in estimates]).T
-    constant = pooled_epochs([own.constant.spread(test)], np.ones(1))
-    middle = np.array([np.median(own.constant.of(name)) for name in test.optimizer.tolist()])
+    baseline = fitted.own[family].constant
+    constant = pooled_epochs([baseline.spread(test)], np.ones(1))
+    middle = np.array([np.median(baseline.of(name)) for name in test.optimizer.tolist()])
     truth = test.T_conv
     inside = (low * (1 - 1e-9) <= truth) & (truth <= high * (1 + 1e-9))
-    errors = (np.abs(guess / truth - 1) for guess in (point, constant, middle))
-    first, *baselines = errors
+    first, *baselines = (np.abs(guess / truth - 1) for guess in (point, constant, middle))
     return np.stack([first, inside, *baselines], axis=1)
-
-
-def _families(runs: Runs) -> list[str]:
-    """Those with enough runs to hold some out."""
-    names, counts = np.unique(runs.family, return_counts=True)
-    return [str(name) for name in names[counts >= FEWEST_RUNS]]
-
-
-def _score(runs: Runs, predictor: ConvergencePredictor) -> dict[str, Any]:
-    found = np.array([(e.median, e.low, e.high) for e in predictor.predict(runs)])
-    error = 100 * np.abs(found[:, 0] / runs.T_conv - 1)
-    inside = (found[:, 1] <= runs.T_conv) & (runs.T_conv <= found[:, 2])
-    return {
-        "mape": _rounded(error.mean()),
-        "median_ape": _rounded(np.median(error)),
-        "coverage": _rounded(100 * inside.mean()),
-        "num_rows": len(runs),
-    }
 
 
 def _ablation(runs: Runs, column: NDArray[np.float64], seed: int) -> dict[str, Any]:
@@ -184,29 +143,18 @@ def _ablation(runs: Runs, column: NDArray[np.float64], seed: int) -> dict[str, A
     probed = replace(runs, **{PROBES[0]: column, PROBES[1]: np.full(len(runs), np.nan)})
     found: dict[str, Any] = {}
     for family in np.unique(runs.family).tolist():
-        kept = chosen_probes(probed.take(runs.family == family), seed=seed)
         errors = {
             regime: {
-                name: _rounded(_forest_mape(probed, family, shift, probes, seed))
-                for name, probes in (("without", ()), ("with", PROBES[:1]))
+                name: _rounded(
+                    100 * forest_errors(probed, family, shift, probes=kept, seed=seed).mean()
+                )
+                for name, kept in (("without", ()), ("with", PROBES[:1]))
             }
             for regime, shift in REGIMES.items()
         }
-        found[family] = {**errors, "kept": bool(kept)}
+        is_kept = bool(chosen_probes(probed.take(runs.family == family), seed=seed))
+        found[family] = {**errors, "kept": is_kept}
     return found
-
-
-def _forest_mape(
-    runs: Runs, family: str, shift: Shift, probes: tuple[str, ...], seed: int
-) -> float:
-    errors = []
-    for fold in folds(runs, family, shift, seed=seed):
-        train, test = runs.take(fold.train), runs.take(fold.test)
-        own = train.take(train.family == family)
-        member = ForestMember.fit(own, sees_dataset=True, probes=probes, seed=seed)
-        found = pooled_epochs([member.spread(test)], np.ones(1))
-        errors.append(np.abs(found / test.T_conv - 1))
-    return 100 * float(np.concatenate(errors).mean())
 
 
 def _rounded(value: Any) -> float:

@@ -1,29 +1,26 @@
 """Hold units out of the step-time tables, predict them, and say how far off that was."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.predict._conformal import Estimate
-from paceline.predict.step._calibration import (
-    Calibration,
-    HeldOut,
-    calibrate,
-    chosen_trust,
-    compute_estimates,
-    held_out_predictions,
-    step_estimates,
-)
-from paceline.predict.step._folds import CONFIGURATION, REGIMES, folds
-from paceline.predict.step._loader import LoaderRates
-from paceline.predict.step._probe import ProbeKernel, fit_probe_kernel
-from paceline.predict.step._probe_trials import by_device_and_family, calibrate_probed, probe_trial
-from paceline.predict.step._rows import StepRows
-from paceline.predict.step._time import fit_step_models
+from paceline.predict import Estimate, StepPredictor, fit_step_predictor
+from paceline.predict.step import StepRows, folds, units
 
 FloatArray = NDArray[np.float64]
 
+REGIMES = {
+    "rand": "known",
+    "grp": "configuration",
+    "lodo": "dataset",
+    "lomo": "model",
+    "logo": "device",
+}
+"""Names of the evaluation regimes, and the shift that each of them measures."""
+
+WIDER_AND_WIDER = ("configuration", "model", "dataset", "device")
 PROBE_DRAWS = 10
 
 
@@ -69,10 +66,10 @@ def evaluate_regime(
         )
     shift = REGIMES[regime]
     fold = folds(rows, shift, seed=seed)
-    parts = []
+    parts: list[Scored] = []
     for number in range(int(fold.max()) + 1):
         train, test = rows.take(fold != number), rows.take(fold == number)
-        parts.append(_score_fold(train, test, shift, num_probes, seed))
+        parts += _score_fold(train, test, shift, num_probes, seed)
     settings = {"regime": regime, "shift": shift, "probes": num_probes, "seed": seed}
     found = {"target": "step_time", **settings, **summary(join_scored(parts))}
     return found | {"repeats_mape": repeats_mape(rows)} if shift == "known" else found
@@ -81,70 +78,52 @@ def evaluate_regime(
 def evaluate_transfer(train: StepRows, test: StepRows, *, seed: int = 0) -> dict[str, object]:
     """Fit on one set of rows, score another; each row under the widest shift that it is."""
     shifts = shifts_between(train, test)
-    parts = [
-        _score_fold(train, test.take(shifts == shift), str(shift), 0, seed)
-        for shift in np.unique(shifts)
-    ]
-    counts = {str(shift): int((shifts == shift).sum()) for shift in np.unique(shifts)}
+    parts: list[Scored] = []
+    counts = {}
+    for shift in np.unique(shifts).tolist():
+        rows = test.take(shifts == shift)
+        counts[shift] = len(rows)
+        parts += _score_fold(train, rows, shift, 0, seed)
     return {"target": "step_time", "shifts": counts, "seed": seed, **summary(join_scored(parts))}
 
 
 def shifts_between(train: StepRows, test: StepRows) -> NDArray[np.str_]:
     """What is new about each row of `test`: device, dataset, model, configuration or nothing."""
     kinds = np.full(len(test), "known", dtype="<U13")
-    for shift, names in (
-        ("configuration", CONFIGURATION),
-        ("model", ("model",)),
-        ("dataset", ("dataset",)),
-        ("device", ("device",)),
-    ):
-        kinds[~np.isin(test.keys(*names), train.keys(*names))] = shift
+    for shift in WIDER_AND_WIDER:
+        kinds[~np.isin(units(test, shift), units(train, shift))] = shift
     return kinds
 
 
-def _score_fold(train: StepRows, test: StepRows, shift: str, num_probes: int, seed: int) -> Scored:
-    held_out = held_out_predictions(train, shift, seed=seed + 1)
-    trust = chosen_trust(held_out, shift)
-    held_out = held_out.trusting(trust)
-    models = fit_step_models(train, (shift,))
-    predicted = HeldOut(test, models.logs(test.without_times(), shift)).trusting(trust)
+def _score_fold(
+    train: StepRows, test: StepRows, shift: str, num_probes: int, seed: int
+) -> Iterator[Scored]:
+    predictor = fit_step_predictor(
+        train, shifts=(shift,), probe_counts=(num_probes,) if num_probes else (), seed=seed
+    )
     if not num_probes:
-        return _scored(predicted, calibrate(held_out, shift))
-    kernel = fit_probe_kernel(held_out, seed=seed)
-    table = calibrate_probed(held_out, kernel, models.loader, num_probes)
-    return _score_probed(predicted, kernel, models.loader, table, num_probes, seed)
-
-
-def _score_probed(
-    predicted: HeldOut,
-    kernel: ProbeKernel,
-    loader: LoaderRates,
-    table: Calibration,
-    num_probes: int,
-    seed: int,
-) -> Scored:
-    parts = []
-    for number, part in enumerate(by_device_and_family(predicted)):
-        if len(part.rows) <= num_probes:
+        yield _scored(predictor, test, shift)
+        return
+    names = test.keys("device", "family")
+    for number, name in enumerate(np.unique(names)):
+        part = test.take(names == name)
+        if len(part) <= num_probes:
             raise ValueError(
                 f"num_probes ({num_probes}) must be less than the rows of a device and family, "
-                f"but one has {len(part.rows)}"
+                f"but {name} has {len(part)}"
             )
         for draw in range(PROBE_DRAWS):
-            rng = np.random.default_rng([seed, number, draw])
-            parts.append(_scored(probe_trial(part, kernel, loader, num_probes, rng), table))
-    return join_scored(parts)
+            order = np.random.default_rng([seed, number, draw]).permutation(len(part))
+            probed = predictor.with_probes(part.take(order[:num_probes]))
+            yield _scored(probed, part.take(order[num_probes:]), shift)
 
 
-def _scored(predicted: HeldOut, table: Calibration) -> Scored:
-    rows, family = predicted.rows, predicted.rows["family"]
+def _scored(predictor: StepPredictor, rows: StepRows, shift: str) -> Scored:
+    found = predictor.predict(rows.without_times(), shift=shift)
     return Scored(
-        family=family,
+        family=rows["family"],
         measured={"total": rows.total_s, "compute": rows["compute_s"]},
-        estimates={
-            "total": step_estimates(predicted.logs, family, table),
-            "compute": compute_estimates(predicted.logs, family, table),
-        },
+        estimates={"total": [e.step for e in found], "compute": [e.compute for e in found]},
     )
 
 
@@ -176,7 +155,7 @@ def repeats_mape(rows: StepRows) -> dict[str, float]:
     Repeats differ in the learning rate at most, so no predictor can be expected to do
     much better on random rows. Rows without a repeat are left out.
     """
-    names = rows.keys(*CONFIGURATION, "optimizer")
+    names = np.char.add(units(rows, "configuration"), rows.keys("optimizer"))
     errors = np.full(len(rows), np.nan)
     for name in np.unique(names):
         at = np.flatnonzero(names == name)

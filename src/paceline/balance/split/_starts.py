@@ -1,0 +1,127 @@
+"""Two ways to begin a split: longest-first, and Karmarkar-Karp's differencing."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline._compile import compiled
+
+
+class Rules(NamedTuple):
+    """What compiled code knows of a split besides the costs.
+
+    Attributes:
+        capacity: Most examples per worker.
+        is_free: Whether workers may hold different numbers of examples.
+        rate: Time per unit of cost of each worker.
+        start: Time of each worker that no example causes.
+        tolerance: A split this close to its lower bound is good enough.
+    """
+
+    capacity: int
+    is_free: bool
+    rate: NDArray[np.float64]
+    start: NDArray[np.float64]
+    tolerance: float
+
+
+@compiled
+def longest_first(
+    cost: NDArray[np.float64],
+    by_cost: NDArray[np.int64],
+    rules: Rules,
+    time: NDArray[np.float64],
+    owner: NDArray[np.int64],
+) -> None:
+    """Give each example, most expensive first, to the worker that is free first.
+
+    Workers wait in a binary heap, earliest and lowest first; full ones leave it. The last
+    examples go to the workers that have none yet.
+    """
+    rate = rules.rate
+    size, num_empty = len(rate), len(rate)
+    heap = np.arange(size)
+    count = np.zeros(size, dtype=np.int64)
+    time[:] = rules.start
+    for at in range(size // 2 - 1, -1, -1):
+        _sift_down(heap, at, size, time)
+    for position, example in enumerate(by_cost):
+        while len(by_cost) - position <= num_empty and count[heap[0]] > 0:
+            size -= 1
+            heap[0] = heap[size]
+            _sift_down(heap, 0, size, time)
+        worker = heap[0]
+        num_empty -= count[worker] == 0
+        owner[example] = worker
+        time[worker] += cost[example] * rate[worker]
+        count[worker] += 1
+        if count[worker] == rules.capacity:
+            size -= 1
+            heap[0] = heap[size]
+        _sift_down(heap, 0, size, time)
+
+
+@compiled
+def _sift_down(heap: NDArray[np.int64], at: int, size: int, time: NDArray[np.float64]) -> None:
+    moved = heap[at]
+    while 2 * at + 1 < size:
+        child = 2 * at + 1
+        if child + 1 < size and _comes_first(heap[child + 1], heap[child], time):
+            child += 1
+        if not _comes_first(heap[child], moved, time):
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = moved
+
+
+@compiled
+def _comes_first(a: int, b: int, time: NDArray[np.float64]) -> bool:
+    return bool(time[a] < time[b] or (time[a] == time[b] and a < b))
+
+
+@compiled
+def karmarkar_karp(
+    cost: NDArray[np.float64],
+    by_cost: NDArray[np.int64],
+    rules: Rules,
+    time: NDArray[np.float64],
+    owner: NDArray[np.int64],
+) -> None:
+    """Difference rows of one example per worker until one row of sums is left.
+
+    The two rows that differ most within are joined, the largest sum of one with the
+    smallest of the other. Meant for equal workers; for others it is only a start.
+    """
+    num_workers = len(rules.rate)
+    num_rows = len(by_cost) // num_workers
+    total = cost[by_cost].reshape(num_rows, num_workers).copy()
+    first = by_cost.reshape(num_rows, num_workers).copy()
+    last = first.copy()
+    following = np.full(len(by_cost), -1, dtype=np.int64)
+    spread = total[:, 0] - total[:, -1]
+    for _ in range(num_rows - 1):
+        row = np.argmax(spread)
+        widest, spread[row] = spread[row], -1.0
+        joined = np.argmax(spread)
+        spread[joined], spread[row] = -1.0, widest
+        for a in range(num_workers):
+            b = num_workers - 1 - a
+            total[row, a] += total[joined, b]
+            following[last[row, a]] = first[joined, b]
+            last[row, a] = last[joined, b]
+        by_total = np.argsort(-total[row])
+        total[row], first[row], last[row] = (
+            total[row][by_total],
+            first[row][by_total],
+            last[row][by_total],
+        )
+        spread[row] = total[row, 0] - total[row, -1]
+    row = np.argmax(spread)
+    for worker in range(num_workers):
+        time[worker] = rules.start[worker] + total[row, worker] * rules.rate[worker]
+        example = first[row, worker]
+        while example >= 0:
+            owner[example] = worker
+            example = following[example]

@@ -1,0 +1,42 @@
+"""Hooks by which each module waits, before it runs, for the parameters that it uses."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from paceline.torch.comm._executor import Executor
+
+
+class ModuleWaits:
+    """Lets modules wait for the updates of their parameters.
+
+    Args:
+        executor: Updates them.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._tensors_of: dict[torch.nn.Module, set[int]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def add(self, uses: Mapping[torch.nn.Module, Sequence[int]]) -> None:
+        """Let each module wait for these parameters, too."""
+        for module, tensors in uses.items():
+            if module not in self._tensors_of:
+                self._tensors_of[module] = set()
+                hook = self._waiting(self._tensors_of[module])
+                self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
+            self._tensors_of[module].update(tensors)
+
+    def remove(self) -> None:
+        """Remove all hooks."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _waiting(self, tensors: set[int]) -> Callable[..., None]:
+        def hook(_module: torch.nn.Module, _args: Any) -> None:
+            self._executor.wait_updated(tensors)
+
+        return hook

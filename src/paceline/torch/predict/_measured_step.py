@@ -1,0 +1,96 @@
+"""Run training steps of a model here and take their time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from paceline.predict import Estimate, StepEstimate
+from paceline.predict.work import Workload
+from paceline.torch.predict._trace import record_step
+from paceline.torch.predict._trace_setup import ExampleInput, StepSetup, build, inputs_for
+
+MIN_STEPS = 3
+
+
+def measure_step(
+    model: nn.Module | Callable[[], Any],
+    example_input: ExampleInput | None,
+    setup: StepSetup,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    num_steps: int = MIN_STEPS,
+) -> tuple[Workload, StepEstimate]:
+    """Describe and time a few real steps on this CPU, for a model that cannot be traced.
+
+    Args:
+        model: As for `trace_workload`.
+        example_input: Likewise.
+        setup: Batch size, precision, optimizer and loss.
+        input_shape: As for `trace_workload`.
+        num_steps: Timed steps, on one thread, after one recorded and two to warm up.
+
+    Returns:
+        The workload, and the median step between the fastest and the slowest.
+
+    Raises:
+        ValueError: If a step fails on these inputs.
+    """
+    with threads(1):
+        try:
+            module, example_input = build(model, example_input, input_shape)
+            inputs = inputs_for(example_input, input_shape, setup.batch_size)
+            _, work = record_step(module, inputs, setup)
+            seconds = sorted(time_steps(module, lambda _: inputs, setup, num_steps=num_steps))
+        except (RuntimeError, TypeError) as error:
+            first = str(error).strip().split("\n", 1)[0]
+            raise ValueError(f"a step of the model fails on these inputs: {first}") from error
+    compute = Estimate(seconds[len(seconds) // 2], seconds[0], seconds[-1])
+    return work, StepEstimate(compute=compute, source="measured")
+
+
+def time_steps(
+    model: nn.Module,
+    example_input: ExampleInput | None,
+    setup: StepSetup,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    num_steps: int = MIN_STEPS,
+    budget_s: float = 0.0,
+) -> list[float]:
+    """Train for a few steps on one batch and return the seconds of each.
+
+    One step before them warms up. Weights change; the model is where the caller put it.
+
+    Args:
+        model: With real weights.
+        example_input: As for `trace_workload`.
+        setup: Batch size, precision, optimizer and loss.
+        input_shape: As for `trace_workload`.
+        num_steps: At least so many.
+        budget_s: Go on until this much time is used.
+    """
+    inputs = inputs_for(example_input, input_shape, setup.batch_size)
+    optimizer = setup.make_optimizer(model)
+    seconds: list[float] = []
+    used_s = 0.0
+    while len(seconds) <= num_steps or used_s < budget_s:
+        begin = perf_counter()
+        setup.train(model, inputs, optimizer)
+        seconds.append(perf_counter() - begin)
+        used_s += seconds[-1]
+    return seconds[1:]
+
+
+@contextmanager
+def threads(num_threads: int) -> Iterator[None]:
+    """Use so many intra-op threads inside, and the former number after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
