@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -6,11 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from paceline.balance import (
+    BalanceConfig,
+    Cursor,
+    EpochPlanner,
+    delivery_of,
+    micro_batches_of,
+    plan_epoch,
+)
 from paceline.balance.split._padded_micro import (
     MicroBatchCosts,
     cheapest_cuts,
     plan_padded_micro_batches,
 )
+from paceline.cost import Worker
 
 NO_LIMIT = (np.inf, np.inf, np.inf, np.inf)
 costs_of_a_batch = st.lists(st.integers(0, 9), min_size=1, max_size=9)
@@ -141,3 +152,57 @@ def test_the_last_worker_ends_near_the_bound(num_workers: int, batch_size: int) 
         total = (size * descending[ends[:number] - size]).sum() + number * overhead
         over.append(load.max() / max(total / num_workers, descending[0] + overhead))
     assert np.mean(over) <= 1.03
+
+
+def test_every_worker_may_have_its_own_number_of_micro_batches() -> None:
+    config = BalanceConfig(
+        batch_size=5,
+        num_workers=2,
+        counts="free",
+        padded=True,
+        num_microbatches="auto",
+        microbatch_cost=0.5,
+        shuffle=False,
+    )
+    plan = plan_epoch([9.0, 4.0, 1.0, 1.0, 4.0], config)
+    assert plan.num_microbatches.tolist() == [[1, 2]]
+    assert plan.load.tolist() == [[9.5, 11.0]]
+    delivered = list(micro_batches_of(plan, 1))
+    assert [batch.examples.tolist() for batch in delivered] == [[2, 3], [1, 4]]
+    assert [batch.is_step_end for batch in delivered] == [False, True]
+    assert [batch.loss_weight for batch in delivered] == [0.8, 0.8]
+    found = delivery_of(plan)
+    assert found.worker.tolist() == [0, 1, 1, 1, 1]
+    assert found.loss_weight.tolist() == [0.4, 0.8, 0.8, 0.8, 0.8]
+
+
+def test_equal_counts_stay_equal_and_each_share_is_cut() -> None:
+    config = BalanceConfig(
+        batch_size=8, num_workers=2, padded=True, num_microbatches="auto", microbatch_cost=1.0
+    )
+    costs = [100.0, 90.0, 5.0, 4.0, 3.0, 3.0, 2.0, 1.0]
+    plan = plan_epoch(costs, config)
+    assert [len(plan.step_examples(0, worker)) for worker in (0, 1)] == [4, 4]
+    # 100 + 90 + 2 x 5 in three cuts; 2 x 3 + 2 x 2 in two.
+    assert sorted(plan.load[0].tolist()) == [12.0, 203.0]
+
+
+def test_a_plan_without_padding_has_as_few_as_the_limits_allow() -> None:
+    config = BalanceConfig(batch_size=8, num_workers=2, num_microbatches="auto")
+    assert (plan_epoch(np.arange(16.0), config).num_microbatches == 1).all()
+
+
+def test_a_run_with_planned_micro_batches_goes_on_where_it_stopped() -> None:
+    config = BalanceConfig(
+        batch_size=8, num_workers=2, counts="free", padded=True, num_microbatches="auto"
+    )
+    sizes = np.random.default_rng(0).integers(1, 100, 40)
+    planner = EpochPlanner(sizes, config)
+    start = Cursor(workers=(Worker(), Worker()))
+    for num_steps in range(5):
+        state = json.loads(json.dumps(planner.state_dict(replace(start, num_steps=num_steps))))
+        again = EpochPlanner(sizes, config)
+        cursor = again.load_state_dict(state)
+        left = [again.plan(cursor).step_examples(step, 0) for step in range(num_steps, 5)]
+        straight = [planner.plan(start).step_examples(step, 0) for step in range(num_steps, 5)]
+        assert [ids.tolist() for ids in left] == [ids.tolist() for ids in straight]
