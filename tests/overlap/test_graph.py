@@ -1,5 +1,7 @@
 """Task graphs: dependencies by tensors, bounds, and what cannot run."""
 
+from itertools import permutations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +87,30 @@ def test_two_unordered_writers_are_both_named() -> None:
 def test_writers_of_two_programs_may_be_ordered() -> None:
     programs = [task("a", writes="t")], [task("b", "assist", writes="t", after=("a",))]
     assert simulate(lane_graph(*programs, lanes=LANES)).start_s.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("unordered", ["a", "b", "c"])
+def test_of_three_writers_the_one_that_nothing_orders_is_named(unordered: str) -> None:
+    after = {"a": (), "b": ("a",), "c": ("a", "b")}
+    chain = {name: tuple(x for x in names if x != unordered) for name, names in after.items()}
+    chain[unordered] = ()
+    lanes = ("main", "assist", "comm")
+    programs = [
+        [task(n, lane, writes="t", after=chain[n])] for n, lane in zip("abc", lanes, strict=True)
+    ]
+    with pytest.raises(GraphError, match=f"is written by .*'{unordered}'"):
+        lane_graph(*programs, lanes=lanes)
+
+
+@pytest.mark.parametrize("names", list(permutations("abc")))
+def test_writers_may_be_ordered_whatever_program_lists_them_first(names: tuple[str, ...]) -> None:
+    after = {"a": (), "b": ("a",), "c": ("b",)}
+    lanes = ("main", "assist", "comm")
+    programs = [
+        [task(n, lane, writes="t", after=after[n])] for n, lane in zip(names, lanes, strict=True)
+    ]
+    starts = simulate(lane_graph(*programs, lanes=lanes)).start_s.tolist()
+    assert dict(zip(names, starts, strict=True)) == {"a": 0.0, "b": 1.0, "c": 2.0}
 
 
 def test_a_program_reads_what_only_another_one_writes() -> None:

@@ -220,6 +220,7 @@ def test_several_workers_need_a_link() -> None:
         ({"num_threads": 0}, "num_threads must be at least 1"),
         ({"max_pending": 0}, "max_pending must be at least 1"),
         ({"niceness": 20}, r"niceness must lie in \[0, 19\]"),
+        ({"niceness": -1}, r"niceness must lie in \[0, 19\]"),
     ],
 )
 def test_lanes_are_checked(arguments: dict[str, int], message: str) -> None:
