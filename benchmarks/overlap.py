@@ -17,8 +17,8 @@ from _record import finish, parser, spread
 from torch import nn
 
 from paceline.overlap import Lane
+from paceline.torch import AsyncCheckpoint
 from paceline.torch.overlap import LaneOptimizer, Lanes
-from paceline.torch.overlap.async_checkpoint import AsyncCheckpoint
 from paceline.torch.overlap.split import split_backward
 
 NUM_LAYERS = 24
@@ -164,7 +164,7 @@ def checkpoint_row(rounds: int) -> dict[str, Any]:
             checkpoint.save(turn, {"model": model.state_dict()})
             saving_s = time.perf_counter() - start_s
             saved = steps()
-            checkpoint.wait()
+            checkpoint.flush()
             if turn:  # The first makes the buffers.
                 added.append((sum(saved) + saving_s) / sum(plain) - 1)
                 block_s.append(sum(plain))
