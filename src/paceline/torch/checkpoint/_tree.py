@@ -14,6 +14,7 @@ import torch
 from paceline.torch.checkpoint._safetensors import NAME_OF_DTYPE
 
 PLAIN = (type(None), bool, int, str)
+NUMBERS = "biuf"  # What NumPy calls booleans, integers and floating-point numbers.
 KEYS = (*PLAIN, float, tuple)
 MAPPINGS: dict[type, str] = {dict: "dict", OrderedDict: "ordered", Counter: "counter"}
 MAKES = {name: kind for kind, name in MAPPINGS.items()}
@@ -52,7 +53,7 @@ def decode(found: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return float(content)
     if kind == "tuple":
         return tuple(decode(content, tensors))
-    if kind == "numpy":
+    if kind == "numpy" and np.dtype(content[0]).kind in NUMBERS:
         return np.dtype(content[0]).type(decode(content[1], tensors))
     return _mapping(MAKES[kind], found, content, tensors)
 
@@ -105,7 +106,7 @@ class _Encoder:
         return self.encode(key, (*path, "key"))
 
     def _number(self, value: Any, path: tuple[Any, ...]) -> dict[str, Any]:
-        is_number = isinstance(value, np.generic) and value.dtype.kind in "biuf"
+        is_number = isinstance(value, np.generic) and value.dtype.kind in NUMBERS
         if not is_number or value.dtype.itemsize > 8:
             raise ValueError(
                 f"{_place(path)} is of type {_type_name(value)}, which is not saved; make it of "
