@@ -18,6 +18,7 @@ from torch import nn
 
 import paceline
 from paceline.errors import CheckpointError, StateMismatchError
+from paceline.torch import AsyncCheckpoint
 from paceline.torch.checkpoint._random_state import random_state, restore, state_of_rank
 
 # A loop that is asked to end by its own SIGTERM, in step 3.
@@ -161,6 +162,14 @@ def test_what_is_saved_and_not_resumed_is_told(tmp_path: Path) -> None:
     checkpoint = paceline.Checkpoint(tmp_path, model=model)
     with pytest.warns(UserWarning, match="also holds extra, which is not resumed"):
         assert checkpoint.resume() == 1
+
+
+def test_what_another_writer_saved_is_refused(tmp_path: Path) -> None:
+    with AsyncCheckpoint(tmp_path) as other:
+        other.save(1, {"model": {}})
+    checkpoint = paceline.Checkpoint(tmp_path, model=nn.Linear(1, 1))
+    with pytest.raises(StateMismatchError, match="was not written by paceline.Checkpoint; read"):
+        checkpoint.resume()
 
 
 def test_what_has_no_state_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from paceline.torch.checkpoint._fill import check_same_tensors
 from paceline.torch.checkpoint._random_state import restore, state_of_rank
 from paceline.torch.checkpoint._whole import Content
 
+PARTS = {"step", "model", "stateful", "random"}
+
 
 def restore_run(
     content: Content,
@@ -43,6 +45,10 @@ def restore_run(
 
 
 def _check_names(content: Content, stateful: Mapping[str, Any], *, has_optimizer: bool) -> None:
+    if not (isinstance(content.state, dict) and set(content.state) >= PARTS):
+        raise StateMismatchError(
+            f"{content.path} was not written by paceline.Checkpoint; read it with AsyncCheckpoint"
+        )
     saved = {*content.state["stateful"], *({"optimizer"} & set(content.state))}
     wanted = {*stateful, *({"optimizer"} if has_optimizer else ())}
     if wanted - saved:
