@@ -168,7 +168,7 @@ def test_what_another_writer_saved_is_refused(tmp_path: Path) -> None:
     with AsyncCheckpoint(tmp_path) as other:
         other.save(1, {"model": {}})
     checkpoint = paceline.Checkpoint(tmp_path, model=nn.Linear(1, 1))
-    with pytest.raises(StateMismatchError, match="was not written by paceline.Checkpoint; read"):
+    with pytest.raises(StateMismatchError, match=r"was not written by paceline\.Checkpoint; read"):
         checkpoint.resume()
 
 
