@@ -9,6 +9,10 @@ class PacelineError(Exception):
     """Base of all exceptions below."""
 
 
+class CheckpointError(PacelineError, RuntimeError):
+    """A checkpoint could not be written, or what lies on disk is not what was written."""
+
+
 class GraphError(PacelineError, ValueError):
     """A task graph cannot run: a cycle, or lanes and dependencies that wait for each other."""
 
