@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paceline.torch.balance import BalancedBatchSampler, BalancedSampler, DataLoader, example_sizes
 from paceline.torch.comm import ScheduledDataParallel
 from paceline.torch.comm.ddp import BucketTimes, CommHookState, DDPAdvice, scheduled_comm_hook
+from paceline.torch.guard import Guard, guard
 from paceline.torch.measure import Watch, measure_job, measure_link, watch
 from paceline.torch.order import GradientOrder, GradientSketch
 from paceline.torch.overlap import Handle, LaneOptimizer, Lanes, Prefetch
@@ -29,6 +30,7 @@ __all__ = [
     "DataLoader",
     "GradientOrder",
     "GradientSketch",
+    "Guard",
     "Handle",
     "LaneOptimizer",
     "Lanes",
@@ -39,6 +41,7 @@ __all__ = [
     "calibrate_cpu",
     "example_sizes",
     "gather_timeline",
+    "guard",
     "measure_job",
     "measure_link",
     "scheduled_comm_hook",

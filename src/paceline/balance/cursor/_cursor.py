@@ -253,10 +253,11 @@ class EpochPlanner:
             workers=cursor.workers,
             num_microbatches=self.config.num_microbatches,
             num_steps=cursor.num_steps,
-            digest=self._plan_digest(cursor) if cursor.num_steps else None,
+            digest=self.digest(cursor) if cursor.num_steps else None,
         )
 
-    def _plan_digest(self, cursor: Cursor) -> str:
+    def digest(self, cursor: Cursor) -> str:
+        """Return a hash of `plan(cursor)`: who gets what and when; equal on all ranks."""
         start = replace(cursor, num_steps=0)
         plan = self.plan(start)
         if start not in self._digests:

@@ -92,7 +92,7 @@ class BalancedSampler(DistributedSampler[int]):
             raise ValueError(
                 f"{len(size)} examples are fewer than {num_replicas} replicas; use fewer replicas"
             )
-        self._costs = costs
+        self.costs = costs
         self._workers = workers
         self._planned: tuple[int, NDArray[np.int64]] | None = None
         self._is_epoch_set = True
@@ -120,7 +120,7 @@ class BalancedSampler(DistributedSampler[int]):
 
     def _own_examples(self) -> NDArray[np.int64]:
         parts = []
-        left = np.arange(len(self._costs))
+        left = np.arange(len(self.costs))
         if len(left) >= self.config.batch_size:
             plan = self._plan(self.config, None)
             parts.append(_examples_of(plan, self.rank))
@@ -136,7 +136,7 @@ class BalancedSampler(DistributedSampler[int]):
 
     def _plan(self, config: BalanceConfig, remaining: NDArray[np.int64] | None) -> EpochPlan:
         return plan_epoch(
-            self._costs, config, epoch=self.epoch, workers=self._workers, remaining=remaining
+            self.costs, config, epoch=self.epoch, workers=self._workers, remaining=remaining
         )
 
 
