@@ -51,12 +51,12 @@ def _behind(view: Mapping[int, Seen], own: Place, board: Board) -> dict[int, See
 def _text(rank: int, seen: Seen, board: Board) -> str:
     now_s = monotonic()
     if seen.left:
-        return f"rank {rank} ({seen.left}, {seen.place})"
-    since = f"{seen.place} since {now_s - seen.since_s:.1f} s"
+        return f"rank {rank} ({seen.left} in {seen.place})"
+    where = f"{seen.place} for {now_s - seen.since_s:.1f} s"
     if not board.is_silent(seen):
-        return f"rank {rank} ({since})"
+        return f"rank {rank} ({where})"
     silent_s = now_s - seen.heard_s
-    return f"rank {rank} ({since}, no sign of life for {silent_s:.1f} s: stopped or dead)"
+    return f"rank {rank} ({where}; no sign of life for {silent_s:.1f} s: stopped or dead)"
 
 
 def _store_text(board: Board) -> str:

@@ -181,7 +181,7 @@ class Guard:
             missing = gone(self._board, self._rank)
             if missing:
                 place, _ = self._progress.now
-                note = f"rank {self._rank}, {place}, lost: {missing}"
+                note = f"rank {self._rank} ({place}) lost {missing}"
                 LOGGER.warning(note)
                 error.add_note(f"paceline.guard: {note}")
         return error

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from paceline.torch.model import tensors_in
 
 PHASES = (
-    "between steps or waiting for data",
+    "before forward, waiting for data",
     "in forward",
     "in the loss",
     "in backward",
@@ -37,7 +37,7 @@ class Place(NamedTuple):
     phase: int
 
     def __str__(self) -> str:
-        return f"{PHASES[self.phase]} of step {self.step + 1}"
+        return f"step {self.step + 1}, {PHASES[self.phase]}"
 
 
 class Progress:

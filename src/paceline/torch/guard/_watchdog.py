@@ -9,7 +9,7 @@ from time import monotonic
 
 from paceline.torch.guard._board import Board
 from paceline.torch.guard._diagnosis import awaited
-from paceline.torch.guard._progress import Progress
+from paceline.torch.guard._progress import PHASES, Progress
 
 LOGGER = logging.getLogger("paceline.guard")
 # How long the training thread may take to leave the block once it is interrupted.
@@ -91,7 +91,7 @@ class Watchdog:
         place, _ = self._progress.now
         here = (
             f"rank {self._rank} has waited {waited_s:.1f} s for the end of step "
-            f"{place.step + 1}, {place}"
+            f"{place.step + 1} ({PHASES[place.phase]})"
         )
         return here if self._board is None else f"{here}; {awaited(self._board, place)}"
 
