@@ -56,7 +56,7 @@ def _text(rank: int, seen: Seen, board: Board) -> str:
     if not board.is_silent(seen):
         return f"rank {rank} ({where})"
     silent_s = now_s - seen.heard_s
-    return f"rank {rank} ({where}; no sign of life for {silent_s:.1f} s: stopped or dead)"
+    return f"rank {rank} ({where}; no sign of life for at least {silent_s:.1f} s: stopped or dead)"
 
 
 def _store_text(board: Board) -> str:
