@@ -12,8 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import DistributedSampler
 
-from paceline import __version__
-from paceline.balance import Cursor
+import paceline
 from paceline.torch.balance import BalancedBatchSampler, BalancedSampler, DataLoader
 from paceline.torch.comm import ScheduledDataParallel
 
@@ -53,7 +52,11 @@ def environment(
         f"tensor {name!r}": f"{tuple(tensor.shape)} {tensor.dtype}"
         for name, tensor in replicated_tensors(model, ignore)
     }
-    versions = {"paceline": __version__, "torch": torch.__version__, "numpy": np.__version__}
+    versions = {
+        "paceline": paceline.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
     named = {f"version of {name}": str(version) for name, version in versions.items()}
     return {**named, **({} if data is None else _data_facts(sampler_of(data))), **tensors}
 
@@ -67,7 +70,9 @@ def position(data: Data | None) -> Facts:
         return {"epoch": str(sampler.epoch)}
     cursor = data.cursor if isinstance(data, DataLoader) else sampler.cursor
     place = {"epoch": str(cursor.epoch), "steps of the epoch": str(cursor.num_steps)}
-    return {**place, "plan": _plan(sampler, cursor)}
+    # At the start of an epoch there may be no plan: its order may be yet to be learnt.
+    plan = sampler.planner.digest(cursor) if cursor.num_steps else "not begun"
+    return {**place, "plan": plan}
 
 
 def sampler_of(data: Data) -> BalancedBatchSampler | DistributedSampler[Any]:
@@ -104,11 +109,6 @@ def _data_facts(sampler: BalancedBatchSampler | DistributedSampler[Any]) -> Fact
         sizes = hashlib.blake2b(sampler.costs.tobytes(), digest_size=16).hexdigest()
         return _texts({**facts, "sizes": sizes, **asdict(sampler.config), **own})
     return _texts({**facts, **own})
-
-
-def _plan(sampler: BalancedBatchSampler, cursor: Cursor) -> str:
-    # At the start of an epoch there may be no plan: its order may be yet to be learnt.
-    return sampler.planner.digest(cursor) if cursor.num_steps else "not begun"
 
 
 def _texts(facts: dict[str, Any]) -> Facts:
