@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from _record import finish, parser, spread
+from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from paceline.testing import run_ranks
@@ -41,8 +42,8 @@ def timed_step(
 def paired_steps(dim: int, batch_size: int, num_pairs: int) -> list[list[float]]:
     """Time plain and guarded steps in turn, the first of each pair alternating.
 
-    The guard of each pair lives for one step, and compares only at its start: so this is what
-    hooks and threads cost. A pair begins where the ranks have met.
+    The guard of each pair lives for two steps, of which the second is timed, and compares only
+    at its start: so this is what hooks and threads cost. Each step begins where the ranks have met.
     """
     model, optimizer = build(dim)
     batch = torch.randn(batch_size, dim)
@@ -50,6 +51,8 @@ def paired_steps(dim: int, batch_size: int, num_pairs: int) -> list[list[float]]
     for pair in range(-5, num_pairs):
         for guarded in ((False, True), (True, False))[pair % 2]:
             with guard(model, optimizer) if guarded else nullcontext():
+                timed_step(model, optimizer, batch)  # While the guard's threads start.
+                dist.barrier()
                 elapsed = timed_step(model, optimizer, batch)
             if pair >= 0:
                 seconds[int(guarded)].append(elapsed)
