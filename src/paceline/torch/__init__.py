@@ -4,6 +4,7 @@ from paceline.torch.balance import BalancedBatchSampler, BalancedSampler, DataLo
 from paceline.torch.checkpoint import AsyncCheckpoint, Checkpoint, PendingCheckpoint
 from paceline.torch.comm import ScheduledDataParallel
 from paceline.torch.comm.ddp import BucketTimes, BucketWatch, DDPAdvice, watch_buckets
+from paceline.torch.guard import Guard, guard
 from paceline.torch.measure import Watch, measure_job, measure_link, watch
 from paceline.torch.order import GradientOrder, GradientSketch
 from paceline.torch.overlap import Handle, LaneOptimizer, Lanes, Prefetch
@@ -22,6 +23,7 @@ __all__ = [
     "DataLoader",
     "GradientOrder",
     "GradientSketch",
+    "Guard",
     "Handle",
     "LaneOptimizer",
     "Lanes",
@@ -34,6 +36,7 @@ __all__ = [
     "calibrate_cpu",
     "example_sizes",
     "gather_timeline",
+    "guard",
     "measure_job",
     "measure_link",
     "split_backward",
