@@ -17,6 +17,7 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from paceline.balance import BalanceConfig
 from paceline.errors import DivergenceError, RankFailedError
 from paceline.testing import run_ranks
 from paceline.torch import BalancedBatchSampler, ScheduledDataParallel, guard
@@ -137,10 +138,13 @@ def other_environments(rank: int) -> dict[str, Any]:
         return divergence(run)
 
     sizes = [*SIZES, 4, 4, 4, 4] if odd else SIZES
+    wide = BalanceConfig(batch_size=8, window=2)
     return {
-        "seed": refused(BalancedBatchSampler(SIZES, 8, seed=5 if odd else 0)),
-        "window": refused(BalancedBatchSampler(SIZES, 8, window=2 if odd else 1)),
-        "sizes": refused(BalancedBatchSampler(sizes, 8)),
+        "seed": refused(BalancedBatchSampler(SIZES, batch_size=8, seed=5 if odd else 0)),
+        "window": refused(
+            BalancedBatchSampler(SIZES, BalanceConfig(batch_size=8, window=2 if odd else 1))
+        ),
+        "sizes": refused(BalancedBatchSampler(sizes, batch_size=8)),
         "every": refused(every=50 if odd else 100),
     }
 
@@ -148,7 +152,7 @@ def other_environments(rank: int) -> dict[str, Any]:
 def lose_a_batch(rank: int) -> dict[str, Any]:
     model = new_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    data = BalancedBatchSampler(SIZES, 8)
+    data = BalancedBatchSampler(SIZES, batch_size=8)
 
     def run() -> None:
         with guard(model, optimizer, data=data, every=1):
@@ -339,7 +343,7 @@ def wait_for_nobody(rank: int) -> None:
 
 def test_a_wait_in_gloo_ends_after_abort_s(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RankFailedError, match=r"rank [01] died: .*exit code 75"):
-        run_ranks(wait_for_nobody, 2)
+        run_ranks(wait_for_nobody, 2, fresh=True)  # Its standard error is read here.
     errors = capfd.readouterr().err
     assert " has waited 1." in errors
     assert "; not arrived: rank 1 (step 2, before forward, waiting for data for " in errors

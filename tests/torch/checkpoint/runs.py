@@ -34,7 +34,7 @@ class Run:
         self.model = self.bare if wrap is None else wrap(self.bare, self.optimizer)
         schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [4, 9], gamma=0.5)
         self.schedule = schedule
-        sampler = paceline.BalancedBatchSampler(SIZES, BATCH_SIZE, seed=3)
+        sampler = paceline.BalancedBatchSampler(SIZES, batch_size=BATCH_SIZE, seed=3)
         self.loader = paceline.DataLoader(range(len(SIZES)), batch_sampler=sampler)
         self.losses: list[float] = []
         self.seen: dict[int, list[int]] = {}

@@ -21,7 +21,7 @@ from paceline.comm import plan_p3
 from paceline.testing import run_ranks
 
 # The second steps with overlapping transfers from its fifth step on.
-scheduled = partial(paceline.ScheduledDataParallel, plan=plan_p3, num_measure_steps=4)
+scheduled = partial(paceline.ScheduledDataParallel, choose=plan_p3, num_measure_steps=4)
 WRAPS: dict[str, Wrap] = {
     "ddp": lambda model, _: DistributedDataParallel(model),
     "scheduled": scheduled,

@@ -4,10 +4,11 @@ from torch import nn
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import DistributedSampler, SequentialSampler
 
-from paceline.torch import BalancedBatchSampler, BalancedSampler, DataLoader
+from paceline.torch import BalancedBatchSampler, BalancedSampler, DataLoader, Replica
 from paceline.torch.guard._divergence import odd_ones
 from paceline.torch.guard._replicated import environment, position, replicated_tensors
 
+FIRST, SECOND = (Replica(rank=rank, num_replicas=2) for rank in (0, 1))
 SIZES = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
@@ -30,7 +31,7 @@ def test_the_ranks_outside_the_majority_are_named(values: str, text: str | None)
 
 
 def sampler(seed: int = 0) -> BalancedBatchSampler:
-    return BalancedBatchSampler(SIZES, 4, num_replicas=2, rank=0, seed=seed)
+    return BalancedBatchSampler(SIZES, batch_size=4, process_group=FIRST, seed=seed)
 
 
 def test_the_environment_tells_seeds_configurations_and_datasets_apart() -> None:
@@ -42,15 +43,19 @@ def test_the_environment_tells_seeds_configurations_and_datasets_apart() -> None
 
     assert differing(sampler(), sampler()) == set()
     assert differing(sampler(), sampler(seed=1)) == {"seed"}
-    others = BalancedBatchSampler([*SIZES[:-1], 7], 4, num_replicas=2, rank=0)
+    others = BalancedBatchSampler([*SIZES[:-1], 7], batch_size=4, process_group=FIRST)
     assert differing(sampler(), others) == {"sizes"}
-    fewer = BalancedBatchSampler(SIZES[:-1], 4, num_replicas=2, rank=0)
+    fewer = BalancedBatchSampler(SIZES[:-1], batch_size=4, process_group=FIRST)
     assert differing(sampler(), fewer) == {"number of examples", "sizes"}
-    ranks = [BalancedBatchSampler(SIZES, 4, num_replicas=2, rank=rank) for rank in (0, 1)]
+    ranks = [
+        BalancedBatchSampler(SIZES, batch_size=4, process_group=one) for one in (FIRST, SECOND)
+    ]
     assert differing(*ranks) == set()
     plain = [DistributedSampler(range(8), 2, 0, seed=seed) for seed in (0, 3)]  # type: ignore[arg-type]
     assert differing(*plain) == {"seed"}
-    balanced = [BalancedSampler(SIZES, 4, num_replicas=2, rank=0, seed=s) for s in (0, 3)]
+    balanced = [
+        BalancedSampler(SIZES, batch_size=4, num_replicas=2, rank=0, seed=s) for s in (0, 3)
+    ]
     assert differing(*balanced) == {"seed"}
 
 

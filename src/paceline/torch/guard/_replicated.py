@@ -99,8 +99,9 @@ def _data_facts(sampler: BalancedBatchSampler | DistributedSampler[Any]) -> Fact
     if isinstance(sampler, BalancedBatchSampler):
         dataset, config = sampler.planner.dataset, sampler.planner.config
         facts = {"number of examples": dataset.num_examples, "sizes": dataset.digest}
-        order = {"order": type(sampler.order).__name__, "workers": sampler.workers}
-        return _texts({**facts, **asdict(config), **order})
+        order = "shuffle" if sampler.order is None else sampler.order.name
+        others = {"order": order, "workers": sampler.workers}
+        return _texts({**facts, **asdict(config), **others})
     # torch leaves what a sampler may hold open.
     source: Any = sampler.dataset
     facts = {"number of examples": len(source), "num_replicas": sampler.num_replicas}
