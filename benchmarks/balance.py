@@ -92,7 +92,7 @@ def as_plan(ranks: list[Batches], costs: NDArray[np.float64], *, padded: bool) -
         is_repeat=is_repeat,
         weighs_repeats=True,
         micro_offsets=offsets,
-        step_offsets=np.arange(num_steps + 1) * len(ranks),
+        worker_offsets=np.arange(num_steps * len(ranks) + 1),
         load=load.reshape(num_steps, len(ranks)),
         workers=(Worker(),) * len(ranks),
     )
@@ -235,7 +235,7 @@ def plan_once(num_examples: int, num_workers: int, variant: dict[str, Any]) -> d
             plan.examples,
             plan.is_repeat,
             plan.micro_offsets,
-            plan.step_offsets,
+            plan.worker_offsets,
             plan.load,
         )
     )

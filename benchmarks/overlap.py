@@ -17,8 +17,8 @@ from _record import finish, parser, spread
 from torch import nn
 
 from paceline.overlap import Lane
+from paceline.torch import AsyncCheckpoint
 from paceline.torch.overlap import LaneOptimizer, Lanes
-from paceline.torch.overlap.async_checkpoint import AsyncCheckpoint
 from paceline.torch.overlap.split import split_backward
 
 NUM_LAYERS = 24

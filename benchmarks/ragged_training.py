@@ -8,7 +8,7 @@ counts), `stable` (the same global batches, split by padded cost with free count
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from paceline import BalancedBatchSampler, DataLoader, watch
 from paceline.balance import BalanceConfig
 from paceline.cost import ExampleCost, QuadraticCost
 from paceline.demo import (
-    Batch,
     ByteTransformer,
     Corpus,
+    Share,
     TextDataset,
-    example_losses,
     measured_job,
     new_optimizer,
     padded_batch,
@@ -94,16 +93,12 @@ class Way:
         with watch(self.model, self.optimizer) as run:
             for batch in self.loader:
                 tokens += batch.lengths.sum()
-                train_step(self.model, self.optimizer, batch, self._loss_of(batch))
+                train_step(self.model, self.optimizer, [Share(batch, self.loader.loss_weight)])
         timeline = run.gather()
         dist.all_reduce(tokens)
         self.epochs.append(_epoch_record(timeline.summary(), int(tokens)))
         if self.is_dynamic:
             self.batches.refit(timeline)
-
-    def _loss_of(self, batch: Batch) -> Callable[[torch.Tensor], torch.Tensor]:
-        weight = self.loader.loss_weight
-        return lambda logits: weight * example_losses(logits, batch.text, batch.lengths).mean()
 
 
 def _epoch_record(summary: Summary, tokens: int) -> dict[str, Any]:
@@ -122,7 +117,7 @@ def _epoch_record(summary: Summary, tokens: int) -> dict[str, Any]:
 def _train(rank: int, corpus: Path, output: Path) -> None:
     dataset = TextDataset(Corpus.load(corpus))
     torch.manual_seed(0)
-    job = measured_job(ByteTransformer(**MODEL), NUM_RANKS)
+    job, _ = measured_job(ByteTransformer(**MODEL), NUM_RANKS)
     assert isinstance(job.cost, QuadraticCost)
     ways = [Way(name, dataset, job.cost, rank) for name in WAYS]
     for epoch in range(NUM_EPOCHS):

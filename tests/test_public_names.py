@@ -3,6 +3,7 @@ import paceline
 PUBLIC = {
     "BalancedBatchSampler",
     "BalancedSampler",
+    "Checkpoint",
     "DataLoader",
     "Job",
     "LayerCost",

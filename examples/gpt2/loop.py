@@ -3,15 +3,15 @@
 from contextlib import nullcontext
 
 import torch
-from checkpoint import Checkpoints
 from data import Batch, Feed, Step
 from model import GPT2
 from options import Options
 from parallel import Replica, World
 from progress import Progress
 from schedule import learning_rate, set_learning_rate
-from stopping import Stopping
 from validate import Validation, autocast
+
+import paceline
 
 
 class Run:
@@ -34,8 +34,7 @@ class Run:
         first_step: int,
         progress: Progress,
         validation: Validation,
-        checkpoints: Checkpoints,
-        stopping: Stopping,
+        checkpoint: paceline.Checkpoint,
     ) -> None:
         """Go from `first_step` to the end; validate and save on the way."""
         options = self._options
@@ -46,11 +45,11 @@ class Run:
             loss = self._step(step)
             flops = self._model.training_flops(step.num_tokens, step.num_pairs)
             progress.note(number, step, loss, rate, flops)
-            is_last, is_asked = number == options.steps, stopping.is_due()
+            is_last, is_asked = number == options.steps, checkpoint.should_stop()
             if is_last or _is_due(number, options.validate_every):
                 self._validate(number, progress, validation)
             if is_last or is_asked or _is_due(number, options.checkpoint_every):
-                self._save(number, progress, checkpoints)
+                self._save(number, progress, checkpoint)
             if is_asked:
                 progress.say(f"step {number}: asked to end; --resume goes on from here")
                 return
@@ -60,10 +59,10 @@ class Run:
         progress.note_validation(number, validation.loss(self._model))
         progress.pause()
 
-    def _save(self, number: int, progress: Progress, checkpoints: Checkpoints) -> None:
+    def _save(self, number: int, progress: Progress, checkpoint: paceline.Checkpoint) -> None:
         self._replica.flush()
         progress.show()
-        checkpoints.save(number, self._feed.state_dict())
+        checkpoint.save(number)
         progress.say(f"step {number}: writing a checkpoint")
         progress.pause()
 

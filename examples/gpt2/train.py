@@ -8,20 +8,22 @@ The losses depend on the flags that `Options.fixed` lists, and on no other: not 
 ranks, nor on how gradients travel. `docs/gpt2.md` walks through it.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
-from checkpoint import Checkpoints
+from checkpoint import checkpoint_of
 from data import Corpus, DocumentFeed, Feed, PackedFeed, Share, documents, packed
 from loop import Run
 from model import GPT2, parameter_groups
 from options import Options, read_options
 from parallel import REPLICAS, World, joined_world, split_gradients
 from progress import Progress, peak_flops
-from stopping import Stopping
 from validate import Validation
+
+from paceline.errors import CheckpointError
 
 BETAS = (0.9, 0.95)
 
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = read_options(argv)
             world = stack.enter_context(joined_world(options))
             job = Job(options, world)
-        except ValueError as error:
+        except (ValueError, CheckpointError) as error:
             print(f"train.py: {error}", file=sys.stderr)
             return 2
         job.train()
@@ -45,6 +47,7 @@ class Job:
 
     Raises:
         ValueError: If options, shards and checkpoints do not fit together.
+        CheckpointError: If there are checkpoints and none is whole.
     """
 
     def __init__(self, options: Options, world: World) -> None:
@@ -59,14 +62,14 @@ class Job:
             betas=BETAS,
         )
         fixed = options.fixed(corpus.manifest.digest)
-        self._checkpoints = Checkpoints(
-            options.out / "checkpoints", fixed, world, self._model, self._optimizer
+        self._checkpoint = checkpoint_of(
+            options.out / "checkpoints", fixed, self._model, self._optimizer, self._feed
         )
         self._num_done = self._begin()
 
     def _begin(self) -> int:
         """Load the newest checkpoint if told to; return the steps that are done."""
-        newest, out = self._checkpoints.newest(), self._options.out
+        newest, out = self._checkpoint.latest(), self._options.out
         if not self._options.resume:
             if newest is not None:
                 raise ValueError(
@@ -76,9 +79,7 @@ class Job:
             return 0
         if newest is None:
             raise ValueError(f"there is no checkpoint in {out} to --resume from")
-        num_steps, data = self._checkpoints.load(newest)
-        self._feed.load_state_dict(data)
-        return num_steps
+        return self._checkpoint.resume()
 
     def train(self) -> None:
         """Train to the last step, or until SIGTERM; leave a checkpoint, and say what was chosen."""
@@ -93,9 +94,9 @@ class Job:
                 f"{self._num_done} of {options.steps} is done"
             )
             run = Run(options, world, self._model, self._optimizer, replica, self._feed)
-            with Stopping(world) as stopping:
-                run.train(self._num_done, progress, self._validation, self._checkpoints, stopping)
-            self._checkpoints.close()
+            with self._checkpoint as checkpoint, checkpoint.on_signal(signal.SIGTERM):
+                run.train(self._num_done, progress, self._validation, checkpoint)
+                checkpoint.flush()
             progress.say(f"{replica.name}: {replica.explain()}")
             if split is not None:
                 progress.say(f"backward pass: {split.explain()}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from paceline.torch import (
         BalancedBatchSampler,
         BalancedSampler,
+        Checkpoint,
         DataLoader,
         ScheduledDataParallel,
         measure_job,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BalancedBatchSampler": "paceline.torch",
     "BalancedSampler": "paceline.torch",
+    "Checkpoint": "paceline.torch",
     "DataLoader": "paceline.torch",
     "Job": "paceline.cost",
     "LayerCost": "paceline.cost",
@@ -46,6 +48,7 @@ _HOME = {
 __all__ = [
     "BalancedBatchSampler",
     "BalancedSampler",
+    "Checkpoint",
     "DataLoader",
     "Job",
     "LayerCost",

@@ -9,6 +9,14 @@ class PacelineError(Exception):
     """Base of all exceptions below."""
 
 
+class CheckpointError(PacelineError, RuntimeError):
+    """A checkpoint could not be written, or what lies on disk is not what was written."""
+
+
+class DivergenceError(PacelineError, RuntimeError):
+    """Replicas that must be equal differ; the message names step, ranks and what differs."""
+
+
 class GraphError(PacelineError, ValueError):
     """A task graph cannot run: a cycle, or lanes and dependencies that wait for each other."""
 
@@ -31,6 +39,10 @@ class PlanMismatchError(PacelineError, ValueError):
 
 class RankFailedError(PacelineError, RuntimeError):
     """A rank of a spawned job ended with an error; the message names the rank."""
+
+
+class RankStalledError(PacelineError, RuntimeError):
+    """A rank was waited for longer than the caller allows; the message names it and its place."""
 
 
 class StateMismatchError(PacelineError, ValueError):

@@ -19,8 +19,8 @@ SPEEDS = st.sampled_from([0.25, 1.0, 2.0])
 def problems(draw: st.DrawFn) -> tuple[NDArray[np.float64], BalanceConfig, dict[str, Any]]:
     """Return costs, a config and the other arguments of `plan_epoch`, all of them fitting."""
     num_workers = draw(st.integers(1, 4))
-    num_microbatches = draw(st.integers(1, 3))
-    least = num_workers * num_microbatches
+    num_microbatches = draw(st.sampled_from([1, 2, 3, "auto"]))
+    least = num_workers * (1 if num_microbatches == "auto" else num_microbatches)
     counts: Counts = draw(st.sampled_from(["equal", "free"]))
     batch_size = least * draw(st.integers(1, 4)) + (counts == "free" and draw(st.integers(0, 3)))
     tail = draw(st.sampled_from(TAILS))
@@ -35,6 +35,7 @@ def problems(draw: st.DrawFn) -> tuple[NDArray[np.float64], BalanceConfig, dict[
         padded=draw(st.booleans()),
         window=draw(st.sampled_from([1, 2, 3, 100])),
         num_microbatches=num_microbatches,
+        microbatch_cost=draw(st.sampled_from([None, 0.0, 3.0])),
         limits=Limits(max_examples=draw(st.sampled_from([inf, batch_size // num_workers]))),
         tail=tail,
         longest_first=draw(st.booleans()),
@@ -54,7 +55,7 @@ def problems(draw: st.DrawFn) -> tuple[NDArray[np.float64], BalanceConfig, dict[
 
 
 def same(one: EpochPlan, other: EpochPlan) -> bool:
-    names = ("examples", "is_repeat", "micro_offsets", "step_offsets", "load")
+    names = ("examples", "is_repeat", "micro_offsets", "worker_offsets", "load")
     return all(getattr(one, name).tolist() == getattr(other, name).tolist() for name in names)
 
 
@@ -91,15 +92,19 @@ def test_steps_workers_and_micro_batches_fit_together(
     assert plan.micro_offsets[-1] == len(plan.examples)
     assert plan.step_offsets[-1] == len(plan.micro_offsets) - 1
     seen: list[int] = []
+    given_cost = config.microbatch_cost
+    overhead = float(costs.mean()) if given_cost is None else given_cost
+    overhead *= config.cuts_to_cost
     for step in range(plan.num_steps):
-        assert plan.num_microbatches(step) >= config.num_microbatches
+        assert plan.num_microbatches[step].min() >= config.least_microbatches
         for worker in range(config.num_workers):
             parts = plan.micro_batches(step, worker)
-            assert len(parts) == plan.num_microbatches(step)
+            assert len(parts) == plan.num_microbatches[step, worker]
             assert all(0 < len(part) <= config.limits.max_examples for part in parts)
             micro_costs = [micro_cost(costs[plan.examples[part]], config.padded) for part in parts]
             assert micro_costs == sorted(micro_costs)
-            assert plan.load[step, worker] == pytest.approx(sum(micro_costs))
+            own = overhead * len(parts)
+            assert plan.load[step, worker] == pytest.approx(sum(micro_costs) + own)
             mine = plan.step_examples(step, worker)
             assert mine.tolist() == plan.examples[np.concatenate(parts)].tolist()
             if config.counts == "equal":
@@ -398,6 +403,8 @@ def test_dropping_everything_is_refused() -> None:
         ({"counts": "some"}, "counts must be"),
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"num_microbatches": 0}, "num_microbatches must be at least 1, got 0"),
+        ({"num_microbatches": "many"}, "must be a number or 'auto', got 'many'"),
+        ({"microbatch_cost": -1.0}, "microbatch_cost must be finite and not negative, got -1.0"),
         ({"num_microbatches": 3}, "num_workers x num_microbatches = 6, got 4"),
         ({"tail": "keep"}, "tail must be one of drop, pad, wrap, zero-weight, got 'keep'"),
         ({"seed": -1}, "seed must not be negative, got -1"),

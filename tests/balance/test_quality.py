@@ -45,7 +45,7 @@ def hand_made(
         is_repeat=is_repeat,
         weighs_repeats=True,
         micro_offsets=np.cumsum([0, *map(len, parts)]),
-        step_offsets=np.arange(len(steps) + 1) * num_workers,
+        worker_offsets=np.arange(len(steps) * num_workers + 1),
         load=np.array(load, dtype=np.float64).reshape(-1, num_workers),
         workers=workers or (Worker(),) * num_workers,
     )

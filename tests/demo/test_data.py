@@ -12,13 +12,13 @@ from paceline.demo._data import (
     TextDataset,
     global_batches,
     paced_loader,
-    paced_split,
+    paced_plan,
     padded_batch,
     plain_loader,
     plain_sampler,
 )
 from paceline.demo._model import CONTEXT_BYTES, ByteTransformer, example_losses
-from paceline.demo._train import Way
+from paceline.demo._price import train_step
 
 COST = QuadraticCost(6.0, 0.1)
 
@@ -75,20 +75,20 @@ def test_the_seed_decides_the_order(dataset: TextDataset) -> None:
 def test_each_example_of_a_global_batch_has_one_rank(
     dataset: TextDataset, num_ranks: int, cost: QuadraticCost | LinearCost
 ) -> None:
-    for step in global_batches(dataset, num_ranks=num_ranks, seed=0):
-        split = paced_split(dataset, step, cost)
-        parts = [split.examples_of(rank).tolist() for rank in range(num_ranks)]
-        assert all(parts)
-        assert sorted(chain(*parts)) == list(range(step.size))
-        padded_s = np.asarray(cost(dataset.sizes[step.ravel()].astype(float)))
-        loads = [len(part) * padded_s[part].max() for part in parts]
-        assert split.load == pytest.approx(loads)
+    batches = global_batches(dataset, num_ranks=num_ranks, seed=0)
+    plan = paced_plan(dataset, batches, cost, 0.5)
+    assert plan.num_steps == len(batches)
+    for step, batch in enumerate(batches):
+        shares = [plan.step_examples(step, rank).tolist() for rank in range(num_ranks)]
+        assert all(shares)
+        assert sorted(chain(*shares)) == sorted(batch.ravel().tolist())
 
 
-def test_the_paced_way_is_never_dearer_for_its_slowest_rank(dataset: TextDataset) -> None:
-    for step in global_batches(dataset, num_ranks=2, seed=0):
-        plain = COST(dataset.sizes[step].astype(float)).max(axis=1) * EXAMPLES_PER_RANK
-        assert paced_split(dataset, step, COST).load.max() <= plain.max() * (1 + 1e-12)
+def test_the_paced_way_never_costs_its_slowest_rank_more(dataset: TextDataset) -> None:
+    batches = global_batches(dataset, num_ranks=2, seed=0)
+    plain = COST(dataset.sizes[batches].astype(float)).max(axis=2) * EXAMPLES_PER_RANK + 0.5
+    paced = paced_plan(dataset, batches, COST, 0.5).load
+    assert (paced.max(axis=1) <= plain.max(axis=1) * (1 + 1e-12)).all()
 
 
 def texts_of(batch: Batch) -> list[list[int]]:
@@ -97,23 +97,29 @@ def texts_of(batch: Batch) -> list[list[int]]:
 
 def test_both_ways_see_the_same_examples_in_every_step(dataset: TextDataset) -> None:
     batches = global_batches(dataset, num_ranks=2, seed=5)
+    plan = paced_plan(dataset, batches, COST, 0.5)
     plain = [plain_loader(dataset, rank=rank, num_ranks=2, seed=5) for rank in (0, 1)]
-    paced = [paced_loader(dataset, batches, rank=rank, cost=COST) for rank in (0, 1)]
+    paced = [paced_loader(dataset, plan, rank=rank) for rank in (0, 1)]
     for step in batches:
         expected = sorted(dataset[i].tolist() for i in step.ravel())
-        assert sorted(texts_of(next(plain[0])) + texts_of(next(plain[1]))) == expected
-        assert sorted(texts_of(next(paced[0])) + texts_of(next(paced[1]))) == expected
+        for loaders in (plain, paced):
+            shares = [share for loader in loaders for share in next(loader)]
+            assert sorted(chain(*(texts_of(share.batch) for share in shares))) == expected
+            counts = [len(share.batch.lengths) for share in shares]
+            assert sum(counts) == step.size
+            assert [share.loss_weight * EXAMPLES_PER_RANK for share in shares] == counts
     assert [next(loader, None) for loader in paced] == [None, None]
 
 
-def test_each_rank_is_fed_what_the_split_priced(dataset: TextDataset) -> None:
-    cost = LinearCost()
+def test_each_rank_is_fed_what_the_plan_priced(dataset: TextDataset) -> None:
     batches = global_batches(dataset, num_ranks=2, seed=0)
+    plan = paced_plan(dataset, batches, LinearCost(), 3.0)
     for rank in (0, 1):
-        positions = [
-            batch.text.numel() for batch in paced_loader(dataset, batches, rank=rank, cost=cost)
+        costs = [
+            sum(share.batch.text.numel() + 3.0 for share in step)
+            for step in paced_loader(dataset, plan, rank=rank)
         ]
-        assert positions == [paced_split(dataset, step, cost).load[rank] for step in batches]
+        assert costs == plan.load[:, rank].tolist()
 
 
 def test_losses_of_a_padded_batch_equal_those_of_each_example_alone(dataset: TextDataset) -> None:
@@ -131,12 +137,12 @@ def test_weighted_gradients_of_a_paced_step_equal_the_plain_one(dataset: TextDat
     plain = gradient_of(model)
 
     total = torch.zeros_like(plain)
-    counts = []
+    num_parts = []
+    plan = paced_plan(dataset, step[None], COST, 0.0)
     for rank in (0, 1):
-        (batch,) = paced_loader(dataset, step[None], rank=rank, cost=COST)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        Way("paced", model, optimizer, iter(()), [])._step(batch)
+        (shares,) = paced_loader(dataset, plan, rank=rank)
+        train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), shares)
         total += gradient_of(model)
-        counts.append(len(batch.lengths))
-    assert counts[0] != counts[1]
+        num_parts.append(len(shares))
+    assert min(num_parts) > 1
     torch.testing.assert_close(total / 2, plain, rtol=1e-9, atol=1e-12)

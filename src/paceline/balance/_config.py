@@ -7,6 +7,7 @@ from typing import Literal
 from paceline.balance.split import Counts, check_worker_counts
 
 Tail = Literal["drop", "pad", "wrap", "zero-weight"]
+Microbatches = int | Literal["auto"]
 TAILS: tuple[Tail, ...] = ("drop", "pad", "wrap", "zero-weight")
 
 
@@ -52,7 +53,12 @@ class BalanceConfig:
             plain shuffle, and so its gradient; more than an epoch has means all.
         num_microbatches: Micro-batches per worker and step, for gradient accumulation
             or pipelines; more where `limits` demand it, equally many for all workers
-            of a step, ordered light to heavy.
+            of a step, ordered light to heavy. `"auto"`: for padded models, each step is cut
+            into the micro-batches that end first, and workers may have different numbers of
+            them; otherwise as few as the limits allow.
+        microbatch_cost: With `"auto"`, what a micro-batch costs besides its examples, in the
+            unit of the costs; unset for the mean cost of an example. See
+            `plan_padded_micro_batches`.
         limits: What one micro-batch may hold.
         tail: What happens to a last global batch that is not full. `"drop"` leaves it
             out; `"pad"` fills it by repeating its own examples, `"wrap"` by repeating
@@ -72,7 +78,8 @@ class BalanceConfig:
     counts: Counts = "equal"
     padded: bool = False
     window: int = 1
-    num_microbatches: int = 1
+    num_microbatches: Microbatches = 1
+    microbatch_cost: float | None = None
     limits: Limits = field(default_factory=Limits)
     tail: Tail = "zero-weight"
     longest_first: bool = False
@@ -81,14 +88,36 @@ class BalanceConfig:
 
     def __post_init__(self) -> None:
         check_worker_counts(self.batch_size, self.num_workers, self.counts, None)
-        for name in ("window", "num_microbatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.window < 1:
+            raise ValueError(f"window must be at least 1, got {self.window}")
+        self._check_microbatches()
         if self.tail not in TAILS:
             raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {self.tail!r}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
-        least = self.num_workers * self.num_microbatches
+
+    @property
+    def least_microbatches(self) -> int:
+        """Micro-batches that each worker has in every step at least."""
+        return 1 if isinstance(self.num_microbatches, str) else self.num_microbatches
+
+    @property
+    def cuts_to_cost(self) -> bool:
+        """Whether padded steps are cut into the micro-batches that end first."""
+        return self.padded and self.num_microbatches == "auto"
+
+    def _check_microbatches(self) -> None:
+        if isinstance(self.num_microbatches, str) and self.num_microbatches != "auto":
+            raise ValueError(
+                f"num_microbatches must be a number or 'auto', got {self.num_microbatches!r}"
+            )
+        if self.least_microbatches < 1:
+            raise ValueError(f"num_microbatches must be at least 1, got {self.num_microbatches}")
+        if self.microbatch_cost is not None and not 0 <= self.microbatch_cost < inf:
+            raise ValueError(
+                f"microbatch_cost must be finite and not negative, got {self.microbatch_cost}"
+            )
+        least = self.num_workers * self.least_microbatches
         if self.batch_size < least:
             raise ValueError(
                 f"batch_size must be at least num_workers x num_microbatches = {least}, got "

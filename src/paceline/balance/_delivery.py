@@ -84,10 +84,8 @@ def delivery_of(plan: EpochPlan) -> Delivery:
         >>> found.examples.tolist(), found.worker.tolist(), found.loss_weight.tolist()
         ([0, 1, 2, 3], [0, 1, 1, 1], [0.5, 1.5, 1.5, 1.5])
     """
-    num_micro = np.diff(plan.step_offsets)
-    step = np.repeat(np.arange(plan.num_steps), num_micro)
-    number = np.arange(len(step)) - plan.step_offsets[step]
-    worker = number // (num_micro[step] // plan.num_workers)
+    num_micro = plan.num_microbatches.ravel()
+    step, worker = np.divmod(np.repeat(np.arange(len(num_micro)), num_micro), plan.num_workers)
     micro = np.repeat(np.arange(len(step)), np.diff(plan.micro_offsets))
     is_delivered = ~plan.is_repeat | plan.weighs_repeats
     counting = np.bincount(micro[is_delivered], minlength=len(step))

@@ -27,8 +27,8 @@ class EpochPlan:
         weighs_repeats: Whether repeats count in the loss.
         micro_offsets: Where each micro-batch begins, and the end; micro-batches are
             numbered like slots are sorted. Shape `(num_micro_batches + 1,)`.
-        step_offsets: First micro-batch of each step, and the end. All workers of a
-            step have equally many. Shape `(num_steps + 1,)`.
+        worker_offsets: First micro-batch of each worker in each step, and the end. Shape
+            `(num_steps * num_workers + 1,)`.
         load: Predicted cost of each worker in each step, padding included, in the unit
             of the costs. Shape `(num_steps, num_workers)`.
         workers: Speed and overhead of each worker that the plan assumes.
@@ -39,27 +39,33 @@ class EpochPlan:
     is_repeat: NDArray[np.bool_]
     weighs_repeats: bool
     micro_offsets: NDArray[np.int64]
-    step_offsets: NDArray[np.int64]
+    worker_offsets: NDArray[np.int64]
     load: NDArray[np.float64]
     workers: tuple[Worker, ...]
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps, equally many for every worker."""
-        return len(self.step_offsets) - 1
+        return len(self.load)
 
-    def num_microbatches(self, step: int) -> int:
-        """Micro-batches of each worker in `step`."""
-        return int(self.step_offsets[step + 1] - self.step_offsets[step]) // self.num_workers
+    @property
+    def step_offsets(self) -> NDArray[np.int64]:
+        """First micro-batch of each step, and the end, shape `(num_steps + 1,)`."""
+        return self.worker_offsets[:: self.num_workers]
+
+    @property
+    def num_microbatches(self) -> NDArray[np.int64]:
+        """Micro-batches of each worker in each step, shape `(num_steps, num_workers)`."""
+        return np.diff(self.worker_offsets).reshape(-1, self.num_workers)
 
     def micro_batches(self, step: int, worker: int) -> list[NDArray[np.int64]]:
         """Return the slots of each micro-batch of `worker` in `step`.
 
         Index `examples` and `is_repeat` with them.
         """
-        per_worker = self.num_microbatches(step)
-        first = int(self.step_offsets[step]) + worker * per_worker
-        bounds = self.micro_offsets[first : first + per_worker + 1].tolist()
+        here = step * self.num_workers + worker
+        first, end = self.worker_offsets[here : here + 2]
+        bounds = self.micro_offsets[first : end + 1].tolist()
         return [np.arange(a, b) for a, b in pairwise(bounds)]
 
     def step_examples(self, step: int, worker: int) -> NDArray[np.int64]:
@@ -92,9 +98,8 @@ class EpochPlan:
         return float(self.finish_times().max(axis=1).sum())
 
     def _step_slots(self, step: int, worker: int) -> slice:
-        per_worker = self.num_microbatches(step)
-        first = int(self.step_offsets[step]) + worker * per_worker
-        bounds = self.micro_offsets[[first, first + per_worker]]
+        here = step * self.num_workers + worker
+        bounds = self.micro_offsets[self.worker_offsets[here : here + 2]]
         return slice(int(bounds[0]), int(bounds[1]))
 
     def _num_counting(self, slots: slice) -> int:
@@ -116,13 +121,13 @@ def longest_first(plan: EpochPlan) -> EpochPlan:
     first, last = plan.step_offsets[[step, step + 1]].tolist()
     begin, end = plan.micro_offsets[[first, last]].tolist()
     micro_sizes = _to_front(np.diff(plan.micro_offsets), first, last)
-    step_sizes = _to_front(np.diff(plan.step_offsets), step, step + 1)
+    num_micro = _to_front(plan.num_microbatches, step, step + 1)
     return replace(
         plan,
         examples=_to_front(plan.examples, begin, end),
         is_repeat=_to_front(plan.is_repeat, begin, end),
         micro_offsets=np.concatenate([[0], np.cumsum(micro_sizes)]),
-        step_offsets=np.concatenate([[0], np.cumsum(step_sizes)]),
+        worker_offsets=np.concatenate([[0], np.cumsum(num_micro)]),
         load=_to_front(plan.load, step, step + 1),
     )
 

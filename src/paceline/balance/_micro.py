@@ -77,7 +77,7 @@ def split_micro_batches(
     """
     limits = config.limits
     most = np.array([limits.max_cost, limits.max_tokens, limits.max_bytes, limits.max_examples])
-    rules = Rules(config.num_workers, config.num_microbatches, config.padded, most)
+    rules = Rules(config.num_workers, config.least_microbatches, config.padded, most)
     micro = np.zeros_like(owner)
     num_parts = np.zeros(len(steps), dtype=np.int64)
     ascending = np.argsort(amounts[0][steps], axis=1, kind="stable")

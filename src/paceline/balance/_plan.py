@@ -3,29 +3,25 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.balance._compose import EXPENSIVE_SHARE, compose_steps
+from paceline.balance._compose import compose_steps
 from paceline.balance._config import BalanceConfig, Limits
 from paceline.balance._epoch_plan import EpochPlan, longest_first
 from paceline.balance._example_order import check_keeps_order
-from paceline.balance._micro import check_limits, split_micro_batches
+from paceline.balance._micro import check_limits
 from paceline.balance._padded_window import compose_padded_steps
+from paceline.balance._places import Places, place_examples
 from paceline.balance._shards import (
     Shards,
     check_readable,
     check_sharded,
-    partition_shards,
     spread_shards,
 )
 from paceline.balance.split import (
-    TOLERANCE,
-    WINDOW_TOLERANCE,
     Pace,
     check_worker_counts,
     checked_costs,
     group_rows,
     pace_of,
-    partition_steps,
-    split_padded_steps,
 )
 from paceline.cost import Worker, checked_column
 
@@ -88,13 +84,13 @@ def plan_epoch(
         examples = spread_shards(shards, examples)
     full, tail = _tail(examples, config)
     steps = np.concatenate([_compose(cost, full, config, pace, epoch), tail])
-    owner = _owners(cost, steps, config, pace, shards)
+    places = place_examples(amounts, steps, config, pace, shards)
     # What fills up the last step stands at its end, before examples go to workers.
     is_repeat = (np.arange(steps.size) >= len(examples)).reshape(steps.shape)
     workers = workers or (Worker(),) * config.num_workers
-    plan = _arrange(steps, owner, is_repeat, amounts, config, workers)
+    plan = _arrange(steps, places, is_repeat, amounts, config, workers)
     if shards is not None:
-        check_readable(shards, steps, owner, config.num_workers)
+        check_readable(shards, steps, places.worker, config.num_workers)
     return longest_first(plan) if config.longest_first else plan
 
 
@@ -226,49 +222,21 @@ def _compose(
     return compose_steps(cost, full, config, seed)
 
 
-def _owners(
-    cost: NDArray[np.float64],
-    steps: NDArray[np.int64],
-    config: BalanceConfig,
-    pace: Pace,
-    shards: Shards | None,
-) -> NDArray[np.int64]:
-    if shards is not None:
-        allowed = shards.can_read(config.num_workers)
-        return partition_shards(cost[steps], shards.shard[steps], allowed, pace)
-    if config.padded:
-        return split_padded_steps(cost[steps], config.counts, pace)
-    step_costs = cost[steps]
-    return partition_steps(step_costs, config.counts, pace, _tolerance(step_costs, config))
-
-
-def _tolerance(step_costs: NDArray[np.float64], config: BalanceConfig) -> float:
-    """Return how near its bound a step must be: less where expensive examples were moved."""
-    if config.window == 1 or not step_costs.size:
-        return TOLERANCE
-    mean_load = step_costs.sum() / (len(step_costs) * config.num_workers)
-    return WINDOW_TOLERANCE if step_costs.max() > EXPENSIVE_SHARE * mean_load else TOLERANCE
-
-
 def _arrange(
     steps: NDArray[np.int64],
-    owner: NDArray[np.int64],
+    places: Places,
     is_repeat: NDArray[np.bool_],
     amounts: NDArray[np.float64],
     config: BalanceConfig,
     workers: tuple[Worker, ...],
 ) -> EpochPlan:
     """Sort slots by step, worker and micro-batch."""
-    if config.num_microbatches == 1 and config.limits.is_unlimited:
-        place, num_parts = owner, np.ones(len(steps), dtype=np.int64)
-    else:
-        micro, num_parts = split_micro_batches(steps, owner, amounts, config)
-        place = owner * num_parts[:, None] + micro
-    num_places = num_parts * config.num_workers
+    num_parts = places.num_parts
+    first = np.cumsum(num_parts, axis=1) - num_parts
+    place = np.take_along_axis(first, places.worker, axis=1) + places.micro
     slots = np.empty_like(place)
-    counts = group_rows(place, num_places, slots)
+    counts = group_rows(place, num_parts.sum(axis=1), slots)
     slots = slots.ravel()
-    step_offsets = np.concatenate([[0], np.cumsum(num_places)])
     micro_offsets = np.concatenate([[0], np.cumsum(counts)])
     return EpochPlan(
         num_workers=config.num_workers,
@@ -276,8 +244,8 @@ def _arrange(
         is_repeat=is_repeat.ravel()[slots],
         weighs_repeats=config.tail != "zero-weight",
         micro_offsets=micro_offsets,
-        step_offsets=step_offsets,
-        load=_loads(amounts[0][steps.ravel()[slots]], micro_offsets, num_parts, config),
+        worker_offsets=np.concatenate([[0], np.cumsum(num_parts)]),
+        load=_loads(amounts[0][steps.ravel()[slots]], micro_offsets, places, config.padded),
         workers=workers,
     )
 
@@ -285,16 +253,15 @@ def _arrange(
 def _loads(
     slot_costs: NDArray[np.float64],
     micro_offsets: NDArray[np.int64],
-    num_parts: NDArray[np.int64],
-    config: BalanceConfig,
+    places: Places,
+    is_padded: bool,
 ) -> NDArray[np.float64]:
-    """Return the cost per (step, worker), padding included."""
+    """Return the cost per (step, worker), padding and micro-batches' own cost included."""
     first, count = micro_offsets[:-1], np.diff(micro_offsets)
-    if config.padded:
+    if is_padded:
         part_cost = np.maximum.reduceat(slot_costs, first) * count
     else:
         part_cost = np.add.reduceat(slot_costs, first)
-    load = np.repeat(
-        np.arange(len(num_parts) * config.num_workers), np.repeat(num_parts, config.num_workers)
-    )
-    return np.bincount(load, part_cost).astype(np.float64).reshape(-1, config.num_workers)
+    worker = np.repeat(np.arange(places.num_parts.size), places.num_parts.ravel())
+    load = np.bincount(worker, part_cost + places.microbatch_cost)
+    return load.astype(np.float64).reshape(places.num_parts.shape)

@@ -158,7 +158,7 @@ def _plain_makespan(
 ) -> float:
     """Return the makespan when each worker takes the next examples of the shuffle."""
     num_steps, batch_size = step_costs.shape
-    num_parts = config.num_workers * config.num_microbatches
+    num_parts = config.num_workers * config.least_microbatches
     bounds = np.arange(num_parts + 1) * batch_size // num_parts
     if config.padded:
         part = np.maximum.reduceat(step_costs, bounds[:-1], axis=1) * np.diff(bounds)

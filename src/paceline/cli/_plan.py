@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from paceline.cli._plan_buckets import JOB, run_buckets
 
@@ -41,7 +41,7 @@ def add_plan(commands: Any) -> None:
     plan.add_argument("--counts", choices=("equal", "free"), default="equal")
     plan.add_argument("--window", default="1", help="steps to move over, or epoch (default 1)")
     plan.add_argument("--speeds", help="relative speed of each worker: 1,1,0.5,...")
-    plan.add_argument("--microbatches", type=int, default=1, help="per worker and step (default 1)")
+    plan.add_argument("--microbatches", default="1", help="per worker and step, or auto (1)")
     plan.add_argument("--max-tokens", type=float, help="summed size of a micro-batch at most")
     plan.add_argument("--max-cost", type=float, help="summed cost of a micro-batch at most")
     plan.add_argument("--max-examples", type=float, help="examples of a micro-batch at most")
@@ -111,11 +111,20 @@ def _config(options: argparse.Namespace) -> "BalanceConfig":
         counts=options.counts,
         padded=options.padded,
         window=_window(options.window),
-        num_microbatches=options.microbatches,
+        num_microbatches=_microbatches(options.microbatches),
         limits=Limits(**limits),
         tail=options.tail,
         seed=options.seed,
     )
+
+
+def _microbatches(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"microbatches must be a number or 'auto', got {text!r}") from None
 
 
 def _window(text: str) -> int:

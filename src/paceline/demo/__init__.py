@@ -2,7 +2,7 @@
 
 from paceline.demo._config import DemoConfig
 from paceline.demo._corpus import Corpus, standard_library_functions
-from paceline.demo._data import Batch, TextDataset, padded_batch
+from paceline.demo._data import Batch, Share, TextDataset, padded_batch
 from paceline.demo._model import ByteTransformer, example_losses
 from paceline.demo._price import measured_job, new_optimizer, train_step
 from paceline.demo._result import DemoResult
@@ -14,6 +14,7 @@ __all__ = [
     "Corpus",
     "DemoConfig",
     "DemoResult",
+    "Share",
     "TextDataset",
     "example_losses",
     "measured_job",

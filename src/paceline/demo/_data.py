@@ -1,6 +1,7 @@
-"""The two ways to feed the ranks: the same global batches, split plainly or by cost."""
+"""The two ways to feed the ranks: the same global batches, whole or in planned micro-batches."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from paceline.balance import Partition, split_padded
+from paceline.balance import BalanceConfig, EpochPlan, micro_batches_of, plan_epoch
 from paceline.cost import ExampleCost, example_costs
 from paceline.demo._config import EXAMPLES_PER_RANK
 from paceline.demo._corpus import Corpus
@@ -25,6 +26,13 @@ class Batch(NamedTuple):
     def num_padded(self) -> int:
         """Positions that hold no text."""
         return self.text.numel() - int(self.lengths.sum())
+
+
+class Share(NamedTuple):
+    """A micro-batch, and what its mean loss counts in the step."""
+
+    batch: Batch
+    loss_weight: float
 
 
 class TextDataset(Dataset[torch.Tensor]):
@@ -68,23 +76,37 @@ def global_batches(dataset: TextDataset, *, num_ranks: int, seed: int) -> NDArra
     return order.reshape(num_ranks, num_steps, EXAMPLES_PER_RANK).swapaxes(0, 1)
 
 
-def plain_loader(dataset: TextDataset, *, rank: int, num_ranks: int, seed: int) -> Iterator[Batch]:
-    """Feed one rank the plain way: equal counts, in the order of the sampler."""
+def plain_loader(
+    dataset: TextDataset, *, rank: int, num_ranks: int, seed: int
+) -> Iterator[list[Share]]:
+    """Feed one rank the plain way: equal counts in the sampler's order, one batch a step."""
     sampler = plain_sampler(dataset, rank=rank, num_ranks=num_ranks, seed=seed)
-    return iter(DataLoader(dataset, EXAMPLES_PER_RANK, sampler=sampler, collate_fn=padded_batch))
+    loader = DataLoader(dataset, EXAMPLES_PER_RANK, sampler=sampler, collate_fn=padded_batch)
+    return ([Share(batch, 1.0)] for batch in loader)
 
 
-def paced_loader(
-    dataset: TextDataset, batches: NDArray[np.int64], *, rank: int, cost: ExampleCost
-) -> Iterator[Batch]:
-    """Feed one rank the Paceline way: the same global batches, split by padded cost."""
-    mine = (
-        step.ravel()[paced_split(dataset, step, cost).examples_of(rank)].tolist()
-        for step in batches
+def paced_loader(dataset: TextDataset, plan: EpochPlan, *, rank: int) -> Iterator[list[Share]]:
+    """Feed one rank the Paceline way: step by step the micro-batches that `plan` gives it."""
+    planned = list(micro_batches_of(plan, rank))
+    indices = [part.examples.tolist() for part in planned]
+    loader = DataLoader(dataset, batch_sampler=indices, collate_fn=padded_batch)
+    shares = zip(loader, planned, strict=True)
+    for _, step in groupby(shares, key=lambda share: share[1].step):
+        yield [Share(batch, part.loss_weight) for batch, part in step]
+
+
+def paced_plan(
+    dataset: TextDataset, batches: NDArray[np.int64], cost: ExampleCost, microbatch_s: float
+) -> EpochPlan:
+    """Plan the same global batches, `batches` as `global_batches` returns them."""
+    _, num_ranks, per_rank = batches.shape
+    config = BalanceConfig(
+        batch_size=num_ranks * per_rank,
+        num_workers=num_ranks,
+        counts="free",
+        padded=True,
+        num_microbatches="auto",
+        microbatch_cost=microbatch_s,
     )
-    return iter(DataLoader(dataset, batch_sampler=mine, collate_fn=padded_batch))
-
-
-def paced_split(dataset: TextDataset, step: NDArray[np.int64], cost: ExampleCost) -> Partition:
-    """Split one global batch, shape `(num_ranks, EXAMPLES_PER_RANK)`, over the ranks."""
-    return split_padded(example_costs(cost, dataset.sizes[step.ravel()]), len(step))
+    costs = example_costs(cost, dataset.sizes)
+    return plan_epoch(costs, config, remaining=batches.ravel())

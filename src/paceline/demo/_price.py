@@ -1,6 +1,7 @@
 """Measure what a step costs, and predict both ways from it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 
@@ -8,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from paceline.cost import Job, QuadraticCost, Worker, fit_nonnegative
-from paceline.demo._data import Batch, TextDataset, paced_split
+from paceline.demo._data import Batch, Share, TextDataset, paced_plan
 from paceline.demo._model import CONTEXT_BYTES, NUM_BYTES, ByteTransformer, example_losses
 from paceline.plan import data_parallel_graph
-from paceline.timeline import simulate
+from paceline.timeline import Kind, simulate
 from paceline.torch import measure_job, watch
 
 # Micro-batches (examples, bytes each) that span what both ways will see.
@@ -21,36 +23,35 @@ SHAPES = ((2, 256), (8, 64), (32, 64), (24, 192), (8, 512), (16, 384), (4, 1024)
 NUM_REPEATS = 3
 
 
-def measured_job(model: ByteTransformer, num_ranks: int) -> Job:
-    """Return a job whose cost model prices a micro-batch in seconds on this machine.
+def measured_job(model: ByteTransformer, num_ranks: int) -> tuple[Job, float]:
+    """Return a job with costs in seconds on this machine, and the cost of a micro-batch.
 
-    All ranks measure at once, as they train, and return the mean of the ranks' medians.
+    The job's cost model prices an example of a padded micro-batch; the second number is
+    what a micro-batch costs besides its examples. All ranks measure at once, as they will
+    train at once. The mean of the ranks' medians counts, equal on every rank.
     """
-    batch = _random_batch(4, CONTEXT_BYTES // 4)
-    job = measure_job(model, batch.text, loss=_loss_of(batch))
-    seconds = np.array([_step_seconds(model, shape) for shape in SHAPES])
-    mean = torch.from_numpy(seconds)
+    shares = [Share(_random_batch(4, CONTEXT_BYTES // 4), 1.0)]
+    job = measure_job(model, shares[0].batch.text, loss=lambda logits: _loss(logits, shares[0]))
+    mean = torch.from_numpy(np.array([_step_seconds(model, shape) for shape in SHAPES]))
     dist.all_reduce(mean)
-    seconds = mean.numpy() / num_ranks
+    passes_s, optimizer_s = (mean.numpy() / num_ranks).T
     counts, sizes = np.array(SHAPES, dtype=np.float64).T
     features = np.stack([np.ones_like(counts), counts * sizes, counts * sizes**2], axis=1)
     # Relative errors count, or the largest micro-batch alone would decide.
-    fitted = fit_nonnegative(features / seconds[:, None], np.ones_like(seconds))
-    overhead_s, linear, quadratic = fitted.tolist()
-    workers = (Worker(overhead_s=overhead_s),) * num_ranks
-    return replace(job, cost=QuadraticCost(linear, quadratic), workers=workers)
+    fitted = fit_nonnegative(features / passes_s[:, None], np.ones_like(passes_s))
+    microbatch_s, linear, quadratic = fitted.tolist()
+    workers = (Worker(overhead_s=float(np.median(optimizer_s))),) * num_ranks
+    return replace(job, cost=QuadraticCost(linear, quadratic), workers=workers), microbatch_s
 
 
 def predicted_step_s(
-    job: Job, dataset: TextDataset, batches: NDArray[np.int64]
+    job: Job, microbatch_s: float, dataset: TextDataset, batches: NDArray[np.int64]
 ) -> dict[str, float]:
     """Return the simulated mean seconds per step of both ways over `batches`."""
-    sizes = dataset.sizes[batches].astype(np.float64)
-    longest_s = np.asarray(job.cost(sizes.max(axis=2)))
-    splits = [paced_split(dataset, step, job.cost) for step in batches]
+    longest_s = np.asarray(job.cost(dataset.sizes[batches].max(axis=2).astype(np.float64)))
     compute_s = {
-        "plain": longest_s * batches.shape[2],
-        "paced": np.stack([split.load for split in splits]),
+        "plain": longest_s * batches.shape[2] + microbatch_s,
+        "paced": paced_plan(dataset, batches, job.cost, microbatch_s).load,
     }
     return {
         way: simulate(data_parallel_graph(job, seconds)).makespan_s / len(batches)
@@ -58,33 +59,39 @@ def predicted_step_s(
     }
 
 
-def _step_seconds(model: ByteTransformer, shape: tuple[int, int]) -> float:
+def _step_seconds(model: ByteTransformer, shape: tuple[int, int]) -> list[float]:
+    """Return the median seconds of both passes, and of the optimizer, of this rank itself."""
     trained = deepcopy(model)
     optimizer = new_optimizer(trained)
-    batch = _random_batch(*shape)
-    loss = _loss_of(batch)
+    shares = [Share(_random_batch(*shape), 1.0)]
     with watch(trained, optimizer) as run:
         for _ in range(1 + NUM_REPEATS):
             dist.barrier()
-            train_step(trained, optimizer, batch, loss)
-    # Only what this rank itself did counts, in the median over steps.
+            train_step(trained, optimizer, shares)
     own = run.timeline()
-    busy = own.select(np.isin(own.kind, [1, 2, 3]))
-    return float(np.median(np.bincount(busy.step, busy.duration_s)[1:]))
+    groups = ((Kind.FORWARD, Kind.BACKWARD), (Kind.OPTIMIZER,))
+    parts = [own.select(np.isin(own.kind, kinds)) for kinds in groups]
+    return [float(np.median(np.bincount(part.step, part.duration_s)[1:])) for part in parts]
 
 
 def train_step(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    loss: Callable[[torch.Tensor], torch.Tensor],
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, shares: Sequence[Share]
 ) -> torch.Tensor:
-    """Run one step of training; return its loss."""
+    """Run one step of training on this rank's micro-batches; return its weighted loss.
+
+    The ranks communicate in the last backward pass only.
+    """
     optimizer.zero_grad(set_to_none=True)
-    value = loss(model(batch.text))
-    value.backward()
+    total = torch.zeros(())
+    for share in shares:
+        with ExitStack() as only_adds_up:
+            if isinstance(model, DistributedDataParallel) and share is not shares[-1]:
+                only_adds_up.enter_context(model.no_sync())
+            loss = share.loss_weight * _loss(model(share.batch.text), share)
+            loss.backward()
+        total += loss.detach()
     optimizer.step()
-    return value.detach()
+    return total
 
 
 def new_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -97,5 +104,5 @@ def _random_batch(num_examples: int, num_bytes: int) -> Batch:
     return Batch(text=text, lengths=torch.full((num_examples,), num_bytes))
 
 
-def _loss_of(batch: Batch) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda logits: example_losses(logits, batch.text, batch.lengths).mean()
+def _loss(logits: torch.Tensor, share: Share) -> torch.Tensor:
+    return example_losses(logits, share.batch.text, share.batch.lengths).mean()

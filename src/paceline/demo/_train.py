@@ -11,10 +11,17 @@ import torch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from paceline.demo._config import EXAMPLES_PER_RANK, DemoConfig
+from paceline.demo._config import DemoConfig
 from paceline.demo._corpus import Corpus
-from paceline.demo._data import Batch, TextDataset, global_batches, paced_loader, plain_loader
-from paceline.demo._model import ByteTransformer, example_losses
+from paceline.demo._data import (
+    Share,
+    TextDataset,
+    global_batches,
+    paced_loader,
+    paced_plan,
+    plain_loader,
+)
+from paceline.demo._model import ByteTransformer
 from paceline.demo._price import measured_job, new_optimizer, predicted_step_s, train_step
 from paceline.demo._result import DemoResult, Turn, result_of
 from paceline.timeline import Timeline
@@ -31,7 +38,7 @@ class Way:
     name: str
     model: DistributedDataParallel
     optimizer: torch.optim.Optimizer
-    batches: Iterator[Batch]
+    batches: Iterator[list[Share]]
     turns: list[Turn]
 
     def run(self, num_steps: int) -> None:
@@ -40,25 +47,16 @@ class Way:
         dist.barrier()
         with watch(self.model, self.optimizer) as recorder:
             for _ in range(num_steps):
-                batch = next(self.batches)
-                losses.append(self._step(batch))
-                counts += torch.tensor([int(batch.lengths.sum()), batch.num_padded])
+                shares = next(self.batches)
+                losses.append(train_step(self.model, self.optimizer, shares))
+                for batch, _ in shares:
+                    counts += torch.tensor([int(batch.lengths.sum()), batch.num_padded])
         mean_losses = torch.stack(losses)
         dist.all_reduce(mean_losses)
         dist.all_reduce(counts)
         timeline = replace(recorder.gather(), lanes=(self.name,))
         mean = tuple((mean_losses / dist.get_world_size()).tolist())
         self.turns.append(Turn(timeline, mean, int(counts[0]), int(counts[1])))
-
-    def _step(self, batch: Batch) -> torch.Tensor:
-        # DDP averages over ranks; the weight makes that the mean over all examples.
-        weight = len(batch.lengths) / EXAMPLES_PER_RANK
-        return train_step(
-            self.model,
-            self.optimizer,
-            batch,
-            lambda logits: weight * example_losses(logits, batch.text, batch.lengths).mean(),
-        )
 
 
 def train_both_ways(
@@ -70,11 +68,13 @@ def train_both_ways(
     dataset = TextDataset(Corpus.load(corpus))
     model = ByteTransformer()
     batches = global_batches(dataset, num_ranks=config.num_ranks, seed=config.seed)
-    job = measured_job(model, config.num_ranks)
+    job, microbatch_s = measured_job(model, config.num_ranks)
     where = {"rank": rank, "num_ranks": config.num_ranks, "seed": config.seed}
     feeds = {
         "plain": plain_loader(dataset, **where),
-        "paced": paced_loader(dataset, batches, rank=rank, cost=job.cost),
+        "paced": paced_loader(
+            dataset, paced_plan(dataset, batches, job.cost, microbatch_s), rank=rank
+        ),
     }
     ways = []
     for name, feed in feeds.items():
@@ -91,7 +91,8 @@ def train_both_ways(
     if rank == 0:
         done = batches[STEPS_PER_ROUND : num_rounds * STEPS_PER_ROUND]
         plain, paced = ways
-        result = result_of(plain.turns, paced.turns, predicted_step_s(job, dataset, done), config)
+        predicted_s = predicted_step_s(job, microbatch_s, dataset, done)
+        result = result_of(plain.turns, paced.turns, predicted_s, config)
         _write(result, [*plain.turns, *paced.turns], config.output)
 
 

@@ -1,14 +1,10 @@
-"""Paceline on a live PyTorch job: recorders, probes and executors.
-
-`AsyncCheckpoint` is loaded when it is first used: torch.distributed.checkpoint, which it
-writes with, takes longer to import than all else here, on every rank.
-"""
-
-from typing import TYPE_CHECKING, Any
+"""Paceline on a live PyTorch job: recorders, probes and executors."""
 
 from paceline.torch.balance import BalancedBatchSampler, BalancedSampler, DataLoader, example_sizes
+from paceline.torch.checkpoint import AsyncCheckpoint, Checkpoint, PendingCheckpoint
 from paceline.torch.comm import ScheduledDataParallel
 from paceline.torch.comm.ddp import BucketTimes, BucketWatch, DDPAdvice, watch_buckets
+from paceline.torch.guard import Guard, guard
 from paceline.torch.measure import Watch, measure_job, measure_link, watch
 from paceline.torch.order import GradientOrder, GradientSketch
 from paceline.torch.overlap import Handle, LaneOptimizer, Lanes, Prefetch
@@ -16,22 +12,22 @@ from paceline.torch.overlap.split import SplitBackward, split_backward
 from paceline.torch.predict import calibrate_cpu, trace_workload
 from paceline.torch.ranks import Replica, gather_timeline
 
-if TYPE_CHECKING:
-    from paceline.torch.overlap.async_checkpoint import AsyncCheckpoint
-
 __all__ = [
     "AsyncCheckpoint",
     "BalancedBatchSampler",
     "BalancedSampler",
     "BucketTimes",
     "BucketWatch",
+    "Checkpoint",
     "DDPAdvice",
     "DataLoader",
     "GradientOrder",
     "GradientSketch",
+    "Guard",
     "Handle",
     "LaneOptimizer",
     "Lanes",
+    "PendingCheckpoint",
     "Prefetch",
     "Replica",
     "ScheduledDataParallel",
@@ -40,6 +36,7 @@ __all__ = [
     "calibrate_cpu",
     "example_sizes",
     "gather_timeline",
+    "guard",
     "measure_job",
     "measure_link",
     "split_backward",
@@ -47,11 +44,3 @@ __all__ = [
     "watch",
     "watch_buckets",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name != "AsyncCheckpoint":
-        raise AttributeError(f"module 'paceline.torch' has no attribute {name!r}")
-    from paceline.torch.overlap.async_checkpoint import AsyncCheckpoint
-
-    return AsyncCheckpoint

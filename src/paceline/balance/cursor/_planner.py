@@ -117,6 +117,10 @@ class EpochPlanner:
         """
         return self._kept(cursor).plan
 
+    def digest(self, cursor: Cursor) -> str:
+        """Return a hash of `plan(cursor)`: who gets what and when; equal on all ranks."""
+        return self._kept(cursor).digest
+
     def knows(self, epoch: int) -> bool:
         """Whether the order of `epoch` is known, so that it can be planned."""
         return self.order is None or knows(self.order, epoch)
@@ -220,7 +224,7 @@ class EpochPlanner:
             workers=cursor.workers,
             num_microbatches=self.config.num_microbatches,
             num_steps=cursor.num_steps,
-            digest=self._kept(cursor).digest if cursor.num_steps else None,
+            digest=self.digest(cursor) if cursor.num_steps else None,
         )
 
     def _kept(self, cursor: Cursor) -> KeptPlan:

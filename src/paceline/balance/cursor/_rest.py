@@ -20,7 +20,10 @@ def remaining_examples(plan: EpochPlan, num_steps: int) -> NDArray[np.int64]:
 
 def plan_digest(plan: EpochPlan) -> str:
     """Return a hash of who gets what and when."""
-    return digest_of(plan.examples, plan.is_repeat, plan.micro_offsets, plan.step_offsets)
+    offsets = [plan.micro_offsets, plan.step_offsets]
+    if (plan.num_microbatches != plan.num_microbatches[:, :1]).any():
+        offsets.append(plan.worker_offsets)
+    return digest_of(plan.examples, plan.is_repeat, *offsets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,7 @@ def empty_plan(workers: tuple[Worker, ...]) -> EpochPlan:
         is_repeat=np.zeros(0, dtype=bool),
         weighs_repeats=False,
         micro_offsets=np.zeros(1, dtype=np.int64),
-        step_offsets=np.zeros(1, dtype=np.int64),
+        worker_offsets=np.zeros(1, dtype=np.int64),
         load=np.zeros((0, len(workers))),
         workers=workers,
     )

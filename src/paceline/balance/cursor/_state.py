@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from paceline.balance._config import BalanceConfig
+from paceline.balance._config import BalanceConfig, Microbatches
 from paceline.cost import Worker
 from paceline.errors import StateMismatchError
 
@@ -28,7 +28,7 @@ class Segment:
     """
 
     workers: tuple[Worker, ...]
-    num_microbatches: int
+    num_microbatches: Microbatches
     num_steps: int
     digest: str | None
 
@@ -153,10 +153,16 @@ def _segment(saved: Any) -> Segment:
         raise StateMismatchError(f"the state is damaged: {error}") from None
     return Segment(
         workers=workers,
-        num_microbatches=_count(saved, "num_microbatches", least=1),
+        num_microbatches=_microbatches(saved),
         num_steps=num_steps,
         digest=_value(saved, "plan", str) if num_steps else None,
     )
+
+
+def _microbatches(saved: Mapping[str, Any]) -> Microbatches:
+    if saved.get("num_microbatches") == "auto":
+        return "auto"
+    return _count(saved, "num_microbatches", least=1)
 
 
 def _count(saved: Mapping[str, Any], name: str, *, least: int) -> int:

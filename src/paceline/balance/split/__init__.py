@@ -7,6 +7,7 @@ from paceline.balance.split._padded import (
     split_padded,
     split_padded_steps,
 )
+from paceline.balance.split._padded_micro import MicroBatchCosts, plan_padded_micro_batches
 from paceline.balance.split._partition import (
     Partition,
     check_worker_counts,

@@ -211,8 +211,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
         if self.order is not None and not self.planner.knows(begin.epoch):
             # Asked on one rank alone, say for a progress bar, it must not end an epoch.
             begin = begin.at_epoch(self.order.epoch)
-        offsets = self.planner.plan(begin).step_offsets
-        return int(offsets[-1] - offsets[begin.num_steps]) // self.num_replicas
+        counts = self.planner.plan(begin).num_microbatches
+        return int(counts[begin.num_steps :, self.rank].sum())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the newest iterator, in whole steps that it yielded.

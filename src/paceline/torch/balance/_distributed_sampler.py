@@ -77,7 +77,7 @@ class BalancedSampler(DistributedSampler[int]):
         self.config = config_of(config, place.num_replicas, "pad", **short)
         _check_plain(self.config)
         size = np.asarray(sizes, dtype=np.float64)
-        self._costs = example_costs(cost or LinearCost(), size)
+        self.costs = example_costs(cost or LinearCost(), size)
         super().__init__(
             range(len(size)),  # type: ignore[arg-type]  # only its length is used
             place.num_replicas,
@@ -114,7 +114,7 @@ class BalancedSampler(DistributedSampler[int]):
 
     def _own_examples(self) -> NDArray[np.int64]:
         parts = []
-        left = np.arange(len(self._costs))
+        left = np.arange(len(self.costs))
         if len(left) >= self.config.batch_size:
             plan = self._plan(self.config.batch_size, None)
             parts.append(_examples_of(plan, self.rank))
@@ -130,7 +130,7 @@ class BalancedSampler(DistributedSampler[int]):
     def _plan(self, batch_size: int, remaining: NDArray[np.int64] | None) -> EpochPlan:
         config = replace(self.config, batch_size=batch_size, tail="drop")
         return plan_epoch(
-            self._costs, config, epoch=self.epoch, workers=self._workers, remaining=remaining
+            self.costs, config, epoch=self.epoch, workers=self._workers, remaining=remaining
         )
 
 

@@ -126,7 +126,7 @@ class DataLoader(TorchDataLoader[T]):
 
         Plain values, equal on all ranks, safe to save as JSON.
         """
-        return self._balanced.planner.state_dict(self._cursor)
+        return self._balanced.planner.state_dict(self.cursor)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run stood, also on another number of ranks.
@@ -142,7 +142,7 @@ class DataLoader(TorchDataLoader[T]):
         return self._delivered
 
     @property
-    def _cursor(self) -> Cursor:
+    def cursor(self) -> Cursor:
         """Where the loop stands; where the sampler does, if its position was set since."""
         run, delivered = self._pass, self._delivered
         if run is None or run is not self._balanced.newest_pass:

@@ -1,0 +1,281 @@
+"""Cut padded global batches into micro-batches, and give those to workers.
+
+A micro-batch costs its number of examples times the cost of the most expensive one, because all are
+padded to that, plus what every micro-batch costs. Cutting a batch that is sorted by cost saves
+padding; what a micro-batch costs by itself limits the number of cuts. Everything here is pure.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline._compile import compiled
+from paceline.balance.split._sorting import descending_order
+
+# Cuts that are cheapest in sum may be too few to balance. So finer ones are tried, too: made for
+# a part of the overhead, and none of them longer than a share of a worker's load.
+OVERHEAD_PARTS = np.array([1.0, 0.4])
+LOAD_SHARES = np.array([1.0, 0.5, 0.25])
+# Below this no cost is left to divide by.
+TINY = 1e-300
+
+
+class MicroBatchCosts(NamedTuple):
+    """What micro-batches cost, and what one of them may hold at most.
+
+    Attributes:
+        overhead: Cost of a micro-batch whatever it holds.
+        rate: Time per unit of cost of each worker, shape `(num_workers,)`.
+        start: Time of each worker in a step that no micro-batch causes, same shape.
+        most: Largest padded cost, tokens and bytes, and number of examples; infinite for none.
+    """
+
+    overhead: float
+    rate: NDArray[np.float64]
+    start: NDArray[np.float64]
+    most: NDArray[np.float64]
+
+
+class Cuts(NamedTuple):
+    """Room for the micro-batches of one step: where each ends, what it costs, who gets it."""
+
+    end: NDArray[np.int64]
+    cost: NDArray[np.float64]
+    worker: NDArray[np.int64]
+
+
+def plan_padded_micro_batches(
+    amounts: NDArray[np.float64], costs: MicroBatchCosts
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the worker and the micro-batch of each example, and how many each worker gets.
+
+    Each step, sorted by cost, is cut where that is cheapest in sum: an exact dynamic program over
+    contiguous cuts, in O(batch_size) because the lines that it minimises over come in the order of
+    their slopes [1]. The same is done for 0.4 of the overhead. In both, cuts above 1, 1/2 or 1/4 of
+    the slowest worker's share of the load are cut evenly, and micro-batches go, most expensive
+    first, to the worker that then ends first. Of these six ways the one whose last worker ends
+    first is kept; ties go to the first.
+
+    Args:
+        amounts: Cost, tokens and bytes of each example, shape `(3, num_steps, batch_size)`. The
+            cost must grow with the length that is padded; no example alone is over a limit.
+        costs: Overhead, workers and limits; as many workers as a step has examples, at most.
+
+    Returns:
+        Worker and micro-batch within that worker, lightest first, of each example, both of shape
+        `(num_steps, batch_size)`; number of micro-batches, shape `(num_steps, num_workers)`, at
+        least 1.
+
+    References:
+        [1] D. Hochbaum and others call it the convex hull trick; see P. Brucker, "Efficient
+        algorithms for some path partitioning problems", Discrete Applied Mathematics 62, 1995.
+    """
+    order = descending_order(amounts[0])
+    sorted_amounts = np.take_along_axis(amounts, order[None], axis=2)
+    num_steps, batch_size = order.shape
+    worker = np.empty((num_steps, batch_size), dtype=np.int64)
+    micro = np.empty((num_steps, batch_size), dtype=np.int64)
+    counts = np.empty((num_steps, len(costs.rate)), dtype=np.int64)
+    _plan_steps(np.ascontiguousarray(sorted_amounts), costs, worker, micro, counts)
+    by_slot = np.empty((2, num_steps, batch_size), dtype=np.int64)
+    np.put_along_axis(by_slot, order[None], np.stack([worker, micro]), axis=2)
+    return by_slot[0], by_slot[1], counts
+
+
+@compiled
+def _plan_steps(
+    amounts: NDArray[np.float64],
+    costs: MicroBatchCosts,
+    worker: NDArray[np.int64],
+    micro: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> None:
+    batch_size = amounts.shape[2]
+    best = _room(batch_size)
+    tried = _room(batch_size)
+    cheapest = np.empty(batch_size, dtype=np.int64)
+    slowest = 1.0 / (costs.rate.max() * (1.0 / costs.rate).sum())  # Its share of the load.
+    for step in range(amounts.shape[1]):
+        values = amounts[:, step]
+        num_best, least = 0, np.inf
+        for part in OVERHEAD_PARTS:
+            num_cheapest = cheapest_cuts(values[0], costs.overhead * part, cheapest)
+            total = 0.0
+            begin = 0
+            for number in range(num_cheapest):
+                end = cheapest[number]
+                total += (end - begin) * values[0, begin] + costs.overhead
+                begin = end
+            for share in LOAD_SHARES:
+                longest = max(share * total * slowest, TINY)
+                number = _split_long(values, cheapest[:num_cheapest], longest, costs, tried)
+                ends_s = _give_away(number, costs, least, tried)
+                if ends_s < least:
+                    num_best, least = number, ends_s
+                    best, tried = tried, best
+        _write(num_best, best, worker[step], micro[step], counts[step])
+
+
+@compiled
+def _room(batch_size: int) -> Cuts:
+    return Cuts(
+        np.empty(batch_size, dtype=np.int64),
+        np.empty(batch_size, dtype=np.float64),
+        np.empty(batch_size, dtype=np.int64),
+    )
+
+
+@compiled
+def cheapest_cuts(cost: NDArray[np.float64], overhead: float, ends: NDArray[np.int64]) -> int:
+    """Fill `ends` with the contiguous cuts that cost least in sum; return how many.
+
+    Args:
+        cost: Cost of each example, most expensive first; a cut pays its first for all.
+        overhead: Cost of each cut.
+        ends: Room for as many as there are examples.
+    """
+    size = len(cost)
+    best, back = np.zeros(size + 1), np.zeros(size + 1, dtype=np.int64)
+    # A cut from i to j costs best[i] + (j - i) * cost[i]: a line in j. Slopes only fall, so the
+    # lower envelope is a queue: lines enter at its end, and the best one only moves on.
+    queue, head, tail = np.zeros(size + 1, dtype=np.int64), 0, 0
+    for end in range(1, size + 1):
+        new = end - 1
+        height = best[new] - new * cost[new]
+        while tail - head >= 2:
+            low, last = queue[tail - 2], queue[tail - 1]
+            low_height, last_height = best[low] - low * cost[low], best[last] - last * cost[last]
+            gain = (height - low_height) * (cost[low] - cost[last])
+            if gain > (last_height - low_height) * (cost[low] - cost[new]):
+                break
+            tail -= 1
+        queue[tail] = new
+        tail += 1
+        while tail - head >= 2 and _until(end, queue[head + 1], best, cost) <= _until(
+            end, queue[head], best, cost
+        ):
+            head += 1
+        back[end] = queue[head]
+        best[end] = _until(end, queue[head], best, cost) + overhead
+    number, end = 0, size
+    while end > 0:
+        number, end = number + 1, back[end]
+    end = size
+    for cut in range(number - 1, -1, -1):
+        ends[cut] = end
+        end = back[end]
+    return number
+
+
+@compiled
+def _until(end: int, begin: int, best: NDArray[np.float64], cost: NDArray[np.float64]) -> float:
+    return float(best[begin] + (end - begin) * cost[begin])
+
+
+@compiled
+def _split_long(
+    values: NDArray[np.float64],
+    cheapest: NDArray[np.int64],
+    longest: float,
+    costs: MicroBatchCosts,
+    cuts: Cuts,
+) -> int:
+    """Cut evenly what costs more than `longest`, is over a limit, or leaves a worker without.
+
+    Returns:
+        How many micro-batches there are.
+    """
+    least = np.ones(len(cheapest), dtype=np.int64)
+    begin = 0
+    for number in range(len(cheapest)):
+        end = cheapest[number]
+        cost = (end - begin) * values[0, begin] + costs.overhead
+        parts = max(int(np.ceil(cost / longest)), _parts_within(values, begin, end, costs.most))
+        least[number] = min(max(parts, 1), end - begin)
+        begin = end
+    _fill_workers(cheapest, least, len(costs.rate))
+    number, begin = 0, 0
+    for cut in range(len(cheapest)):
+        first, size = begin, cheapest[cut] - begin
+        for part in range(1, least[cut] + 1):
+            end = first + size * part // least[cut]
+            cuts.end[number] = end
+            cuts.cost[number] = (end - begin) * values[0, begin] + costs.overhead
+            number, begin = number + 1, end
+    return number
+
+
+@compiled
+def _parts_within(
+    values: NDArray[np.float64], begin: int, end: int, most: NDArray[np.float64]
+) -> int:
+    """Return into how many even parts a cut must go for each to be within the limits."""
+    size, fitting = end - begin, most[3]
+    if np.isinf(most).all():
+        return 1
+    for row in range(3):
+        largest = values[row, begin:end].max()
+        if largest > 0:
+            fitting = min(fitting, most[row] / largest)
+    if fitting >= size:
+        return 1
+    return int(np.ceil(size / max(np.floor(fitting), 1.0)))
+
+
+@compiled
+def _fill_workers(cheapest: NDArray[np.int64], parts: NDArray[np.int64], num_workers: int) -> None:
+    """Raise the number of parts of the longest cuts until each worker can get one."""
+    missing = num_workers - parts.sum()
+    while missing > 0:
+        widest, most = 0, 0.0
+        for cut in range(len(cheapest)):
+            size = cheapest[cut] - (cheapest[cut - 1] if cut else 0)
+            if size > parts[cut] and size / parts[cut] > most:
+                widest, most = cut, size / parts[cut]
+        parts[widest] += 1
+        missing -= 1
+
+
+@compiled
+def _give_away(number: int, costs: MicroBatchCosts, least: float, cuts: Cuts) -> float:
+    """Give each micro-batch to the worker that then ends first; return when the last one ends.
+
+    Stops early where that is later than `least`. No worker stays without.
+    """
+    num_workers = len(costs.rate)
+    finish, held = costs.start.copy(), np.zeros(num_workers, dtype=np.int64)
+    latest = finish.max()
+    order = np.argsort(-cuts.cost[:number], kind="mergesort")
+    for given in range(number):
+        cut, must_fill = order[given], number - given <= (held == 0).sum()
+        chosen, earliest = 0, np.inf
+        for worker in range(num_workers):
+            end = finish[worker] + costs.rate[worker] * cuts.cost[cut]
+            if end < earliest and not (must_fill and held[worker]):
+                chosen, earliest = worker, end
+        cuts.worker[cut] = chosen
+        finish[chosen] = earliest
+        held[chosen] += 1
+        latest = max(latest, earliest)
+        if latest >= least:
+            return np.inf
+    return float(latest)
+
+
+@compiled
+def _write(
+    number: int,
+    cuts: Cuts,
+    worker: NDArray[np.int64],
+    micro: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> None:
+    """Number each worker's micro-batches, lightest first, and write them to the examples."""
+    counts[:] = 0
+    for cut in np.argsort(cuts.cost[:number], kind="mergesort"):
+        begin = cuts.end[cut - 1] if cut else 0
+        mine = cuts.worker[cut]
+        worker[begin : cuts.end[cut]] = mine
+        micro[begin : cuts.end[cut]] = counts[mine]
+        counts[mine] += 1
