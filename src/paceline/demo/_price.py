@@ -18,8 +18,9 @@ from paceline.plan import data_parallel_graph
 from paceline.timeline import Kind, simulate
 from paceline.torch import measure_job, watch
 
-# Micro-batches (examples, bytes each) that span what both ways will see.
-SHAPES = ((2, 256), (8, 64), (32, 64), (24, 192), (8, 512), (16, 384), (4, 1024), (12, 1024))
+# Micro-batches (examples, bytes each) that span what both ways will see. The smallest tell what a
+# micro-batch costs by itself.
+SHAPES = ((1, 16), (1, 96), (2, 48), (2, 256), (8, 64), (32, 64), (24, 192), (8, 512), (4, 1024))
 NUM_REPEATS = 3
 
 
