@@ -34,7 +34,7 @@ class MissingExtraError(PacelineError, ImportError):
 
 
 class PlanMismatchError(PacelineError, ValueError):
-    """Ranks disagree on what is to travel: another model or another plan on some rank."""
+    """Ranks disagree on what to send: another model or another plan on some rank."""
 
 
 class RankFailedError(PacelineError, RuntimeError):

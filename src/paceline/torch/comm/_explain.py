@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from paceline.torch.comm._candidates import Candidate
+from paceline.torch.comm._candidates import LEAST_GAIN, Candidate
 from paceline.torch.comm._control import PlanControl
 from paceline.torch.comm._mode import Mode
+from paceline.torch.model import MIN_GAIN
 
 
 def explain(control: PlanControl) -> str:
@@ -46,8 +47,9 @@ def _overlap(control: PlanControl) -> str:
     elif control.settings.planner is not None:
         why = "the given plan waits for all"
     else:
-        how = "measured" if any(s < np.inf for _, s in control.choice.tried) else "predicted"
-        why = f"no plan was {how} to win by 1 %"
+        was_timed = any(median_s < np.inf for _, median_s in control.choice.tried)
+        how, gain = ("measured", MIN_GAIN) if was_timed else ("predicted", LEAST_GAIN)
+        why = f"no plan was {how} to win by {100 * gain:.3g} %"
     return f"the backward pass only, because {why}"
 
 

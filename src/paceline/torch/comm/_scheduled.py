@@ -38,7 +38,7 @@ class ScheduledDataParallel(FlushingModule):
     the next forward pass compute, updates each parameter as soon as its gradient has
     landed, and each module waits only for the parameters that it was seen to use. The
     promising plans and DDP's bucket sizes take turns on the next steps, and the one that is
-    measured fastest stays. Where none wins by 1 %, communication overlaps the
+    measured fastest stays. Where none wins by 1.25 %, communication overlaps the
     backward pass only, in the best bucket size; `explain` tells. When steps later take
     25 % more or less time than at first, measuring begins anew.
 
