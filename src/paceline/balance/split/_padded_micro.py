@@ -68,8 +68,8 @@ def plan_padded_micro_batches(
         least 1.
 
     References:
-        [1] D. Hochbaum and others call it the convex hull trick; see P. Brucker, "Efficient
-        algorithms for some path partitioning problems", Discrete Applied Mathematics 62, 1995.
+        [1] P. Brucker, "Efficient algorithms for some path partitioning problems", Discrete
+        Applied Mathematics 62, 1995.
     """
     order = descending_order(amounts[0])
     sorted_amounts = np.take_along_axis(amounts, order[None], axis=2)
