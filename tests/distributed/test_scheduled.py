@@ -306,9 +306,10 @@ def clipping(rank: int) -> dict[str, Any]:
         warnings.simplefilter("always")
         model = train_scheduled(two, OPTIMIZERS["sgd"](two.parameters()), rank, each_step=clip)
         measured = len(caught)
+        other = copy.deepcopy(two)
         late = train_scheduled(
-            copy.deepcopy(two),
-            OPTIMIZERS["sgd"](two.parameters()),
+            other,
+            OPTIMIZERS["sgd"](other.parameters()),
             rank,
             each_step=lambda model, step: None if step < 10 else clip(model, step),
         )

@@ -81,7 +81,7 @@ class Sharded:
         number_of = {parameter: number for number, parameter in enumerate(self.parameters)}
         used = [number_of[one] for one in self.parameters if one is not model.late.weight]
         self.plan(used, 3)
-        self.is_ready, self.note_ready = self.executor.is_ready, self.executor.note_ready
+        self.note_ready = self.executor.note_ready
         self.finish = self.executor.finish
         self.feed = GradientFeed(trained, self)
         self.handles = []

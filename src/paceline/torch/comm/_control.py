@@ -1,47 +1,28 @@
 """Decide over a training run which plan is executed: measure, try, keep, watch for drift."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed as dist
 
-from paceline.torch.comm._candidates import Candidate, candidates, first_plan
+from paceline.torch.comm._candidates import Candidate, Choice, candidates, first_plan
 from paceline.torch.comm._drift import StepTimes
 from paceline.torch.comm._executor import Executor
 from paceline.torch.comm._gradient_feed import GradientFeed
 from paceline.torch.comm._mode import Mode, ModeSwitch
 from paceline.torch.comm._module_waits import ModuleWaits
-from paceline.torch.comm._plain_parallel import PlainParallel
 from paceline.torch.comm._plan_trial import PlanTrial
 from paceline.torch.comm._settings import Settings
 from paceline.torch.comm._step_probe import StepCost, StepProbe
+from paceline.torch.comm.habits import is_withholdable
+from paceline.torch.comm.plain import PlainParallel
 from paceline.torch.comm.transfer import Trained
 from paceline.torch.comm.whole import link_per_gradient_byte
 from paceline.torch.measure import measure_link
 from paceline.torch.model import is_compiled
 from paceline.torch.ranks import all_gather_bytes, check_same_plan, from_rank_0
-
-
-@dataclass(slots=True)
-class Choice:
-    """What was planned on the last measurement, and what is kept.
-
-    Attributes:
-        order: Parameters as the tensors of a plan: as the forward pass needs them.
-        gets_all: Whether all parameters got a gradient in every measured step, on all ranks.
-        bound_s: Seconds that no schedule beats, on what was measured.
-        tried: All plans with their measured medians, `inf` if untimed.
-        chosen: The plan that is kept; None while measuring or trying.
-    """
-
-    order: list[int]
-    gets_all: bool = False
-    bound_s: float = 0.0
-    tried: list[tuple[Candidate, float]] = field(default_factory=list)
-    chosen: Candidate | None = None
 
 
 class PlanControl:
@@ -78,7 +59,7 @@ class PlanControl:
         self._module, self._trained, self._group = module, trained, group
         self._executor, self.settings = executor, settings
         self._feed = GradientFeed(trained, self)
-        self._switch = ModeSwitch(trained, executor, self._feed, plain)
+        self._plain, self._switch = plain, ModeSwitch(trained, executor, self._feed, plain)
         self._waits = ModuleWaits(executor)
         self._trial: PlanTrial | None = None
         self.times = StepTimes()
@@ -112,13 +93,12 @@ class PlanControl:
 
     def begin(self) -> None:
         """Open a backward pass."""
+        if self.way is Mode.PLAIN:
+            self._plain.begin()
+            return
         self._open_round()
         if self.mode is Mode.MEASURING:
             self.probe.mark_backward()
-
-    def is_ready(self, tensor: int) -> bool:
-        """Whether the gradient has come in this backward pass."""
-        return self._executor.is_ready(tensor)
 
     def note_ready(self, tensor: int) -> None:
         """Take the gradient of one parameter."""
@@ -128,6 +108,9 @@ class PlanControl:
 
     def finish(self) -> None:
         """End the backward pass; unless overlapped, wait for all gradients, as DDP does."""
+        if self.way is Mode.PLAIN:
+            self._plain.finish(self._feed.came)
+            return
         if self.mode is Mode.MEASURING:
             self.probe.mark_backward_end()
         self._executor.finish()
@@ -144,6 +127,7 @@ class PlanControl:
     def end_backward(self) -> None:
         """End the backward pass where autograd did not, and wait for gradients put in since."""
         if self.way is Mode.PLAIN:
+            self._plain.end_backward()
             return
         if not self._executor.has_open_round:  # No parameter took part.
             self._open_round()
@@ -154,6 +138,7 @@ class PlanControl:
     def end_step(self) -> None:
         """Note the end of `step()`, and go on to what comes next."""
         step_s = self.times.end_step()
+        self._plain.end_step()
         if self.mode is Mode.MEASURING:
             self._note_measured(step_s)
         elif self.mode is Mode.TRYING:
@@ -209,6 +194,8 @@ class PlanControl:
         self._waits.add(self.probe.waits())
         if is_compiled(self._module):
             self.must_wait("compiled code cannot wait for parameters")
+        if not all(map(is_withholdable, parameters)):
+            self.must_wait("gradients of parameters of another class are seen on their way")
         self._try(found)
 
     def _agree_on_gradients(self) -> list[bool]:

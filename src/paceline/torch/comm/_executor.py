@@ -37,9 +37,6 @@ class Executor(Protocol):
     def has_open_round(self) -> bool:
         """Whether a backward pass has begun whose gradients no step has taken yet."""
 
-    def is_ready(self, tensor: int) -> bool:
-        """Whether the gradient has come in this backward pass."""
-
     def end_round(self) -> bool:
         """Finish what was begun; tell once, on all ranks alike, whether one asked to wait."""
 

@@ -17,9 +17,6 @@ class Listener(Protocol):
     def begin(self) -> None:
         """Note that a backward pass begins."""
 
-    def is_ready(self, tensor: int) -> bool:
-        """Whether the gradient has come in this backward pass."""
-
     def note_ready(self, tensor: int) -> None:
         """Take the gradient of one parameter."""
 
@@ -36,23 +33,31 @@ class GradientFeed:
     Args:
         trained: The parameters that get hooks.
         listener: Who is told.
+
+    Attributes:
+        came: Which parameters autograd has reached in this backward pass.
     """
 
     def __init__(self, trained: Trained, listener: Listener) -> None:
         self._trained, self._listener = trained, listener
+        self.came = [False] * len(trained.parameters)
+        self._takes_gradients = False
         self._in_backward = False
         self._is_syncing = True
         self._handles: list[RemovableHandle] = []
         self.attach()
 
-    def attach(self) -> None:
-        """Put hooks on the parameters, unless they are there."""
-        if self._handles:
+    def attach(self, *, takes_gradients: bool = True) -> None:
+        """Put hooks on the parameters; without `takes_gradients` nobody gets a `note_ready`."""
+        if self._handles and self._takes_gradients is takes_gradients:
             return
+        self.detach()
+        self._takes_gradients = takes_gradients
         for tensor, parameter in enumerate(self._trained.parameters):
             self._handles.append(parameter.register_hook(self._before(tensor)))
-            after = parameter.register_post_accumulate_grad_hook(self._after(tensor))
-            self._handles.append(after)
+            if takes_gradients:
+                after = parameter.register_post_accumulate_grad_hook(self._after(tensor))
+                self._handles.append(after)
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -72,12 +77,12 @@ class GradientFeed:
         def hook(gradient: torch.Tensor | None) -> None:
             self._begin()
             # None: the gradient was computed on another lane and is there already.
-            is_again = gradient is not None and self._listener.is_ready(tensor)
-            if self._is_syncing and is_again:
+            if self._is_syncing and gradient is not None and self.came[tensor]:
                 raise RuntimeError(
                     f"{self._trained.names[tensor]!r} must get its gradient once per backward "
                     "pass, but it came again; use checkpoint(..., use_reentrant=False)"
                 )
+            self.came[tensor] = True
 
         return hook
 
@@ -95,9 +100,12 @@ class GradientFeed:
         if self._in_backward or not self._is_syncing:
             return
         self._in_backward = True
+        self.came = [False] * len(self.came)
         Variable._execution_engine.queue_callback(self._end)
         self._listener.begin()
 
     def _end(self) -> None:
-        self._in_backward = False
-        self._listener.finish()
+        try:
+            self._listener.finish()
+        finally:
+            self._in_backward = False

@@ -6,7 +6,7 @@ from enum import StrEnum
 from paceline.torch.comm._candidates import Candidate
 from paceline.torch.comm._executor import Executor
 from paceline.torch.comm._gradient_feed import GradientFeed
-from paceline.torch.comm._plain_parallel import PlainParallel
+from paceline.torch.comm.plain import PlainParallel
 from paceline.torch.comm.transfer import Route, Trained, payloads_of
 
 
@@ -62,7 +62,7 @@ class ModeSwitch:
         self.mode, self.way, self.current = mode, way, one
         if way is Mode.PLAIN and one.bucket_mb is not None:
             self._executor.flush()
-            self._feed.detach()
+            self._feed.attach(takes_gradients=False)
             self._plain.enter(one.bucket_mb)
             return
         self._plain.leave()

@@ -15,9 +15,10 @@ from paceline.torch.comm._control import PlanControl
 from paceline.torch.comm._executor import Executor, sharded_executor, whole_executor
 from paceline.torch.comm._explain import explain
 from paceline.torch.comm._flushing import FlushingModule
-from paceline.torch.comm._mode import Mode
-from paceline.torch.comm._plain_parallel import PlainParallel
 from paceline.torch.comm._settings import Choose, Settings
+from paceline.torch.comm._steps import Steps
+from paceline.torch.comm.habits import Ownership, check_bare, check_outermost, refuse_wrapping
+from paceline.torch.comm.plain import PlainParallel
 from paceline.torch.comm.transfer import Trained
 from paceline.torch.comm.whole import Compression, wire_dtype
 from paceline.torch.model import PartialUpdate
@@ -111,6 +112,10 @@ class ScheduledDataParallel(FlushingModule):
         )
         if sharded:
             _check_sharded(compression)
+        self._rank = dist.get_rank(group)
+        check_bare(module, ScheduledDataParallel, self._rank)
+        ownership = Ownership(module, optimizer, self._rank)
+        update = PartialUpdate(optimizer)
         check_same_model(module, group)
         names = [name for name, one in module.named_parameters() if one.requires_grad]
         if not names:
@@ -119,26 +124,28 @@ class ScheduledDataParallel(FlushingModule):
         self._optimizer, self._group = optimizer, group
         self._broadcasts = broadcast_buffers
         self._is_syncing = self._is_stale = True
-        self._update = PartialUpdate(optimizer)
         broadcast_from_rank_0([*module.parameters(), *module.buffers()], group)
         parameters = [one for one in module.parameters() if one.requires_grad]
         self._trained = Trained(parameters, names, new_group_like(group))
         wire = wire_dtype(compression, group)
-        self._executor = self._new_executor(num_in_flight, wire, sharded)
-        self._plain = PlainParallel(module, self._trained.group, wire)
+        self._executor = self._new_executor(update, num_in_flight, wire, sharded)
+        self._plain = PlainParallel(module, self._trained, wire)
         self._control = PlanControl(
             module, self._trained, self._executor, self._plain, group, settings
         )
-        handles = self.flush_before_state_of(optimizer)
+        self._steps = Steps(
+            optimizer, ownership, update, self._executor, self._control, self._trained
+        )
+        handles = [*self.flush_before_state_of(optimizer), *self._steps.outside.handles]
         self._finalizer = weakref.finalize(self, _close, self._control, handles)
         self.module = module
 
     def _new_executor(
-        self, num_in_flight: int, wire: torch.dtype | None, sharded: bool
+        self, update: PartialUpdate, num_in_flight: int, wire: torch.dtype | None, sharded: bool
     ) -> Executor:
         if sharded:
             return sharded_executor(self._trained, self._optimizer, num_in_flight=num_in_flight)
-        return whole_executor(self._trained, self._update, num_in_flight=num_in_flight, wire=wire)
+        return whole_executor(self._trained, update, num_in_flight=num_in_flight, wire=wire)
 
     def __enter__(self) -> Self:
         return self
@@ -158,16 +165,17 @@ class ScheduledDataParallel(FlushingModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; with gradients, each module waits for its own parameters only."""
         module = self._bare[0]
+        check_outermost(self._rank)
         is_training = self.training and torch.is_grad_enabled()
         if not is_training:
             self.flush()
         if self._broadcasts and self._is_stale:
             broadcast_from_rank_0(list(module.buffers()), self._group)
         self._is_stale = torch.is_grad_enabled() and self._is_syncing
-        if torch.is_grad_enabled() and self._control.way is Mode.PLAIN:
-            return self._plain.forward(*args, is_syncing=self._is_syncing, **kwargs)
+        self._steps.begin()
+        run = self._plain.forward if self._plain.is_on and torch.is_grad_enabled() else module
         with self._control.forward() if is_training else nullcontext():
-            output = module(*args, **kwargs)
+            output = run(*args, **kwargs)
         if torch.is_grad_enabled():
             self._control.watch_output(output, is_syncing=self._is_syncing)
         return output
@@ -186,15 +194,7 @@ class ScheduledDataParallel(FlushingModule):
                     "averaged; use bfloat16 autocast without one, or sharded=False"
                 )
             self._must_wait("a GradScaler needs all gradients before the first update")
-        self._control.end_backward()
-        is_overlapped = self._control.way is Mode.OVERLAPPED
-        if self._executor.has_whole_gradients and not is_overlapped:
-            self._step_now(scaler)
-        else:
-            self._step_beside()
-        if not is_overlapped:
-            self.flush()
-        self._control.end_step()
+        self._steps.take(scaler)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
         """Clip the averaged gradients as `torch.nn.utils.clip_grad_norm_` does; return the norm.
@@ -244,27 +244,10 @@ class ScheduledDataParallel(FlushingModule):
         """Say what was chosen and why; predicted times are simulated, the others measured."""
         return explain(self._control)
 
-    def _step_now(self, scaler: torch.amp.GradScaler | None) -> None:
-        self._executor.retire()
-        if scaler is not None:
-            scaler.step(self._optimizer)
-        else:
-            self._optimizer.step()
-        self._clear()
-
-    def _step_beside(self) -> None:
-        self._update.begin()
-        self._update.run_hooks(before=True)
-        rest = list(self._update.rest(set(self._trained.parameters)))
-        self._executor.release()
-        self._update.apply(rest, [parameter.grad for parameter in rest])
-        self._clear()
-        self._update.run_hooks(before=False)
-
-    def _clear(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        for parameter in self._trained.parameters:
-            parameter.grad = None
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> None:
+        """What DistributedDataParallel asks first of a module that it is to wrap."""
+        refuse_wrapping(self._rank)
 
     def _must_wait(self, reason: str) -> None:
         if self._control.must_wait(reason):

@@ -3,6 +3,7 @@
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
+from operator import is_not
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ class PartialUpdate:
             {key: _frozen(value) for key, value in group.items() if key != "params"}
             for group in groups
         ]
-        if len(self._group_of) != sum(len(group["params"]) for group in groups):
+        owned = [parameter for group in groups for parameter in group["params"]]
+        if len(owned) != len(self._group_of) or any(map(is_not, owned, self._group_of)):
             self._group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
 
     def apply(

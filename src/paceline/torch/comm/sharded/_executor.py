@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from paceline.torch.comm.habits import WithheldGradients
 from paceline.torch.comm.sharded._layout import ShardLayout
 from paceline.torch.comm.sharded._round import ShardFlight, ShardRound, ShardRoute
 from paceline.torch.comm.sharded._rows import norm_over_ranks, own_parts, packed, unpack
@@ -59,6 +60,7 @@ class ShardedExecutor:
         self._request = WaitRequest()
         self._pending = PendingUpdates(trained, worker)
         self._flying: deque[tuple[int, ShardFlight]] = deque()
+        self._withheld = WithheldGradients(trained.parameters, _refuse_use, may_drop=True)
         self.use(Route([], trained.parameters), [])
         worker.start()
 
@@ -79,10 +81,6 @@ class ShardedExecutor:
         """Whether a backward pass has begun whose gradients no step has taken yet."""
         return self._round is not None and not self._round.is_released
 
-    def is_ready(self, tensor: int) -> bool:
-        """Whether the gradient has come in this backward pass."""
-        return self._round is not None and self._round.is_ready[tensor]
-
     def end_round(self) -> bool:
         """Finish what was begun; tell once, on all ranks alike, whether one asked to wait."""
         if self._round is not None and not self._round.is_over:
@@ -95,6 +93,7 @@ class ShardedExecutor:
 
         Gradients that no step has taken are still in `.grad`, and are sent again with the new.
         """
+        self._withheld.let_go()
         self._round = ShardRound(self._route)
 
     def note_ready(self, tensor: int) -> None:
@@ -112,6 +111,7 @@ class ShardedExecutor:
         self._send_complete(current)
         current.is_over = True
         self._worker.submit(partial(self._agree, current))
+        self._withheld.hold()
 
     def deliver(self) -> None:
         """Wait until the means have landed; they stay in parts, `.grad` is left alone."""
@@ -139,6 +139,7 @@ class ShardedExecutor:
     def release(self) -> None:
         """Let updates begin, with the optimizer's settings of this moment."""
         current = self._open_round()
+        self._withheld.let_go()
         for tensor, parameter in enumerate(self._trained.parameters):
             if current.has_changed(tensor, parameter.grad):
                 raise ValueError(
@@ -178,6 +179,7 @@ class ShardedExecutor:
 
     def close(self) -> None:
         """Finish what other ranks may wait for, within 10 s, and end the thread."""
+        self._withheld.let_go()
         self._worker.close(lambda: self._worker.is_idle)
 
     def _open_round(self) -> ShardRound:
@@ -283,3 +285,11 @@ class ShardedExecutor:
                 if not current.num_left[tensor]:
                     self._pending.end([tensor])
             self._worker.condition.notify_all()
+
+
+def _refuse_use() -> None:
+    raise ValueError(
+        "with sharded=True only parts of the averaged gradients exist, and .grad would be this "
+        "rank's own; use model.clip_grad_norm_() (it returns the norm) and no GradScaler, or "
+        "sharded=False"
+    )

@@ -66,10 +66,7 @@ class ShardedUpdate:
         self._twin = object.__new__(type(optimizer))
         self._twin.__dict__.update(optimizer.__dict__)
         self._twin.state = defaultdict(dict)
-        self._twin.param_groups = [
-            {**group, "params": list(self._parts(group["params"]))}
-            for group in optimizer.param_groups
-        ]
+        self._take_groups()
         self._update = PartialUpdate(self._twin)
         self.adopt()
 
@@ -88,7 +85,10 @@ class ShardedUpdate:
 
     def begin(self) -> None:
         """Take the settings of all groups as they are now, and the parameters' values."""
-        for own, group in zip(self._twin.param_groups, self._optimizer.param_groups, strict=True):
+        groups = self._optimizer.param_groups
+        if [len(group["params"]) for group in groups] != self._num_owned:
+            self._take_groups()
+        for own, group in zip(self._twin.param_groups, groups, strict=True):
             own.update({key: value for key, value in group.items() if key != "params"})
         self._update.begin()
         for segment, part in self.part_of.items():
@@ -131,6 +131,13 @@ class ShardedUpdate:
                 own = self._own_state(number)[key]
                 whole.setdefault(number, {})[key] = _on_cpu(own) if value is None else value
         return whole
+
+    def _take_groups(self) -> None:
+        groups = self._optimizer.param_groups
+        self._num_owned = [len(group["params"]) for group in groups]
+        self._twin.param_groups = [
+            {**group, "params": list(self._parts(group["params"]))} for group in groups
+        ]
 
     def _parts(self, parameters: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         for parameter in parameters:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from paceline.torch.comm.habits import WithheldGradients
 from paceline.torch.comm.transfer import PendingUpdates, Route, Trained, WaitRequest, Worker
 from paceline.torch.comm.whole._payload import pack, unpack
 from paceline.torch.comm.whole._round import (
@@ -62,6 +63,7 @@ class BlockExecutor:
         self._request = WaitRequest()
         self._pending = PendingUpdates(trained, worker)
         self._urgency = list(range(len(trained.parameters)))
+        self._withheld = WithheldGradients(trained.parameters, self.flush)
         self._watcher = Worker(trained.device, "paceline-wire", worker.condition)
         self._watcher.start()
         worker.start(self._choose, self._wait_for_wire)
@@ -83,10 +85,6 @@ class BlockExecutor:
         """Whether a backward pass has begun whose gradients no step has taken yet."""
         return self._round is not None and self._round.release is None
 
-    def is_ready(self, tensor: int) -> bool:
-        """Whether the gradient has come in this backward pass."""
-        return self._round is not None and self._round.is_ready[tensor]
-
     def end_round(self) -> bool:
         """Finish what was begun; tell once, on all ranks alike, whether one asked to wait."""
         if self._round is not None and not self._round.is_over:
@@ -96,6 +94,7 @@ class BlockExecutor:
 
     def begin(self) -> None:
         """Open a backward pass; `end_round` comes first."""
+        self._withheld.let_go()
         with self._worker.condition:
             self._round = Round(self._route)
 
@@ -116,10 +115,12 @@ class BlockExecutor:
                     current.note_ready(tensor, gradient, streams.mark())
             current.is_over = True
             self._worker.condition.notify_all()
+        self._withheld.hold()
 
     def deliver(self) -> None:
         """Wait for all gradients, and put the means where the parameters' own were."""
         current, streams = self._open_round(), self._worker.streams
+        self._withheld.let_go()
         self._worker.wait(lambda: current.is_reduced)
         streams.wait(self._pending.event)
         for tensor, parameter in enumerate(self._trained.parameters):
@@ -136,6 +137,7 @@ class BlockExecutor:
     def release(self) -> None:
         """Let updates begin; `.grad` is cleared, and nothing that is put there counts."""
         current, override = self._open_round(), {}
+        self._withheld.let_go()
         with self._worker.condition:
             for tensor, parameter in enumerate(self._trained.parameters):
                 if parameter.grad is not current.local[tensor]:
@@ -169,6 +171,7 @@ class BlockExecutor:
 
     def close(self) -> None:
         """Finish what other ranks may wait for, within 10 s, and end the threads."""
+        self._withheld.let_go()
         current = self._round
         is_own = self._worker.is_current or self._watcher.is_current
         self._worker.close(lambda: is_own or current is None or not self._is_owed(current))

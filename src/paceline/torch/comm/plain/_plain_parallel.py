@@ -1,12 +1,14 @@
 """The plain way: PyTorch's own DistributedDataParallel around the same module."""
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from paceline.torch.comm.plain._absent import AbsentGradients
+from paceline.torch.comm.transfer import Trained
 from paceline.torch.comm.whole import compress_hook
 
 # Newer versions of PyTorch warn of the older name.
@@ -21,21 +23,21 @@ class PlainParallel:
     """Runs the module in DistributedDataParallel while no plan of ours is executed.
 
     Its reducer is C++ and takes less of a core than our threads, so where nothing is to
-    be gained from the next forward pass, it is what trains. Needs a gradient for every
-    parameter in every step, as DistributedDataParallel does.
+    be gained from the next forward pass, it is what trains.
 
     Args:
         module: The bare model.
-        group: Sends nothing else meanwhile.
+        trained: Its parameters; their group sends nothing else meanwhile.
         wire: Type that gradients are sent in; None for their own.
     """
 
     def __init__(
-        self, module: torch.nn.Module, group: dist.ProcessGroup, wire: torch.dtype | None = None
+        self, module: torch.nn.Module, trained: Trained, wire: torch.dtype | None = None
     ) -> None:
-        self._module, self._group, self._wire = module, group, wire
+        self._module, self._trained, self._wire = module, trained, wire
         self._parallel: DistributedDataParallel | None = None
         self._bucket_mb = 0.0
+        self._has_means = False
 
     @property
     def is_on(self) -> bool:
@@ -52,24 +54,51 @@ class PlainParallel:
         self.leave()
         self._bucket_mb = bucket_mb
         sync_buffers: Any = {_SYNC_BUFFERS: False}
+        self._gradients = AbsentGradients(self._module, self._trained.parameters)
         self._parallel = DistributedDataParallel(
-            self._module,
-            process_group=self._group,
+            self._gradients,
+            process_group=self._trained.group,
             bucket_cap_mb=None if bucket_mb == DEFAULT_MB else bucket_mb,
             **sync_buffers,
             init_sync=False,
             gradient_as_bucket_view=True,
         )
         if self._wire is not None:
-            self._parallel.register_comm_hook(self._group, compress_hook(self._wire))
+            self._parallel.register_comm_hook(self._trained.group, compress_hook(self._wire))
 
     def leave(self) -> None:
         """Remove the reducer and its hooks."""
         self._parallel = None
 
-    def forward(self, *args: Any, is_syncing: bool, **kwargs: Any) -> Any:
-        """Run the module; the backward pass returns averaged gradients if `is_syncing`."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module; a backward pass is averaged between `begin` and `finish`."""
+        if self._gradients.has_changed:  # A parameter was frozen, or thawed.
+            self.leave()
+            self.enter(self._bucket_mb)
+        # What DDP prepares in forward passes is done by `begin`, before each backward pass.
+        self._running().require_backward_grad_sync = False
+        return self._running()(*args, **kwargs)
+
+    def begin(self) -> None:
+        """Average the gradients of the backward pass that begins."""
+        self._running().reducer.prepare_for_backward([])
+
+    def finish(self, came: Sequence[bool]) -> None:
+        """Complete the backward pass, in which some parameters got a gradient."""
+        self._gradients.complete(came)
+        self._has_means = True
+
+    def end_backward(self) -> None:
+        """Average what is in `.grad` where no backward pass was seen."""
+        if not self._has_means:
+            self.begin()
+            self.finish([False] * len(self._trained.parameters))
+
+    def end_step(self) -> None:
+        """Expect another backward pass."""
+        self._has_means = False
+
+    def _running(self) -> DistributedDataParallel:
         if self._parallel is None:
             raise AssertionError("the plain way was not entered")
-        self._parallel.require_backward_grad_sync = is_syncing
-        return self._parallel(*args, **kwargs)
+        return self._parallel
