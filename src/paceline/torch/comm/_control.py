@@ -81,6 +81,10 @@ class PlanControl:
         """The plan that is executed."""
         return self._switch.current
 
+    def expect_backward(self) -> None:
+        """Note that a forward pass begins; the last backward pass may have raised on its way."""
+        self._feed.end_backward()
+
     def forward(self) -> AbstractContextManager[None]:
         """Watch or time one training forward pass, if that is due."""
         return self.probe.forward() if self.mode is Mode.MEASURING else nullcontext()
@@ -117,6 +121,13 @@ class PlanControl:
         if self.way is not Mode.OVERLAPPED:
             self._executor.deliver()
 
+    def abandon(self) -> None:
+        """Leave a backward pass that raised; unless plain, send what there is of it."""
+        if self.way is Mode.PLAIN:
+            self._plain.renew()
+        else:
+            self._executor.finish()
+
     def _open_round(self) -> None:
         if self._executor.end_round():
             self._wait_on_all_ranks()
@@ -126,6 +137,7 @@ class PlanControl:
 
     def end_backward(self) -> None:
         """End the backward pass where autograd did not, and wait for gradients put in since."""
+        self._feed.end_backward()
         if self.way is Mode.PLAIN:
             self._plain.end_backward()
             return

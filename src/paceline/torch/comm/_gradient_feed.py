@@ -23,6 +23,9 @@ class Listener(Protocol):
     def finish(self) -> None:
         """Note that the backward pass has ended."""
 
+    def abandon(self) -> None:
+        """Note that it will not end, because it raised; other ranks may wait for its rest."""
+
 
 class GradientFeed:
     """Tells `listener` of each backward pass, from hooks on outputs and parameters.
@@ -67,11 +70,18 @@ class GradientFeed:
     def watch_output(self, output: Any, *, is_syncing: bool) -> None:
         """Expect a backward pass through `output`; averaged over ranks if `is_syncing`."""
         self._is_syncing = is_syncing
-        self._in_backward = False  # The last backward pass may have raised on its way.
         for tensor in tensors_in(output):
             # A leaf, such as a weight that is handed out, would keep its hook for good.
             if tensor.requires_grad and not tensor.is_leaf:
                 tensor.register_hook(self._on_output_grad)
+
+    def end_backward(self) -> None:
+        """End a backward pass that has raised."""
+        if self._in_backward:
+            try:
+                self._listener.abandon()
+            finally:
+                self._in_backward = False
 
     def _before(self, tensor: int) -> Callable[[torch.Tensor | None], None]:
         def hook(gradient: torch.Tensor | None) -> None:

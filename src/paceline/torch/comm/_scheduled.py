@@ -173,7 +173,10 @@ class ScheduledDataParallel(FlushingModule):
             broadcast_from_rank_0(list(module.buffers()), self._group)
         self._is_stale = torch.is_grad_enabled() and self._is_syncing
         self._steps.begin()
-        run = self._plain.forward if self._plain.is_on and torch.is_grad_enabled() else module
+        run = module
+        if torch.is_grad_enabled():
+            self._control.expect_backward()
+            run = self._plain.forward if self._plain.is_on else module
         with self._control.forward() if is_training else nullcontext():
             output = run(*args, **kwargs)
         if torch.is_grad_enabled():

@@ -73,8 +73,7 @@ class PlainParallel:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module; a backward pass is averaged between `begin` and `finish`."""
         if self._gradients.has_changed:  # A parameter was frozen, or thawed.
-            self.leave()
-            self.enter(self._bucket_mb)
+            self.renew()
         # What DDP prepares in forward passes is done by `begin`, before each backward pass.
         self._running().require_backward_grad_sync = False
         return self._running()(*args, **kwargs)
@@ -87,6 +86,11 @@ class PlainParallel:
         """Complete the backward pass, in which some parameters got a gradient."""
         self._gradients.complete(came)
         self._has_means = True
+
+    def renew(self) -> None:
+        """Start afresh, in place of a reducer whose backward pass raised or whose model changed."""
+        self.leave()
+        self.enter(self._bucket_mb)
 
     def end_backward(self) -> None:
         """Average what is in `.grad` where no backward pass was seen."""
