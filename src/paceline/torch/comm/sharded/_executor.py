@@ -10,7 +10,12 @@ from torch import distributed as dist
 
 from paceline.torch.comm.habits import WithheldGradients
 from paceline.torch.comm.sharded._layout import ShardLayout
-from paceline.torch.comm.sharded._round import ShardFlight, ShardRound, ShardRoute
+from paceline.torch.comm.sharded._round import (
+    ShardFlight,
+    ShardRound,
+    ShardRoute,
+    refuse_own_gradients,
+)
 from paceline.torch.comm.sharded._rows import norm_over_ranks, own_parts, packed, unpack
 from paceline.torch.comm.sharded._update import ShardedUpdate
 from paceline.torch.comm.transfer import PendingUpdates, Route, Trained, WaitRequest, Worker
@@ -60,7 +65,9 @@ class ShardedExecutor:
         self._request = WaitRequest()
         self._pending = PendingUpdates(trained, worker)
         self._flying: deque[tuple[int, ShardFlight]] = deque()
-        self._withheld = WithheldGradients(trained.parameters, _refuse_use, may_drop=True)
+        self._withheld = WithheldGradients(
+            trained.parameters, partial(refuse_own_gradients, trained.rank), may_drop=True
+        )
         self.use(Route([], trained.parameters), [])
         worker.start()
 
@@ -285,11 +292,3 @@ class ShardedExecutor:
                 if not current.num_left[tensor]:
                     self._pending.end([tensor])
             self._worker.condition.notify_all()
-
-
-def _refuse_use() -> None:
-    raise ValueError(
-        "with sharded=True only parts of the averaged gradients exist, and .grad would be this "
-        "rank's own; use model.clip_grad_norm_() (it returns the norm) and no GradScaler, or "
-        "sharded=False"
-    )

@@ -103,3 +103,12 @@ class ShardRound:
         if local is None or gradient is None:
             return (local is None) != (gradient is None)
         return gradient is not local[0] or gradient._version != local[1]
+
+
+def refuse_own_gradients(rank: int) -> None:
+    """Raise `ValueError`: who reads `.grad` takes it for an average."""
+    raise ValueError(
+        f"rank {rank}: with sharded=True only parts of the averaged gradients exist, and .grad "
+        "would be this rank's own; use model.clip_grad_norm_() (it returns the norm) and no "
+        "GradScaler, or sharded=False"
+    )
