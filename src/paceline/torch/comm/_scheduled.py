@@ -1,7 +1,7 @@
 """Data-parallel training whose communication overlaps the backward and the next forward pass."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
@@ -173,7 +173,7 @@ class ScheduledDataParallel(FlushingModule):
             broadcast_from_rank_0(list(module.buffers()), self._group)
         self._is_stale = torch.is_grad_enabled() and self._is_syncing
         self._steps.begin()
-        run = module
+        run: Callable[..., Any] = module
         if torch.is_grad_enabled():
             self._control.expect_backward()
             run = self._plain.forward if self._plain.is_on else module

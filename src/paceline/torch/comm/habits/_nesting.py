@@ -23,7 +23,7 @@ def check_bare(module: torch.nn.Module, own: type[torch.nn.Module], rank: int) -
 
 def check_outermost(rank: int) -> None:
     """Raise `ValueError` if DistributedDataParallel runs the present forward pass from outside."""
-    if DistributedDataParallel._get_active_ddp_module() is not None:  # type: ignore[attr-defined]  # private
+    if DistributedDataParallel._get_active_ddp_module() is not None:
         refuse_wrapping(rank)
 
 
