@@ -131,6 +131,7 @@ class PlanControl:
         if self.mode is Mode.MEASURING:
             self.probe.mark_backward_end()
         self._executor.finish()
+        self._trained.arrive()
         if self.way is not Mode.OVERLAPPED:
             self._executor.deliver()
 
@@ -144,6 +145,7 @@ class PlanControl:
     def end_backward(self) -> None:
         """End the backward pass where autograd did not, and wait for gradients put in since."""
         if self.way is Mode.PLAIN:
+            self._trained.arrive()
             return
         if not self._executor.has_open_round:  # No parameter took part.
             self._open_round()

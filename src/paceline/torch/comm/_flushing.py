@@ -10,11 +10,21 @@ from torch.utils.hooks import RemovableHandle
 
 
 class FlushingModule(torch.nn.Module):
-    """Flushes before its parameters or its state are read, written or moved."""
+    """Flushes before its parameters or its state are read, written or moved; is not copied."""
 
     @abstractmethod
     def flush(self) -> None:
         """Finish what is under way."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied and pickled."""
+        raise TypeError(
+            f"{type(self).__name__} holds threads and connections, so it cannot be copied or "
+            "pickled; copy model.module, or save model.state_dict()"
+        )
 
     def flush_before_state_of(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
         """Flush before `optimizer`'s state is read or loaded, too."""

@@ -4,9 +4,9 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from paceline.torch.comm.transfer import Trained
 from paceline.torch.comm.whole import compress_hook
 
 # Newer versions of PyTorch warn of the older name.
@@ -26,14 +26,14 @@ class PlainParallel:
 
     Args:
         module: The bare model.
-        group: Sends nothing else meanwhile.
+        trained: Its parameters; their group sends nothing else meanwhile.
         wire: Type that gradients are sent in; None for their own.
     """
 
     def __init__(
-        self, module: torch.nn.Module, group: dist.ProcessGroup, wire: torch.dtype | None = None
+        self, module: torch.nn.Module, trained: Trained, wire: torch.dtype | None = None
     ) -> None:
-        self._module, self._group, self._wire = module, group, wire
+        self._module, self._trained, self._wire = module, trained, wire
         self._parallel: DistributedDataParallel | None = None
         self._bucket_mb = 0.0
 
@@ -54,14 +54,14 @@ class PlainParallel:
         sync_buffers: Any = {_SYNC_BUFFERS: False}
         self._parallel = DistributedDataParallel(
             self._module,
-            process_group=self._group,
+            process_group=self._trained.group,
             bucket_cap_mb=None if bucket_mb == DEFAULT_MB else bucket_mb,
             **sync_buffers,
             init_sync=False,
             gradient_as_bucket_view=True,
         )
         if self._wire is not None:
-            self._parallel.register_comm_hook(self._group, compress_hook(self._wire))
+            self._parallel.register_comm_hook(self._trained.group, compress_hook(self._wire))
 
     def leave(self) -> None:
         """Remove the reducer and its hooks."""

@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from warnings import warn
 
 import torch
@@ -23,6 +23,7 @@ from paceline.torch.comm.whole import Compression, wire_dtype
 from paceline.torch.model import PartialUpdate
 from paceline.torch.ranks import (
     Group,
+    RollCall,
     broadcast_from_rank_0,
     check_same_model,
     new_group_like,
@@ -122,15 +123,15 @@ class ScheduledDataParallel(FlushingModule):
         self._update = PartialUpdate(optimizer)
         broadcast_from_rank_0([*module.parameters(), *module.buffers()], group)
         parameters = [one for one in module.parameters() if one.requires_grad]
-        self._trained = Trained(parameters, names, new_group_like(group))
+        self._trained = Trained(parameters, names, new_group_like(group), RollCall(group))
         wire = wire_dtype(compression, group)
         self._executor = self._new_executor(num_in_flight, wire, sharded)
-        self._plain = PlainParallel(module, self._trained.group, wire)
+        self._plain = PlainParallel(module, self._trained, wire)
         self._control = PlanControl(
             module, self._trained, self._executor, self._plain, group, settings
         )
         handles = self.flush_before_state_of(optimizer)
-        self._finalizer = weakref.finalize(self, _close, self._control, handles)
+        self._finalizer = weakref.finalize(self, _close, self._control, handles, self._trained)
         self.module = module
 
     def _new_executor(
@@ -140,19 +141,23 @@ class ScheduledDataParallel(FlushingModule):
             return sharded_executor(self._trained, self._optimizer, num_in_flight=num_in_flight)
         return whole_executor(self._trained, self._update, num_in_flight=num_in_flight, wire=wire)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        """Close; after an error without waiting for more than 10 s for other ranks."""
-        if kind is None:
+        """Close; after an error without waiting for more than 10 s for other ranks.
+
+        Raises:
+            TransferError: In place of a backend's error; names the rank that is missing.
+        """
+        if error is None:
             self.close()
-        else:
+            return
+        try:
+            self._trained.leave(error)
+        finally:
             self._finalizer()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -162,10 +167,15 @@ class ScheduledDataParallel(FlushingModule):
         if not is_training:
             self.flush()
         if self._broadcasts and self._is_stale:
-            broadcast_from_rank_0(list(module.buffers()), self._group)
+            with self._trained.talking("a buffer"):
+                broadcast_from_rank_0(list(module.buffers()), self._group)
         self._is_stale = torch.is_grad_enabled() and self._is_syncing
+        if self._is_stale:
+            self._must_be_open()
+            self._trained.arrive()
         if torch.is_grad_enabled() and self._control.way is Mode.PLAIN:
-            return self._plain.forward(*args, is_syncing=self._is_syncing, **kwargs)
+            with self._trained.talking("a bucket of gradients"):
+                return self._plain.forward(*args, is_syncing=self._is_syncing, **kwargs)
         with self._control.forward() if is_training else nullcontext():
             output = module(*args, **kwargs)
         if torch.is_grad_enabled():
@@ -179,6 +189,7 @@ class ScheduledDataParallel(FlushingModule):
             scaler: Calls the optimizer in place of this method if gradients are finite;
                 needs all of them, so no communication overlaps the forward pass then.
         """
+        self._must_be_open()
         if scaler is not None:
             if not self._executor.has_whole_gradients:
                 raise ValueError(
@@ -194,7 +205,8 @@ class ScheduledDataParallel(FlushingModule):
             self._step_beside()
         if not is_overlapped:
             self.flush()
-        self._control.end_step()
+        with self._trained.talking("a measured time"):
+            self._control.end_step()
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
         """Clip the averaged gradients as `torch.nn.utils.clip_grad_norm_` does; return the norm.
@@ -229,14 +241,16 @@ class ScheduledDataParallel(FlushingModule):
         self._executor.flush()
 
     def close(self) -> None:
-        """Finish what is under way, end all threads and remove all hooks.
+        """Finish what is under way; end all threads and connections, and remove all hooks.
 
-        Call it before the process group is destroyed; the wrapper cannot train any more.
-        Leaving a `with` block does the same.
+        All ranks must call it, before the process group is destroyed; the wrapper cannot train
+        any more. With `sharded=True` every rank's optimizer gets its whole state back. Leaving a
+        `with` block does the same, unless by an error.
         """
         try:
             if self._finalizer.alive:
                 self.flush()
+                self._executor.give_back()
         finally:
             self._finalizer()
 
@@ -266,6 +280,10 @@ class ScheduledDataParallel(FlushingModule):
         for parameter in self._trained.parameters:
             parameter.grad = None
 
+    def _must_be_open(self) -> None:
+        if not self._finalizer.alive:
+            raise RuntimeError("the model is closed; wrap it anew to train on")
+
     def _must_wait(self, reason: str) -> None:
         if self._control.must_wait(reason):
             warn(
@@ -274,10 +292,11 @@ class ScheduledDataParallel(FlushingModule):
             )
 
 
-def _close(control: PlanControl, handles: list[RemovableHandle]) -> None:
+def _close(control: PlanControl, handles: list[RemovableHandle], trained: Trained) -> None:
     control.close()
     for handle in handles:
         handle.remove()
+    trained.end()
 
 
 def _checked_group(process_group: Group | None) -> dist.ProcessGroup | None:
