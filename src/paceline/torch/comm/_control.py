@@ -1,8 +1,8 @@
 """Decide over a training run which plan is executed: measure, try, keep, watch for drift."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from paceline.torch.comm._gradient_feed import GradientFeed
 from paceline.torch.comm._mode import Mode, ModeSwitch
 from paceline.torch.comm._module_waits import ModuleWaits
 from paceline.torch.comm._plain_parallel import PlainParallel
-from paceline.torch.comm._plan_trial import PlanTrial
+from paceline.torch.comm._plan_trial import Choice, PlanTrial
 from paceline.torch.comm._settings import Settings
 from paceline.torch.comm._step_probe import StepCost, StepProbe
 from paceline.torch.comm.transfer import Trained
@@ -23,25 +23,6 @@ from paceline.torch.comm.whole import link_per_gradient_byte
 from paceline.torch.measure import measure_link
 from paceline.torch.model import is_compiled
 from paceline.torch.ranks import all_gather_bytes, check_same_plan, from_rank_0
-
-
-@dataclass(slots=True)
-class Choice:
-    """What was planned on the last measurement, and what is kept.
-
-    Attributes:
-        order: Parameters as the tensors of a plan: as the forward pass needs them.
-        gets_all: Whether all parameters got a gradient in every measured step, on all ranks.
-        bound_s: Seconds that no schedule beats, on what was measured.
-        tried: All plans with their measured medians, `inf` if untimed.
-        chosen: The plan that is kept; None while measuring or trying.
-    """
-
-    order: list[int]
-    gets_all: bool = False
-    bound_s: float = 0.0
-    tried: list[tuple[Candidate, float]] = field(default_factory=list)
-    chosen: Candidate | None = None
 
 
 class PlanControl:
@@ -209,8 +190,9 @@ class PlanControl:
         check_same_plan("".join(one.plan.digest() for one in found), self._group)
         self.choice.bound_s = problem.bound_s
         self._waits.add(self.probe.waits())
-        if is_compiled(self._module):
+        if is_compiled(self._module) and not self.reason:
             self.must_wait("compiled code cannot wait for parameters")
+            warn(f"{self.reason}; communication overlaps the backward pass only", stacklevel=5)
         self._try(found)
 
     def _agree_on_gradients(self) -> list[bool]:

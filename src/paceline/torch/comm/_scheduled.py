@@ -3,12 +3,10 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from types import TracebackType
 from typing import Any
 from warnings import warn
 
 import torch
-from torch import distributed as dist
 from torch.utils.hooks import RemovableHandle
 
 from paceline.torch.comm._control import PlanControl
@@ -18,7 +16,12 @@ from paceline.torch.comm._flushing import FlushingModule
 from paceline.torch.comm._mode import Mode
 from paceline.torch.comm._plain_parallel import PlainParallel
 from paceline.torch.comm._settings import Choose, Settings
-from paceline.torch.comm.transfer import Trained
+from paceline.torch.comm.transfer import (
+    Trained,
+    check_plain_tensors,
+    check_sharded,
+    checked_group,
+)
 from paceline.torch.comm.whole import Compression, wire_dtype
 from paceline.torch.model import PartialUpdate
 from paceline.torch.ranks import (
@@ -27,7 +30,6 @@ from paceline.torch.ranks import (
     broadcast_from_rank_0,
     check_same_model,
     new_group_like,
-    process_group_of,
 )
 
 
@@ -103,7 +105,8 @@ class ScheduledDataParallel(FlushingModule):
         broadcast_buffers: bool = True,
     ) -> None:
         super().__init__()
-        group = _checked_group(process_group)
+        group = checked_group(process_group)
+        check_plain_tensors(module)
         settings = Settings(
             choose=choose,
             num_measure_steps=num_measure_steps,
@@ -111,7 +114,7 @@ class ScheduledDataParallel(FlushingModule):
             num_in_flight=num_in_flight,
         )
         if sharded:
-            _check_sharded(compression)
+            check_sharded(compression)
         check_same_model(module, group)
         names = [name for name, one in module.named_parameters() if one.requires_grad]
         if not names:
@@ -125,7 +128,11 @@ class ScheduledDataParallel(FlushingModule):
         parameters = [one for one in module.parameters() if one.requires_grad]
         self._trained = Trained(parameters, names, new_group_like(group), RollCall(group))
         wire = wire_dtype(compression, group)
-        self._executor = self._new_executor(num_in_flight, wire, sharded)
+        self._executor: Executor = (
+            sharded_executor(self._trained, optimizer, num_in_flight=num_in_flight)
+            if sharded
+            else whole_executor(self._trained, self._update, num_in_flight=num_in_flight, wire=wire)
+        )
         self._plain = PlainParallel(module, self._trained, wire)
         self._control = PlanControl(
             module, self._trained, self._executor, self._plain, group, settings
@@ -134,27 +141,8 @@ class ScheduledDataParallel(FlushingModule):
         self._finalizer = weakref.finalize(self, _close, self._control, handles, self._trained)
         self.module = module
 
-    def _new_executor(
-        self, num_in_flight: int, wire: torch.dtype | None, sharded: bool
-    ) -> Executor:
-        if sharded:
-            return sharded_executor(self._trained, self._optimizer, num_in_flight=num_in_flight)
-        return whole_executor(self._trained, self._update, num_in_flight=num_in_flight, wire=wire)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        """Close; after an error without waiting for more than 10 s for other ranks.
-
-        Raises:
-            TransferError: In place of a backend's error; names the rank that is missing.
-        """
-        if error is None:
-            self.close()
-            return
+    def _abandon(self, error: BaseException) -> None:
+        """Close after an error, without waiting for more than 10 s for other ranks."""
         try:
             self._trained.leave(error)
         finally:
@@ -297,17 +285,3 @@ def _close(control: PlanControl, handles: list[RemovableHandle], trained: Traine
     for handle in handles:
         handle.remove()
     trained.end()
-
-
-def _checked_group(process_group: Group | None) -> dist.ProcessGroup | None:
-    if not (dist.is_available() and dist.is_initialized()):
-        raise ValueError("there is no process group; call torch.distributed.init_process_group")
-    return process_group_of(process_group)
-
-
-def _check_sharded(compression: Compression | None) -> None:
-    if compression is not None:
-        raise ValueError(
-            f"sharded=True sends gradients as they are, got compression={compression!r}; "
-            "leave one of them out"
-        )

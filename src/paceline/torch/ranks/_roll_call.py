@@ -14,7 +14,7 @@ from typing import Any
 from torch import distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
-from paceline.errors import PacelineError
+from paceline.errors import PacelineError, TransferError
 from paceline.torch.ranks._gather import fresh_key
 
 # How often the store is asked whether some rank calls.
@@ -107,9 +107,9 @@ class RollCall:
         """Say who has left, else who is behind; all ranks have answered."""
         blobs = self._store.multi_get([str(rank) for rank in self._ranks])
         answers = {rank: json.loads(blob) for rank, blob in zip(self._ranks, blobs, strict=True)}
-        for rank, (_, left) in answers.items():
-            if left:
-                return f"rank {rank} {left}"
+        gone = [f"rank {rank} {left}" for rank, (_, left) in answers.items() if left]
+        if gone:  # Who left because of another rank is not the one to name.
+            return min(gone, key=lambda text: TransferError.__name__ in text)
         first = max(place for place, _ in answers.values())
         behind = [rank for rank, (place, _) in answers.items() if place < first]
         text = "answers but is behind the others"

@@ -117,6 +117,6 @@ class Trained:
         if self.roll is not None:
             cause = self.roll.missing()
         return TransferError(
-            f"rank {dist.get_rank(None)}: {what} did not get through, {cause} ({error}); start "
-            "again from the last checkpoint"
+            f"rank {dist.get_rank(None)}: {what} did not get through, {cause} "
+            f"({str(error).splitlines()[0]}); start again from the last checkpoint"
         )
