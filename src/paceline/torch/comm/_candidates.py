@@ -1,7 +1,7 @@
 """Choose the plans that are worth a trial for a measured step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,25 +49,6 @@ class Candidate:
     def overlaps(self) -> bool:
         """Whether communication overlaps the next forward pass, too."""
         return not self.plan.waits_for_all
-
-
-@dataclass(slots=True)
-class Choice:
-    """What was planned on the last measurement, and what is kept.
-
-    Attributes:
-        order: Parameters as the tensors of a plan: as the forward pass needs them.
-        gets_all: Whether all parameters got a gradient in every measured step, on all ranks.
-        bound_s: Seconds that no schedule beats, on what was measured.
-        tried: All plans with their measured medians, `inf` if untimed.
-        chosen: The plan that is kept; None while measuring or trying.
-    """
-
-    order: list[int]
-    gets_all: bool = False
-    bound_s: float = 0.0
-    tried: list[tuple[Candidate, float]] = field(default_factory=list)
-    chosen: Candidate | None = None
 
 
 def candidates(problem: WireProblem, planner: Planner | None) -> list[Candidate]:

@@ -2,18 +2,19 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
 from torch import distributed as dist
 
-from paceline.torch.comm._candidates import Candidate, Choice, candidates, first_plan
+from paceline.torch.comm._candidates import Candidate, candidates, first_plan
 from paceline.torch.comm._drift import StepTimes
 from paceline.torch.comm._executor import Executor
 from paceline.torch.comm._gradient_feed import GradientFeed
 from paceline.torch.comm._mode import Mode, ModeSwitch
 from paceline.torch.comm._module_waits import ModuleWaits
-from paceline.torch.comm._plan_trial import PlanTrial
+from paceline.torch.comm._plan_trial import Choice, PlanTrial
 from paceline.torch.comm._settings import Settings
 from paceline.torch.comm._step_probe import StepCost, StepProbe
 from paceline.torch.comm.habits import is_withholdable
@@ -81,8 +82,8 @@ class PlanControl:
         """The plan that is executed."""
         return self._switch.current
 
-    def expect_backward(self) -> None:
-        """Note that a forward pass begins; the last backward pass may have raised on its way."""
+    def end_raised_backward(self) -> None:
+        """End the last backward pass if it raised on its way."""
         self._feed.end_backward()
 
     def forward(self) -> AbstractContextManager[None]:
@@ -118,6 +119,7 @@ class PlanControl:
         if self.mode is Mode.MEASURING:
             self.probe.mark_backward_end()
         self._executor.finish()
+        self._trained.arrive()
         if self.way is not Mode.OVERLAPPED:
             self._executor.deliver()
 
@@ -140,6 +142,7 @@ class PlanControl:
         self._feed.end_backward()
         if self.way is Mode.PLAIN:
             self._plain.end_backward()
+            self._trained.arrive()
             return
         if not self._executor.has_open_round:  # No parameter took part.
             self._open_round()
@@ -204,8 +207,9 @@ class PlanControl:
         check_same_plan("".join(one.plan.digest() for one in found), self._group)
         self.choice.bound_s = problem.bound_s
         self._waits.add(self.probe.waits())
-        if is_compiled(self._module):
+        if is_compiled(self._module) and not self.reason:
             self.must_wait("compiled code cannot wait for parameters")
+            warn(f"{self.reason}; communication overlaps the backward pass only", stacklevel=5)
         if not all(map(is_withholdable, parameters)):
             self.must_wait("gradients of parameters of another class are seen on their way")
         self._try(found)

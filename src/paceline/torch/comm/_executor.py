@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
-from paceline.torch.comm.sharded import ShardedExecutor, ShardedUpdate, ShardLayout
+from paceline.torch.comm.sharded import Custody, ShardedExecutor, ShardedUpdate, ShardLayout
 from paceline.torch.comm.transfer import Route, Trained, Worker
 from paceline.torch.comm.whole import BlockExecutor
 from paceline.torch.model import PartialUpdate
@@ -70,6 +70,9 @@ class Executor(Protocol):
     def optimizer_state_dict(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the optimizer's whole state on rank 0, {} on others; all ranks must call it."""
 
+    def give_back(self) -> None:
+        """Leave the optimizer its whole state; all ranks must call it, and train no more."""
+
     def close(self) -> None:
         """Finish what other ranks may wait for, within 10 s, and end all threads."""
 
@@ -87,7 +90,7 @@ def sharded_executor(
 ) -> Executor:
     """Return what shares `optimizer`'s work over the ranks.
 
-    From now on `optimizer.state_dict()` raises, since no rank could answer alone;
+    Until `give_back`, `optimizer.state_dict()` raises, since no rank could answer alone;
     `optimizer.load_state_dict` keeps the own parts of a whole state.
 
     Raises:
@@ -95,14 +98,11 @@ def sharded_executor(
     """
     layout = ShardLayout(trained.parameters, trained.num_ranks)
     update = ShardedUpdate(optimizer, trained.parameters, layout, trained.rank)
-    optimizer.register_state_dict_pre_hook(_refuse)
-    optimizer.register_load_state_dict_post_hook(lambda _: update.adopt())
-    worker = Worker(trained.device)
-    return ShardedExecutor(trained, update, layout, worker, num_in_flight=num_in_flight)
-
-
-def _refuse(_optimizer: torch.optim.Optimizer) -> None:
-    raise RuntimeError(
-        "with sharded=True each rank holds a part of the optimizer's state; call "
-        "model.optimizer_state_dict() on all ranks, and save what rank 0 gets"
+    return ShardedExecutor(
+        trained,
+        update,
+        layout,
+        Worker(trained.device),
+        num_in_flight=num_in_flight,
+        custody=Custody(optimizer, update),
     )

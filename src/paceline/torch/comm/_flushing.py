@@ -3,6 +3,7 @@
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -10,11 +11,45 @@ from torch.utils.hooks import RemovableHandle
 
 
 class FlushingModule(torch.nn.Module):
-    """Flushes before its parameters or its state are read, written or moved."""
+    """Flushes before its parameters or its state are read, written or moved; is not copied."""
 
     @abstractmethod
     def flush(self) -> None:
         """Finish what is under way."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush, and leave nothing behind."""
+
+    @abstractmethod
+    def _abandon(self, error: BaseException) -> None:
+        """Leave nothing behind after `error`; may raise a better one."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """Close.
+
+        Raises:
+            TransferError: In place of a backend's error; names the rank that is missing.
+        """
+        if error is None:
+            self.close()
+        else:
+            self._abandon(error)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied and pickled."""
+        raise TypeError(
+            f"{type(self).__name__} holds threads and connections, so it cannot be copied or "
+            "pickled; copy model.module, or save model.state_dict()"
+        )
 
     def flush_before_state_of(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
         """Flush before `optimizer`'s state is read or loaded, too."""

@@ -1,6 +1,6 @@
 """Hooks by which each module waits, before it runs, for the parameters that it uses."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class ModuleWaits:
         for module, tensors in uses.items():
             if module not in self._tensors_of:
                 self._tensors_of[module] = set()
-                hook = self._waiting(self._tensors_of[module])
+                hook = _Wait(self._executor, self._tensors_of[module])
                 self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
             self._tensors_of[module].update(tensors)
 
@@ -35,8 +35,20 @@ class ModuleWaits:
         while self._handles:
             self._handles.pop().remove()
 
-    def _waiting(self, tensors: set[int]) -> Callable[..., None]:
-        def hook(_module: torch.nn.Module, _args: Any) -> None:
-            self._executor.wait_updated(tensors)
 
-        return hook
+class _Wait:
+    """A hook that waits; copied or pickled with its module, it has nothing to wait for."""
+
+    def __init__(self, executor: Executor, tensors: set[int]) -> None:
+        self._executor, self._tensors = executor, tensors
+
+    def __call__(self, _module: torch.nn.Module, _args: Any) -> None:
+        self._executor.wait_updated(self._tensors)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _NoWait, ()
+
+
+class _NoWait:
+    def __call__(self, _module: torch.nn.Module, _args: Any) -> None:
+        pass

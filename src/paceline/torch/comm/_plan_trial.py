@@ -1,6 +1,7 @@
 """Try promising plans in turns on live steps, and keep the one that is measured fastest."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,6 +14,25 @@ NUM_ROUNDS = 3
 NUM_UNTIMED = 2
 # A plan that is this much slower than the fastest has no turn in the next round.
 SLOW = 1.05
+
+
+@dataclass(slots=True)
+class Choice:
+    """What was planned on the last measurement, and what is kept.
+
+    Attributes:
+        order: Parameters as the tensors of a plan: as the forward pass needs them.
+        gets_all: Whether all parameters got a gradient in every measured step, on all ranks.
+        bound_s: Seconds that no schedule beats, on what was measured.
+        tried: All plans with their measured medians, `inf` if untimed.
+        chosen: The plan that is kept; None while measuring or trying.
+    """
+
+    order: list[int]
+    gets_all: bool = False
+    bound_s: float = 0.0
+    tried: list[tuple[Candidate, float]] = field(default_factory=list)
+    chosen: Candidate | None = None
 
 
 class PlanTrial:

@@ -3,8 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from warnings import warn
 
 import torch
@@ -19,15 +18,20 @@ from paceline.torch.comm._settings import Choose, Settings
 from paceline.torch.comm._steps import Steps
 from paceline.torch.comm.habits import Ownership, check_bare, check_outermost, refuse_wrapping
 from paceline.torch.comm.plain import PlainParallel
-from paceline.torch.comm.transfer import Trained
+from paceline.torch.comm.transfer import (
+    Trained,
+    check_plain_tensors,
+    check_sharded,
+    checked_group,
+)
 from paceline.torch.comm.whole import Compression, wire_dtype
 from paceline.torch.model import PartialUpdate
 from paceline.torch.ranks import (
     Group,
+    RollCall,
     broadcast_from_rank_0,
     check_same_model,
     new_group_like,
-    process_group_of,
 )
 
 
@@ -103,7 +107,8 @@ class ScheduledDataParallel(FlushingModule):
         broadcast_buffers: bool = True,
     ) -> None:
         super().__init__()
-        group = _checked_group(process_group)
+        group = checked_group(process_group)
+        check_plain_tensors(module)
         settings = Settings(
             choose=choose,
             num_measure_steps=num_measure_steps,
@@ -111,7 +116,7 @@ class ScheduledDataParallel(FlushingModule):
             num_in_flight=num_in_flight,
         )
         if sharded:
-            _check_sharded(compression)
+            check_sharded(compression)
         self._rank = dist.get_rank(group)
         check_bare(module, ScheduledDataParallel, self._rank)
         ownership = Ownership(module, optimizer, self._rank)
@@ -126,9 +131,13 @@ class ScheduledDataParallel(FlushingModule):
         self._is_syncing = self._is_stale = True
         broadcast_from_rank_0([*module.parameters(), *module.buffers()], group)
         parameters = [one for one in module.parameters() if one.requires_grad]
-        self._trained = Trained(parameters, names, new_group_like(group))
+        self._trained = Trained(parameters, names, new_group_like(group), RollCall(group))
         wire = wire_dtype(compression, group)
-        self._executor = self._new_executor(update, num_in_flight, wire, sharded)
+        self._executor: Executor = (
+            sharded_executor(self._trained, optimizer, num_in_flight=num_in_flight)
+            if sharded
+            else whole_executor(self._trained, update, num_in_flight=num_in_flight, wire=wire)
+        )
         self._plain = PlainParallel(module, self._trained, wire)
         self._control = PlanControl(
             module, self._trained, self._executor, self._plain, group, settings
@@ -137,29 +146,14 @@ class ScheduledDataParallel(FlushingModule):
             optimizer, ownership, update, self._executor, self._control, self._trained
         )
         handles = [*self.flush_before_state_of(optimizer), *self._steps.outside.handles]
-        self._finalizer = weakref.finalize(self, _close, self._control, handles)
+        self._finalizer = weakref.finalize(self, _close, self._control, handles, self._trained)
         self.module = module
 
-    def _new_executor(
-        self, update: PartialUpdate, num_in_flight: int, wire: torch.dtype | None, sharded: bool
-    ) -> Executor:
-        if sharded:
-            return sharded_executor(self._trained, self._optimizer, num_in_flight=num_in_flight)
-        return whole_executor(self._trained, update, num_in_flight=num_in_flight, wire=wire)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        """Close; after an error without waiting for more than 10 s for other ranks."""
-        if kind is None:
-            self.close()
-        else:
+    def _abandon(self, error: BaseException) -> None:
+        """Close after an error, without waiting for more than 10 s for other ranks."""
+        try:
+            self._trained.leave(error)
+        finally:
             self._finalizer()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -170,12 +164,16 @@ class ScheduledDataParallel(FlushingModule):
         if not is_training:
             self.flush()
         if self._broadcasts and self._is_stale:
-            broadcast_from_rank_0(list(module.buffers()), self._group)
+            with self._trained.talking("a buffer"):
+                broadcast_from_rank_0(list(module.buffers()), self._group)
         self._is_stale = torch.is_grad_enabled() and self._is_syncing
+        if self._is_stale:
+            self._must_be_open()
+            self._trained.arrive()
         self._steps.begin()
         run: Callable[..., Any] = module
         if torch.is_grad_enabled():
-            self._control.expect_backward()
+            self._control.end_raised_backward()
             run = self._plain.forward if self._plain.is_on else module
         with self._control.forward() if is_training else nullcontext():
             output = run(*args, **kwargs)
@@ -190,6 +188,7 @@ class ScheduledDataParallel(FlushingModule):
             scaler: Calls the optimizer in place of this method if gradients are finite;
                 needs all of them, so no communication overlaps the forward pass then.
         """
+        self._must_be_open()
         if scaler is not None:
             if not self._executor.has_whole_gradients:
                 raise ValueError(
@@ -232,14 +231,17 @@ class ScheduledDataParallel(FlushingModule):
         self._executor.flush()
 
     def close(self) -> None:
-        """Finish what is under way, end all threads and remove all hooks.
+        """Finish what is under way; end all threads and connections, and remove all hooks.
 
-        Call it before the process group is destroyed; the wrapper cannot train any more.
-        Leaving a `with` block does the same.
+        All ranks must call it, before the process group is destroyed; the wrapper cannot train
+        any more. With `sharded=True` every rank's optimizer gets its whole state back. Leaving a
+        `with` block does the same, unless by an error.
         """
         try:
             if self._finalizer.alive:
+                self._control.end_raised_backward()
                 self.flush()
+                self._executor.give_back()
         finally:
             self._finalizer()
 
@@ -252,6 +254,10 @@ class ScheduledDataParallel(FlushingModule):
         """What DistributedDataParallel asks first of a module that it is to wrap."""
         refuse_wrapping(self._rank)
 
+    def _must_be_open(self) -> None:
+        if not self._finalizer.alive:
+            raise RuntimeError("the model is closed; wrap it anew to train on")
+
     def _must_wait(self, reason: str) -> None:
         if self._control.must_wait(reason):
             warn(
@@ -260,21 +266,8 @@ class ScheduledDataParallel(FlushingModule):
             )
 
 
-def _close(control: PlanControl, handles: list[RemovableHandle]) -> None:
+def _close(control: PlanControl, handles: list[RemovableHandle], trained: Trained) -> None:
     control.close()
     for handle in handles:
         handle.remove()
-
-
-def _checked_group(process_group: Group | None) -> dist.ProcessGroup | None:
-    if not (dist.is_available() and dist.is_initialized()):
-        raise ValueError("there is no process group; call torch.distributed.init_process_group")
-    return process_group_of(process_group)
-
-
-def _check_sharded(compression: Compression | None) -> None:
-    if compression is not None:
-        raise ValueError(
-            f"sharded=True sends gradients as they are, got compression={compression!r}; "
-            "leave one of them out"
-        )
+    trained.end()

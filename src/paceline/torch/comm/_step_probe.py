@@ -1,7 +1,7 @@
 """Measure the first steps: who uses which parameter when, and when gradients are ready."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from paceline.comm import WireProblem
 from paceline.cost import Link
-from paceline.torch.model import ParamUse, clock_of
+from paceline.torch.model import ParamUse, clock_of, is_compiled
 
 MAX_WATCHED = 3
 # A link that shows no cost per byte would break divisions.
@@ -81,13 +81,15 @@ class StepCost:
 class StepProbe:
     """Watches the uses of parameters for a few steps, and takes times in those after.
 
-    Watching makes each torch function slower, so both are not done at once.
+    Watching makes each torch function slower, so both are not done at once. Compiled modules
+    are not watched: its hooks would be compiled with them, and they cannot wait anyway.
     """
 
     def __init__(
         self, module: torch.nn.Module, parameters: Sequence[torch.Tensor], num_steps: int
     ) -> None:
         self._module, self._parameters = module, parameters
+        self._can_watch = not is_compiled(module)
         self._num_watched = max(1, min(MAX_WATCHED, num_steps // 2))
         self._clock = clock_of(module)
         self._uses = ParamUse(module)
@@ -101,7 +103,7 @@ class StepProbe:
     def forward(self) -> Iterator[None]:
         """Watch or time one forward pass."""
         if self.num_steps < self._num_watched:
-            with self._uses.recording():
+            with self._uses.recording() if self._can_watch else nullcontext():
                 yield
             return
         self._marks.setdefault("start", self._clock.mark())

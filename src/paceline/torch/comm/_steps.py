@@ -69,7 +69,8 @@ class Steps:
                 self._update.run_hooks(before=False)
         if not is_overlapped:
             self._executor.flush()
-        self._control.end_step()
+        with self._trained.talking("a measured time"):
+            self._control.end_step()
 
     def before_outside_step(self, *, has_closure: bool) -> None:
         """Bring the averaged gradients home, for the optimizer to see them.
@@ -97,7 +98,8 @@ class Steps:
             self._executor.retire()
         self._executor.flush()
         self._is_taken = True
-        self._control.end_step()
+        with self._trained.talking("a measured time"):
+            self._control.end_step()
 
     def _now(self, scaler: torch.amp.GradScaler | None) -> None:
         self._executor.retire()

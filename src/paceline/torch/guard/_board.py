@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store
 
@@ -44,7 +43,7 @@ class Board:
     """Publishes this rank's place once per beat, and reads the others' while it is asked to.
 
     Args:
-        store: Of the process group.
+        store: Of the process group; no other thread waits on its connection.
         key: Equal on all ranks, and of this guard alone.
         rank: This rank.
         ranks: All of the group.
@@ -64,7 +63,7 @@ class Board:
         now: Callable[[], tuple[Place, float]],
         beat_s: float,
     ) -> None:
-        self._store = PrefixStore(key, _own_connection(store))
+        self._store = PrefixStore(key, store)
         self._rank, self._ranks, self._now, self.beat_s = rank, ranks, now, beat_s
         self._beat = 0
         self._left = self.failure = ""
@@ -144,8 +143,3 @@ class Board:
                 place = Place(step, num_forwards, phase)
                 now_s = self._answered_s
                 self._seen[rank] = Seen(beat, place, now_s - for_s, now_s, left)
-
-
-def _own_connection(store: Any) -> Any:
-    """Return a connection on which no other thread waits; PyTorch below 2.8 has only one."""
-    return store.clone() if hasattr(store, "clone") else store

@@ -1,24 +1,19 @@
 """Compare replicas every few steps, and name the rank that the others wait for."""
 
-import re
-import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import distributed as dist
 
-from paceline.errors import DivergenceError, RankStalledError, TransferError
+from paceline.errors import RankStalledError, TransferError
 from paceline.torch.guard._board import Board
 from paceline.torch.guard._diagnosis import gone
 from paceline.torch.guard._divergence import Replicas
 from paceline.torch.guard._progress import Place, Progress
 from paceline.torch.guard._replicated import Data, bare_of, environment, sampler_of
 from paceline.torch.guard._watchdog import LOGGER, Watchdog, beat_of
-from paceline.torch.ranks import all_gather_bytes
-
-# Backends raise plain RuntimeErrors; these words tell theirs from others.
-COMMUNICATION = re.compile(r"gloo|nccl|connection|pair closure|timed out", re.IGNORECASE)
+from paceline.torch.ranks import fresh_key, is_of_communication, own_store
 
 
 @contextmanager
@@ -152,12 +147,9 @@ class Guard:
         self._watchdog.start()
 
     def _new_board(self, ranks: list[int], beat_s: float) -> Board:
-        """Return a board under a key that the group's first rank drew."""
-        key = all_gather_bytes(uuid.uuid4().hex.encode(), self._group)[0].decode()
-        group = self._group or dist.group.WORLD
-        assert group is not None, "there are replicas to compare only in a process group"
-        store = dist.distributed_c10d._get_process_group_store(group)
-        return Board(store, f"paceline/{key}", self._rank, ranks, self._where, beat_s)
+        """Return a board under a key of its own."""
+        store, key = own_store(self._group), f"paceline/{fresh_key(self._group)}"
+        return Board(store, key, self._rank, ranks, self._where, beat_s)
 
     def _where(self) -> tuple[Place, float]:
         return self._progress.now
@@ -177,7 +169,7 @@ class Guard:
             self._watchdog.close()
             if self._watchdog.verdict and isinstance(error, KeyboardInterrupt):
                 return RankStalledError(self._watchdog.verdict)
-        if self._board is not None and _is_of_communication(error):
+        if self._board is not None and _is_of_lost_rank(error):
             missing = gone(self._board, self._rank)
             if missing:
                 place, _ = self._progress.now
@@ -194,11 +186,8 @@ class Guard:
             self._board.close(left)
 
 
-def _is_of_communication(error: BaseException) -> bool:
-    if isinstance(error, DivergenceError) or not isinstance(error, RuntimeError):
-        return False
-    is_ours = isinstance(error, TransferError | dist.DistError)
-    return is_ours or COMMUNICATION.search(str(error)) is not None
+def _is_of_lost_rank(error: BaseException) -> bool:
+    return isinstance(error, TransferError) or is_of_communication(error)
 
 
 def _check_numbers(every: int, patience_s: float, abort_s: float | None) -> None:

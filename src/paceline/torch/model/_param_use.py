@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -106,5 +108,18 @@ class _Mode(TorchFunctionMode):
 
 
 def is_compiled(module: torch.nn.Module) -> bool:
-    """Compiled code does not see hooks that come later."""
-    return any(type(part).__module__ == "torch._dynamo.eval_frame" for part in module.modules())
+    """Whether part of it is: compiled code does not see hooks that come later."""
+    return any(_is_part_compiled(part) for part in module.modules())
+
+
+def _is_part_compiled(part: torch.nn.Module) -> bool:
+    """Tell `torch.compile(part)`, `part.compile()` and methods that were compiled by themselves."""
+    is_wrapped = type(part).__module__ == "torch._dynamo.eval_frame"
+    if is_wrapped or part._compiled_call_impl is not None:
+        return True
+    kinds = [kind for kind in type(part).__mro__ if kind not in torch.nn.Module.__mro__]
+    members = chain(vars(part).values(), *(vars(kind).values() for kind in kinds))
+    return any(
+        isinstance(one, FunctionType) and "_torchdynamo_orig_callable" in vars(one)
+        for one in members
+    )

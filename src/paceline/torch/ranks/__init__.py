@@ -4,7 +4,15 @@ from paceline.torch.ranks._agreement import (
     broadcast_from_rank_0,
     check_same_model,
     check_same_plan,
+    end_group,
     new_group_like,
 )
-from paceline.torch.ranks._gather import all_gather_bytes, device_of, from_rank_0, gather_timeline
+from paceline.torch.ranks._gather import (
+    all_gather_bytes,
+    device_of,
+    fresh_key,
+    from_rank_0,
+    gather_timeline,
+)
 from paceline.torch.ranks._replica import Group, Replica, process_group_of, replica_of
+from paceline.torch.ranks._roll_call import RollCall, is_of_communication, own_store

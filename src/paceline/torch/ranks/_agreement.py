@@ -1,12 +1,15 @@
 """Start all ranks from the same model, and keep its buffers the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch._C._distributed_c10d import PrefixStore
 
 from paceline.errors import PlanMismatchError
-from paceline.torch.ranks._gather import all_gather_bytes
+from paceline.torch.ranks._gather import all_gather_bytes, fresh_key
 
 
 def check_same_model(module: torch.nn.Module, group: dist.ProcessGroup | None) -> None:
@@ -66,15 +69,40 @@ def new_group_like(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
         raise ValueError("there is no process group; call torch.distributed.init_process_group")
     device = torch.device("cuda" if "nccl" in dist.get_backend(group) else "cpu")
     timeout = like._get_backend(device).options._timeout
-    made = dist.new_group(
-        dist.get_process_group_ranks(like),
-        timeout=timeout,
-        backend=dist.get_backend(group),
-        use_local_synchronization=group is not None,
-    )
+    with _own_keys(fresh_key(group)):
+        made = dist.new_group(
+            dist.get_process_group_ranks(like),
+            timeout=timeout,
+            backend=dist.get_backend(group),
+            use_local_synchronization=group is not None,
+        )
     if not isinstance(made, dist.ProcessGroup):
         raise ValueError("this process must be a member of group")
     return made
+
+
+def end_group(group: dist.ProcessGroup) -> None:
+    """Destroy what `new_group_like` made, unless all groups were destroyed before.
+
+    Its threads and connections end with the last reference to it.
+    """
+    with suppress(ValueError):
+        dist.destroy_process_group(group)
+
+
+@contextmanager
+def _own_keys(key: str) -> Iterator[None]:
+    """Let groups meet under `key`: torch numbers them, and takes the number of a destroyed one.
+
+    The addresses that its ranks had are still in the store then.
+    """
+    stores: Any = dist.distributed_c10d._world.pg_map
+    backend, store = stores[dist.group.WORLD]
+    stores[dist.group.WORLD] = backend, PrefixStore(f"paceline/{key}", store)
+    try:
+        yield
+    finally:
+        stores[dist.group.WORLD] = backend, store
 
 
 def _entries(module: torch.nn.Module) -> list[str]:

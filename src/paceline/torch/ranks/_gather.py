@@ -1,6 +1,7 @@
 """Gather what ranks measured."""
 
 import io
+import uuid
 
 import numpy as np
 import torch
@@ -55,6 +56,11 @@ def all_gather_bytes(blob: bytes, group: dist.ProcessGroup | None) -> list[bytes
     parts = [torch.zeros(max(sizes), dtype=torch.uint8, device=device) for _ in sizes]
     dist.all_gather(parts, padded.to(device), group=group)
     return [part[:size].cpu().numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+
+def fresh_key(group: dist.ProcessGroup | None) -> str:
+    """Return a key that was never used, the same on every rank; all must call it."""
+    return all_gather_bytes(uuid.uuid4().hex.encode(), group)[0].decode()
 
 
 def device_of(group: dist.ProcessGroup | None) -> torch.device:

@@ -76,7 +76,8 @@ class PlainParallel:
             self.renew()
         # What DDP prepares in forward passes is done by `begin`, before each backward pass.
         self._running().require_backward_grad_sync = False
-        return self._running()(*args, **kwargs)
+        with self._trained.talking("a bucket of gradients"):
+            return self._running()(*args, **kwargs)
 
     def begin(self) -> None:
         """Average the gradients of the backward pass that begins."""
@@ -84,7 +85,8 @@ class PlainParallel:
 
     def finish(self, came: Sequence[bool]) -> None:
         """Complete the backward pass, in which some parameters got a gradient."""
-        self._gradients.complete(came)
+        with self._trained.talking("a bucket of gradients"):
+            self._gradients.complete(came)
         self._has_means = True
 
     def renew(self) -> None:

@@ -8,14 +8,9 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from paceline.torch.comm.habits import WithheldGradients
+from paceline.torch.comm.sharded._custody import Custody
 from paceline.torch.comm.sharded._layout import ShardLayout
-from paceline.torch.comm.sharded._round import (
-    ShardFlight,
-    ShardRound,
-    ShardRoute,
-    refuse_own_gradients,
-)
+from paceline.torch.comm.sharded._round import ShardFlight, ShardRound, ShardRoute, withheld
 from paceline.torch.comm.sharded._rows import norm_over_ranks, own_parts, packed, unpack
 from paceline.torch.comm.sharded._update import ShardedUpdate
 from paceline.torch.comm.transfer import PendingUpdates, Route, Trained, WaitRequest, Worker
@@ -43,6 +38,7 @@ class ShardedExecutor:
         layout: Who owns what.
         worker: Not started yet.
         num_in_flight: Collectives that may be under way at once.
+        custody: Ends with the executor; unset if the optimizer got no hooks.
     """
 
     has_whole_gradients = False
@@ -56,18 +52,18 @@ class ShardedExecutor:
         worker: Worker,
         *,
         num_in_flight: int,
+        custody: Custody | None = None,
     ) -> None:
         self._trained, self._update, self._layout = trained, update, layout
         self._worker, self._num_in_flight = worker, num_in_flight
+        self._custody = custody
         self._is_gloo = "gloo" in dist.get_backend(trained.group)
         self._urgency = list(range(len(trained.parameters)))
         self._round: ShardRound | None = None
         self._request = WaitRequest()
         self._pending = PendingUpdates(trained, worker)
         self._flying: deque[tuple[int, ShardFlight]] = deque()
-        self._withheld = WithheldGradients(
-            trained.parameters, partial(refuse_own_gradients, trained.rank), may_drop=True
-        )
+        self._withheld = withheld(trained)
         self.use(Route([], trained.parameters), [])
         worker.start()
 
@@ -137,7 +133,8 @@ class ShardedExecutor:
             for number, row in current.parts.items()
         )
         used = [part for found in parts for one, part in found if current.is_used[one.tensor]]
-        norm = norm_over_ranks(used, norm_type, trained)
+        with trained.talking("the norm of gradients"):
+            norm = norm_over_ranks(used, norm_type, trained)
         scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         for part in current.parts.values():
             part.mul_(scale.to(part.dtype))
@@ -182,12 +179,20 @@ class ShardedExecutor:
 
         On rank 0, with tensors on the CPU; other ranks get an empty dictionary.
         """
-        return self._update.whole_state_dict(optimizer, self._trained.group)
+        with self._trained.talking("the optimizer's state"):
+            return self._update.whole_state_dict(optimizer, self._trained.group)
+
+    def give_back(self) -> None:
+        """Give the optimizer whole state again, as one last collective."""
+        with self._trained.talking("the optimizer's state"):
+            self._update.give_back(self._trained.group)
 
     def close(self) -> None:
         """Finish what other ranks may wait for, within 10 s, and end the thread."""
         self._withheld.let_go()
         self._worker.close(lambda: self._worker.is_idle)
+        if self._custody is not None:
+            self._custody.end()
 
     def _open_round(self) -> ShardRound:
         if self._round is None:

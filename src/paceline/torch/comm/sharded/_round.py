@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import distributed as dist
 
+from paceline.torch.comm.habits import WithheldGradients
 from paceline.torch.comm.sharded._layout import ShardLayout, ShardPayload
-from paceline.torch.comm.transfer import Route
+from paceline.torch.comm.transfer import Route, Trained
 
 
 class ShardRoute:
@@ -105,10 +106,14 @@ class ShardRound:
         return gradient is not local[0] or gradient._version != local[1]
 
 
-def refuse_own_gradients(rank: int) -> None:
-    """Raise `ValueError`: who reads `.grad` takes it for an average."""
-    raise ValueError(
-        f"rank {rank}: with sharded=True only parts of the averaged gradients exist, and .grad "
-        "would be this rank's own; use model.clip_grad_norm_() (it returns the norm) and no "
-        "GradScaler, or sharded=False"
-    )
+def withheld(trained: Trained) -> WithheldGradients:
+    """Refuse reads of `.grad`, which would be taken for an average."""
+
+    def refuse() -> None:
+        raise ValueError(
+            f"rank {trained.rank}: with sharded=True only parts of the averaged gradients exist, "
+            "and .grad would be this rank's own; use model.clip_grad_norm_() (it returns the "
+            "norm) and no GradScaler, or sharded=False"
+        )
+
+    return WithheldGradients(trained.parameters, refuse, may_drop=True)

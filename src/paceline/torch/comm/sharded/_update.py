@@ -117,19 +117,28 @@ class ShardedUpdate:
         whole: dict[str, Any] = bare.state_dict()
         return whole
 
-    def gathered_state(self, group: dist.ProcessGroup | None) -> dict[int, dict[str, Any]]:
+    def gathered_state(
+        self, group: dist.ProcessGroup | None, *, everywhere: bool = False
+    ) -> dict[int, dict[str, Any]]:
         """Return the state of whole parameters on rank 0, by number, on the CPU; all must call it.
 
-        Other ranks get nothing. One parameter's state at a time is whole on every rank.
+        Other ranks get nothing, and one parameter's state at a time is whole there; or, with
+        `everywhere`, all get all of it, on the devices where an optimizer keeps it.
         """
         entries = self._entries()
         text = all_gather_bytes(json.dumps(entries).encode(), group)[0].decode()
         whole: dict[int, dict[str, Any]] = {}
-        for number, key, dtype in json.loads(text):
-            value = self._gathered(number, key, getattr(torch, dtype), group) if dtype else None
-            if self._rank == 0:
-                own = self._own_state(number)[key]
-                whole.setdefault(number, {})[key] = _on_cpu(own) if value is None else value
+        for number, key, dtype, plain, is_on_cpu in json.loads(text):
+            if not dtype:
+                value = plain
+            elif plain is None:
+                value = self._gathered(number, key, getattr(torch, dtype), group)
+            else:
+                value = torch.tensor(plain, dtype=getattr(torch, dtype))
+            if everywhere and not is_on_cpu:
+                value = value.to(self._parameters[number].device)
+            if self._rank == 0 or everywhere:
+                whole.setdefault(number, {})[key] = value
         return whole
 
     def _take_groups(self) -> None:
@@ -138,6 +147,23 @@ class ShardedUpdate:
         self._twin.param_groups = [
             {**group, "params": list(self._parts(group["params"]))} for group in groups
         ]
+
+    def give_back(self, group: dist.ProcessGroup) -> None:
+        """Give the optimizer the state of whole parameters; all ranks must call it."""
+        whole = self.gathered_state(group, everywhere=True)
+        self.forget()
+        for number, state in whole.items():
+            self._optimizer.state[self._parameters[number]] = state
+
+    def forget(self) -> bool:
+        """Free the parts of the state; tell whether there were any."""
+        had_any = any(
+            isinstance(value, torch.Tensor) and value.dim() == 1
+            for state in self._twin.state.values()
+            for value in state.values()
+        )
+        self._twin.state.clear()
+        return had_any
 
     def _parts(self, parameters: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         for parameter in parameters:
@@ -160,21 +186,14 @@ class ShardedUpdate:
             cut[key] = value.reshape(-1)[begin:end].clone() if is_whole else _copy(value)
         return cut
 
-    def _own_state(self, number: int) -> dict[str, Any]:
-        """State of the first part of a parameter; numbers are the same in all parts."""
-        state: dict[str, Any] = self._twin.state[self.part_of[self._layout.segments_of(number)[0]]]
-        return state
-
-    def _entries(self) -> list[tuple[int, str, str]]:
-        """Parameter, name and dtype of every state; the dtype is empty for plain numbers."""
+    def _entries(self) -> list[tuple[int, str, str, Any, bool]]:
+        """Parameter and name of every state, and what `_described` says of it."""
         entries = []
         for number, parameter in enumerate(self._parameters):
             first = next(iter(self._layout.segments_of(number)), None)
             if parameter.numel() and first in self.part_of:
                 for key, value in self._twin.state.get(self.part_of[first], {}).items():
-                    is_part = isinstance(value, torch.Tensor) and value.dim() == 1
-                    dtype = str(value.dtype).removeprefix("torch.") if is_part else ""
-                    entries.append((number, key, dtype))
+                    entries.append((number, key, *_described(value)))
         return entries
 
     def _gathered(
@@ -212,5 +231,9 @@ def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
-def _on_cpu(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+def _described(value: Any) -> tuple[str, Any, bool]:
+    """Return dtype (empty if no tensor), value (None if a part), and whether it is on the CPU."""
+    if not isinstance(value, torch.Tensor):
+        return "", value, True
+    number = None if value.dim() == 1 else value.item()
+    return str(value.dtype).removeprefix("torch."), number, value.device.type == "cpu"

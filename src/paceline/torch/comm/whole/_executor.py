@@ -169,6 +169,9 @@ class BlockExecutor:
         """Return the optimizer's state on rank 0, {} on others."""
         return optimizer.state_dict() if self._trained.rank == 0 else {}
 
+    def give_back(self) -> None:
+        """Do nothing: the optimizer has its whole state."""
+
     def close(self) -> None:
         """Finish what other ranks may wait for, within 10 s, and end the threads."""
         self._withheld.let_go()

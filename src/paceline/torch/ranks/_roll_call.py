@@ -1,0 +1,141 @@
+"""Find out which rank is missing, once communication has failed.
+
+An error of gloo or NCCL tells what this rank was waiting for, not whom: a rank that died takes
+its neighbours with it, and these the others. So each rank answers a call through the store of
+the process group, in a thread of its own; who does not answer is stopped, dead or cut off.
+"""
+
+import json
+import re
+import threading
+from time import monotonic, sleep
+from typing import Any
+
+from torch import distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+
+from paceline.errors import PacelineError, TransferError
+from paceline.torch.ranks._gather import fresh_key
+
+# How often the store is asked whether some rank calls.
+BEAT_S = 0.5
+# A rank that does not answer for so long is named.
+PATIENCE_S = 5.0
+# How long a store that does not answer is waited for besides.
+STORE_S = 2.0
+NUM_NAMED = 8
+# Backends raise plain RuntimeErrors, with the path of their source in the text.
+COMMUNICATION = re.compile(r"gloo|nccl", re.IGNORECASE)
+
+
+class RollCall:
+    """Answers when another rank calls, and calls the others; all ranks of `group` must make one.
+
+    Costs one small request to the store per half second.
+
+    Args:
+        group: Ranks that train together; unset for the default group.
+
+    Attributes:
+        place: Counts what all ranks do alike, to tell who is behind.
+        left: What the others are told once this rank has closed its roll call.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self._store = PrefixStore(f"paceline/{fresh_key(group)}", own_store(group))
+        self._ranks: list[int] = dist.get_process_group_ranks(group or dist.group.WORLD)
+        self.rank = dist.get_rank()
+        self.place, self.left = 0, "has closed the model"
+        self._wake, self._told = threading.Event(), threading.Event()
+        self._is_asked = self._is_over = False
+        self._text = ""
+        self._thread = threading.Thread(target=self._run, daemon=True, name="paceline-roll-call")
+        self._thread.start()
+
+    def missing(self) -> str:
+        """Say who does not answer, has left or is behind; takes a few seconds."""
+        self._is_asked = True
+        self._wake.set()
+        if self._told.wait(PATIENCE_S + STORE_S):
+            return self._text
+        return "the store of the process group does not answer, its host may be stopped or dead"
+
+    def close(self) -> None:
+        """End the thread, and tell ranks that call later how this one left."""
+        self._is_over = True
+        self._wake.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(STORE_S)
+
+    def _run(self) -> None:
+        has_answered = False
+        try:
+            while not self._is_over:
+                self._wake.wait(BEAT_S)
+                self._wake.clear()
+                if self._is_asked and not self._told.is_set():
+                    self._call()
+                    has_answered = True
+                elif not has_answered and self._store.check(["call"]):
+                    self._answer()
+                    has_answered = True
+            self._answer(self.left)
+        except RuntimeError as error:  # The store is gone.
+            reason = str(error).split("\n")[0]
+            self._tell(f"the store of the process group is gone with its host ({reason})")
+
+    def _call(self) -> None:
+        """Call all ranks, and wait for their answers."""
+        self._answer()
+        self._store.set("call", "")
+        end_s = monotonic() + PATIENCE_S
+        while (silent := self._silent()) and monotonic() < end_s and not self._is_over:
+            sleep(BEAT_S / 5)
+        self._tell(_names(silent, "does not answer: stopped, dead or cut off") or self._late())
+
+    def _answer(self, left: str = "") -> None:
+        self._store.set(str(self.rank), json.dumps([self.place, left]))
+
+    def _tell(self, text: str) -> None:
+        self._text = text
+        self._told.set()
+
+    def _silent(self) -> list[int]:
+        return [rank for rank in self._ranks if not self._store.check([str(rank)])]
+
+    def _late(self) -> str:
+        """Say who has left, else who is behind; all ranks have answered."""
+        blobs = self._store.multi_get([str(rank) for rank in self._ranks])
+        answers = {rank: json.loads(blob) for rank, blob in zip(self._ranks, blobs, strict=True)}
+        gone = [f"rank {rank} {left}" for rank, (_, left) in answers.items() if left]
+        if gone:  # Who left because of another rank is not the one to name.
+            return min(gone, key=lambda text: TransferError.__name__ in text)
+        first = max(place for place, _ in answers.values())
+        behind = [rank for rank, (place, _) in answers.items() if place < first]
+        text = "answers but is behind the others"
+        return _names(behind, text) or "all ranks answer: a link is down or too slow"
+
+
+def own_store(group: dist.ProcessGroup | None) -> Any:
+    """Return the store of `group`, over a connection on which no other thread waits.
+
+    PyTorch below 2.8 has only one connection.
+    """
+    of_group: Any = group or dist.group.WORLD
+    store: Any = dist.distributed_c10d._get_process_group_store(of_group)
+    return store.clone() if hasattr(store, "clone") else store
+
+
+def is_of_communication(error: BaseException) -> bool:
+    """Whether `error` comes from a backend or a store, and not from the program."""
+    if isinstance(error, PacelineError) or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or COMMUNICATION.search(str(error)) is not None
+
+
+def _names(ranks: list[int], what: str) -> str:
+    if not ranks:
+        return ""
+    rest = f" and {len(ranks) - NUM_NAMED} more" if len(ranks) > NUM_NAMED else ""
+    shown = ", ".join(map(str, ranks[:NUM_NAMED]))
+    return f"rank{'s' * (len(ranks) > 1)} {shown}{rest} {what}"
