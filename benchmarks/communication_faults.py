@@ -138,9 +138,10 @@ class Breaker:
 
 def train(rank: int, folder: str, fault: str, mode: str, timeout_s: float) -> None:
     """Train until the end or the fault; write down what this rank saw."""
-    # Sent when another rank has died; this one is to see that for itself.
+    # Sent when another rank has failed; this one is to see that for itself.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # As in a job, the store is on rank 0 and is reached over the same wire.
+    dist.barrier()
     dist.destroy_process_group()
     dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
     try:
