@@ -105,6 +105,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 OPTIMIZERS: dict[str, Callable[[Iterator[nn.Parameter]], Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
     "adamw": partial(torch.optim.AdamW, lr=1e-2),
+    "adamw, fused": partial(torch.optim.AdamW, lr=1e-2, fused=True),
     "adafactor": torch.optim.Adafactor,
     "rmsprop": partial(torch.optim.RMSprop, lr=1e-3),
 }

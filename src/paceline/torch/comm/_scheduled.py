@@ -48,8 +48,9 @@ class ScheduledDataParallel(FlushingModule):
     25 % more or less time than at first, measuring begins anew.
 
     Results are those of DistributedDataParallel: bit for bit on two ranks, within the
-    rounding of another summation order on more. `step()` takes the place of
-    `optimizer.step()` and clears the gradients.
+    rounding of another summation order on more, or with `sharded` if gradients are clipped or
+    the optimizer is `fused`. `step()` takes the place of `optimizer.step()` and clears the
+    gradients.
 
     Reading through this wrapper (`parameters()`, `state_dict()`, `module`, `eval()`),
     `optimizer.state_dict()` and forward passes without gradients first finish what is
@@ -80,8 +81,10 @@ class ScheduledDataParallel(FlushingModule):
             forward pass.
 
     Raises:
-        ValueError: If there is no process group, nothing to train, or a bad number.
+        ValueError: If there is no process group, nothing to train, a bad number, or a parameter
+            that is no plain tensor.
         PlanMismatchError: If a rank built another model.
+        TransferError: Later, from any call: names the rank that is missing.
 
     Examples:
         ```python

@@ -8,6 +8,7 @@ the process group, in a thread of its own; who does not answer is stopped, dead 
 import json
 import re
 import threading
+from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any
 
@@ -23,6 +24,7 @@ BEAT_S = 0.5
 PATIENCE_S = 5.0
 # How long a store that does not answer is waited for besides.
 STORE_S = 2.0
+STORE = "the host of the process group's store (torchrun, or else rank 0)"
 NUM_NAMED = 8
 # Backends raise plain RuntimeErrors, with the path of their source in the text.
 COMMUNICATION = re.compile(r"gloo|nccl", re.IGNORECASE)
@@ -58,7 +60,7 @@ class RollCall:
         self._wake.set()
         if self._told.wait(PATIENCE_S + STORE_S):
             return self._text
-        return "the store of the process group does not answer, its host may be stopped or dead"
+        return f"{STORE} does not answer"
 
     def close(self) -> None:
         """End the thread, and tell ranks that call later how this one left."""
@@ -68,30 +70,38 @@ class RollCall:
             self._thread.join(STORE_S)
 
     def _run(self) -> None:
-        has_answered = False
+        was_called = False
         try:
             while not self._is_over:
                 self._wake.wait(BEAT_S)
                 self._wake.clear()
-                if self._is_asked and not self._told.is_set():
+                if self._told.is_set():
+                    continue
+                if self._is_asked or (not was_called and self._store.check(["call"])):
+                    was_called = True
                     self._call()
-                    has_answered = True
-                elif not has_answered and self._store.check(["call"]):
-                    self._answer()
-                    has_answered = True
             self._answer(self.left)
         except RuntimeError as error:  # The store is gone.
             reason = str(error).split("\n")[0]
-            self._tell(f"the store of the process group is gone with its host ({reason})")
+            self._tell(f"{STORE} is gone ({reason})")
 
     def _call(self) -> None:
-        """Call all ranks, and wait for their answers."""
+        """Answer, call all ranks, and wait for their answers.
+
+        Who is called does so, too: its own collectives may fail only when the caller has ended.
+        """
         self._answer()
         self._store.set("call", "")
-        end_s = monotonic() + PATIENCE_S
-        while (silent := self._silent()) and monotonic() < end_s and not self._is_over:
-            sleep(BEAT_S / 5)
-        self._tell(_names(silent, "does not answer: stopped, dead or cut off") or self._late())
+        silent, end_s = self._silent(), monotonic() + PATIENCE_S
+        # The host of the store may be the first to end.
+        with suppress(RuntimeError):
+            while silent and monotonic() < end_s and not self._is_over:
+                sleep(BEAT_S / 5)
+                silent = self._silent()
+        if silent:
+            self._tell(_names(silent, "does not answer: stopped, dead or cut off"))
+        elif self._is_asked:
+            self._tell(self._late())
 
     def _answer(self, left: str = "") -> None:
         self._store.set(str(self.rank), json.dumps([self.place, left]))

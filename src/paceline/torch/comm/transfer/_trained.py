@@ -55,9 +55,11 @@ class Trained:
 
     def leave(self, error: BaseException) -> None:
         """Tell the others why this rank will `end`; raise `lost` if another rank is the cause."""
+        is_lost = is_of_communication(error)
+        kind = TransferError if is_lost else type(error)
         if self.roll is not None:
-            self.roll.left = f"has left with {type(error).__name__}"
-        if is_of_communication(error):
+            self.roll.left = f"has left with {kind.__name__}"
+        if is_lost:
             raise self.lost("a gradient", error) from error
 
     def end(self) -> None:
@@ -113,10 +115,10 @@ class Trained:
 
     def lost(self, what: str, error: BaseException) -> TransferError:
         """Return the error to raise for a failed collective; asks the other ranks first."""
-        cause = "another rank has ended or the link is down"
+        reason, cause = str(error).split("\n")[0], "another rank has ended or the link is down"
         if self.roll is not None:
             cause = self.roll.missing()
         return TransferError(
-            f"rank {dist.get_rank(None)}: {what} did not get through, {cause} "
-            f"({str(error).splitlines()[0]}); start again from the last checkpoint"
+            f"rank {dist.get_rank(None)}: {what} did not get through, {cause} ({reason}); start "
+            "again from the last checkpoint"
         )
