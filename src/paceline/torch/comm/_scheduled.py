@@ -63,7 +63,9 @@ class ScheduledDataParallel(FlushingModule):
 
     Args:
         module: The model, on the device where it is to train.
-        optimizer: Any of `torch.optim` except LBFGS, over the model's parameters.
+        optimizer: Any of `torch.optim` except LBFGS, over the model's parameters and no others;
+            a warning names those that it leaves out. Where its `step()` is called in place of the
+            model's, that step is right, too, but no communication overlaps the forward pass then.
         process_group: Ranks that train together, or one axis of a device mesh; unset for the
             default group. The model makes a group of its own of the same ranks, so your
             collectives do not meet its.
@@ -81,8 +83,9 @@ class ScheduledDataParallel(FlushingModule):
             forward pass.
 
     Raises:
-        ValueError: If there is no process group, nothing to train, a bad number, or a parameter
-            that is no plain tensor.
+        ValueError: If there is no process group, nothing to train, a bad number, a parameter
+            that is no plain tensor, another wrapper in the model or around it, or an optimizer
+            with parameters of another model.
         PlanMismatchError: If a rank built another model.
         TransferError: Later, from any call: names the rank that is missing.
 
