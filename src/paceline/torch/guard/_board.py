@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from paceline.torch.guard._progress import Place
+from paceline.torch.ranks import own_connection
 
 JOIN_S = 5.0
 # A process that has been silent for this many beats is taken to be stopped or dead.
@@ -64,7 +64,7 @@ class Board:
         now: Callable[[], tuple[Place, float]],
         beat_s: float,
     ) -> None:
-        self._store = PrefixStore(key, _own_connection(store))
+        self._store = PrefixStore(key, own_connection(store))
         self._rank, self._ranks, self._now, self.beat_s = rank, ranks, now, beat_s
         self._beat = 0
         self._left = self.failure = ""
@@ -144,8 +144,3 @@ class Board:
                 place = Place(step, num_forwards, phase)
                 now_s = self._answered_s
                 self._seen[rank] = Seen(beat, place, now_s - for_s, now_s, left)
-
-
-def _own_connection(store: Any) -> Any:
-    """Return a connection on which no other thread waits; PyTorch below 2.8 has only one."""
-    return store.clone() if hasattr(store, "clone") else store

@@ -6,5 +6,16 @@ from paceline.torch.ranks._agreement import (
     check_same_plan,
     new_group_like,
 )
+from paceline.torch.ranks._differences import (
+    Facts,
+    Odd,
+    difference,
+    differences,
+    digest_of_facts,
+    gather_facts,
+    gather_numbers,
+    odd_ones,
+)
 from paceline.torch.ranks._gather import all_gather_bytes, device_of, from_rank_0, gather_timeline
+from paceline.torch.ranks._meeting import meet, own_connection
 from paceline.torch.ranks._replica import Group, Replica, process_group_of, replica_of
