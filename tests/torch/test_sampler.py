@@ -551,6 +551,7 @@ def test_one_axis_of_a_mesh_will_do_wherever_a_process_group_does(
     optimizer = torch.optim.SGD(model.parameters())
     with watch(model, optimizer, process_group=mesh["dp"]) as run:
         model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
     gathered = gather_timeline(run.timeline(), mesh["dp"])
     assert gathered.rank.tolist() == run.timeline().rank.tolist()
     job = measure_job(model, torch.ones(1, 2), num_steps=4, process_group=mesh["dp"])

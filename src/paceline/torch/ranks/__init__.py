@@ -17,5 +17,5 @@ from paceline.torch.ranks._differences import (
     odd_ones,
 )
 from paceline.torch.ranks._gather import all_gather_bytes, device_of, from_rank_0, gather_timeline
-from paceline.torch.ranks._meeting import meet, own_connection
+from paceline.torch.ranks._meeting import MEETING_S, meet, own_connection
 from paceline.torch.ranks._replica import Group, Replica, process_group_of, replica_of
