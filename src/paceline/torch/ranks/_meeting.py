@@ -53,6 +53,11 @@ def meet(
             f"{', '.join(map(str, missing))}, which did not come; {way_out}"
         )
         LOGGER.warning(text)
+    # It counts as never having come, unless the last of the others comes this very moment.
+    if store.add(f"{gate}/arrived", -1) == len(ranks) - 1:
+        store.add(f"{gate}/arrived", 1)
+        return
+    store.add(f"{place}/{own}", -1)
     raise RankStalledError(text)
 
 
