@@ -43,7 +43,8 @@ def meet(
     if store.add(f"{gate}/arrived", 1) == len(ranks):
         store.set(gate, "open")
     waited_s = 0.0
-    for until_s in (min(PATIENCE_S, timeout_s), timeout_s):
+    # Not twice the same: to a store, no time to wait is for ever.
+    for until_s in sorted({min(PATIENCE_S, timeout_s), timeout_s}):
         if _is_set(store, gate, until_s - waited_s):
             return
         waited_s = until_s
@@ -62,8 +63,14 @@ def meet(
 
 
 def own_connection(store: Any) -> Any:
-    """Return a connection on which no other thread waits; PyTorch below 2.8 has only one."""
-    return store.clone() if hasattr(store, "clone") else store
+    """Return a connection on which no other thread waits; PyTorch below 2.8 has only one.
+
+    Only a TCPStore has connections. A FileStore's clones would delete the file as they end.
+    """
+    root = store
+    while isinstance(root, PrefixStore):
+        root = root.underlying_store
+    return store.clone() if isinstance(root, dist.TCPStore) and hasattr(store, "clone") else store
 
 
 def _store_of(group: dist.ProcessGroup | None) -> Any:
