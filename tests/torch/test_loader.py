@@ -428,3 +428,15 @@ def test_the_last_batch_ends_the_epoch(workers: tuple[int, bool]) -> None:
     _, loader = loader_of(workers=workers)
     for number, _ in enumerate(deliveries(loader), start=1):
         assert loader.state_dict()["epoch"] == (number == len(loader))
+
+
+def test_statistics_of_batch_norm_are_those_of_each_micro_batch() -> None:
+    """The gradient of a model with BatchNorm is therefore not that of the whole batch."""
+    _, loader = loader_of(num_replicas=1, with_info=True, padded=True)
+    norm = torch.nn.BatchNorm1d(1, momentum=1.0)
+    means = []
+    for batch, _ in loader:
+        norm(batch[:, None].float())
+        means.append((float(norm.running_mean), float(batch.float().mean())))
+    assert len(means) > loader_of(num_replicas=1)[0].plan.num_steps
+    assert all(found == pytest.approx(mean) for found, mean in means)
