@@ -284,6 +284,8 @@ def test_any_loader_can_carry_the_info() -> None:
     found = list(loader)
     assert [(list(batch), *info) for batch, info in found] == expected
     assert {type(info) for _, info in found} == {BatchInfo}
+    with pytest.raises(ValueError, match="lost their info on the way; give the loader the dataset"):
+        collate_fn([1, 2])
     plain = TorchDataLoader(dataset, batch_size=4, collate_fn=collate_fn)
     with pytest.raises(ValueError, match="needs the indices of a BalancedBatchSampler as they are"):
         next(iter(plain))

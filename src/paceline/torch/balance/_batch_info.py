@@ -74,7 +74,12 @@ class InfoCollate:
     def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
         self._collate_fn = collate_fn
 
-    def __call__(self, examples: _Examples) -> Any:
+    def __call__(self, examples: list[Any]) -> Any:
+        if not isinstance(examples, _Examples):
+            raise ValueError(
+                "the examples of a batch lost their info on the way; give the loader the dataset "
+                "that carry_info returned together with this collate_fn"
+            )
         info = examples.info
         batch = self._collate_fn(list(examples))
         if not isinstance(batch, Mapping):

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from torch import distributed as dist
-from torch._C._distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from paceline.errors import RankStalledError
 
@@ -70,7 +70,7 @@ def own_connection(store: Any) -> Any:
     root = store
     while isinstance(root, PrefixStore):
         root = root.underlying_store
-    return store.clone() if isinstance(root, dist.TCPStore) and hasattr(store, "clone") else store
+    return store.clone() if isinstance(root, TCPStore) and hasattr(store, "clone") else store
 
 
 def _store_of(group: dist.ProcessGroup | None) -> Any:
