@@ -149,3 +149,15 @@ def cycle_in(arrows: dict[str, set[str]]) -> list[str]:
     except CycleError as error:
         return list(error.args[1])
     return []
+
+
+@pytest.mark.parametrize("statement", ["import paceline.torch", "from paceline import DataLoader"])
+def test_without_torch_one_line_says_what_to_install(statement: str) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        f"try: {statement}\n"
+        "except ImportError as error: print(type(error).__name__, error)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.startswith("MissingExtraError paceline.torch needs PyTorch; install it")

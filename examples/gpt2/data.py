@@ -231,7 +231,7 @@ class DocumentFeed:
             sequences.sizes, config, cost=cost, process_group=replica
         )
         self._loader = paceline.DataLoader(
-            sequences, batch_sampler=self._batches, collate_fn=collate
+            sequences, batch_sampler=self._batches, collate_fn=collate, with_info=True
         )
 
     def steps(self) -> Iterator[Step]:
@@ -240,9 +240,9 @@ class DocumentFeed:
             self._batches.set_epoch(self._batches.epoch)
             plan, number = self._batches.plan, self._batches.cursor.num_steps
             batches: list[Batch] = []
-            for batch in self._loader:
+            for batch, info in self._loader:
                 batches.append(batch)
-                if self._loader.is_step_end:
+                if info.is_step_end:
                     yield self._step(plan, number, batches)
                     batches, number = [], number + 1
 

@@ -7,8 +7,6 @@ imports neither torch nor anything that draws.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from paceline.errors import MissingExtraError
-
 if TYPE_CHECKING:
     from paceline.cost import Job, LayerCost, LinearCost, Link, QuadraticCost, Worker
     from paceline.timeline import Summary, Timeline, simulate
@@ -69,14 +67,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'paceline' has no attribute {name!r}")
-    try:
-        return getattr(import_module(_HOME[name]), name)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingExtraError(
-            f"paceline.{name} needs PyTorch; install it with: pip install 'paceline[torch]'"
-        ) from error
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -422,3 +422,9 @@ def test_a_config_that_does_not_fit_together_is_refused(
 def test_limits_are_positive(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be positive"):
         Limits(**{name: value})
+
+
+def test_swapped_arguments_are_told_apart() -> None:
+    swapped: Any = (BalanceConfig(batch_size=2), [1.0, 2.0])
+    with pytest.raises(ValueError, match="costs come first, then the BalanceConfig, got a list"):
+        plan_epoch(*swapped)

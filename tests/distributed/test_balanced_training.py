@@ -1,9 +1,12 @@
 """Two gloo ranks train on ragged examples. One spawn serves all checks; `found` makes it."""
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,9 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from paceline.balance import BalanceConfig, EpochPlan
+from paceline.errors import PlanMismatchError, RankStalledError
 from paceline.testing import run_ranks
 from paceline.timeline import Kind, Timeline
-from paceline.torch import BalancedBatchSampler, DataLoader, watch
+from paceline.torch import BalancedBatchSampler, BalancedSampler, DataLoader, watch
+from paceline.torch.ranks import meet
 
 SIZES = np.random.default_rng(3).integers(1, 60, 76)
 BATCH_SIZE = 16
@@ -155,8 +160,78 @@ def agreed(batches: BalancedBatchSampler, timeline: Timeline) -> dict[str, Any]:
     return {"agreed": [worker.speed for worker in batches.workers]}
 
 
+def refused(make: Callable[[], Any]) -> str:
+    """Return why the first batch is refused; empty if it is not."""
+    batches = iter(make())
+    try:
+        next(batches)
+    except PlanMismatchError as error:
+        return str(error)
+    return ""
+
+
+def plan_differently(rank: int) -> dict[str, Any]:
+    sizes = SIZES + rank
+    short = [SIZES, SIZES[:-1]][rank]
+    make = partial(BalancedBatchSampler, batch_size=BATCH_SIZE)
+    found = {
+        "seed": refused(lambda: make(SIZES, seed=5 * rank)),
+        "sizes": refused(lambda: make(sizes)),
+        "number": refused(lambda: make(short)),
+        "batch size": refused(lambda: make(SIZES, batch_size=16 + 2 * rank)),
+        "epoch": refused(lambda: set_to(make(SIZES), rank)),
+        "terms": refused(lambda: make(SIZES, loss_terms=sizes)),
+        "equal": refused(lambda: make(SIZES)),
+        "flag": refused(lambda: make(SIZES, seed=5 * rank, check_plan=False)),
+        "chunks": refused(lambda: BalancedSampler(sizes, batch_size=BATCH_SIZE)),
+        "loader": refused(lambda: DataLoader(Ragged(), batch_sampler=make(SIZES, seed=rank))),
+    }
+    return {"refused": found}
+
+
+def set_to(batches: BalancedBatchSampler, epoch: int) -> BalancedBatchSampler:
+    batches.set_epoch(epoch)
+    return batches
+
+
+def stalled(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except RankStalledError as error:
+        return str(error)
+    return ""
+
+
+def come_alone(rank: int) -> dict[str, Any]:
+    """Ask on rank 0 only for what all ranks must ask for; then on both."""
+    batches = sampler_of(window=2, tail="drop", shuffle=False)
+    model = DistributedDataParallel(Model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = DataLoader(Ragged(), batch_sampler=batches)
+    with watch(model, optimizer) as run:
+        for x, y, _ in loader:
+            mean_loss(model, x, y).backward()
+            optimizer.step()
+    timeline = run.gather()
+    alone = ["", ""]
+    if rank == 0:
+        short = partial(meet, timeout_s=0.05)
+        with mock.patch("paceline.torch.balance._refit.meet", short):
+            alone[0] = stalled(lambda: batches.refit(timeline))
+        alone[1] = stalled(lambda: run.summary(timeout_s=0.05))
+    dist.barrier()
+    batches.refit(timeline)
+    return {"alone": alone, "together": len(run.summary(timeout_s=20.0).ranks)}
+
+
 def find_all(rank: int, folder: str) -> None:
-    parts = (compare_gradients, refit_to_a_slow_rank, refit_with_other_clocks)
+    parts = (
+        compare_gradients,
+        refit_to_a_slow_rank,
+        refit_with_other_clocks,
+        plan_differently,
+        come_alone,
+    )
     found = {key: value for part in parts for key, value in part(rank).items()}
     Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()
@@ -192,3 +267,36 @@ def test_ranks_agree_on_rank_0s_speeds(found: Found) -> None:
     assert found[0]["agreed"] == found[1]["agreed"]
     fast, slow = found[0]["agreed"]
     assert fast == pytest.approx(2.0 * slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"),
+    [
+        ("seed", "seed (rank 1: 5, rank 0: 0), plan ("),
+        ("sizes", "sizes ("),
+        ("number", "number of examples (rank 1: 75, rank 0: 76)"),
+        ("batch size", "batch_size (rank 1: 18, rank 0: 16)"),
+        ("epoch", "epoch (rank 1: 1, rank 0: 0)"),
+        ("terms", "loss_terms ("),
+        ("chunks", "sizes ("),
+        ("loader", "seed (rank 1: 1, rank 0: 0), plan ("),
+    ],
+)
+def test_ranks_that_plan_differently_are_refused_before_the_first_batch(
+    found: Found, name: str, difference: str
+) -> None:
+    first, second = (one["refused"][name] for one in found)
+    assert first == second
+    assert first.startswith("before the first batch: rank 1 differs from rank 0")
+    assert difference in first
+
+
+def test_equal_plans_pass_and_a_flag_leaves_the_comparison_out(found: Found) -> None:
+    assert {one["refused"][name] for one in found for name in ("equal", "flag")} == {""}
+
+
+def test_a_rank_that_comes_alone_is_told_who_did_not(found: Found) -> None:
+    refit, summary = found[0]["alone"]
+    assert refit.startswith("rank 0 has waited 0.05 s in refit for rank 1, which did not come")
+    assert "in gather, summary or gather_timeline for rank 1, which did not come" in summary
+    assert [one["together"] for one in found] == [2, 2]

@@ -1,16 +1,17 @@
 import json
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import BatchSampler, Dataset, default_collate
 from torch.utils.data import DataLoader as TorchDataLoader
-from torch.utils.data import Dataset
 
 from paceline.balance import BalanceConfig
 from paceline.errors import StateMismatchError
-from paceline.torch import BalancedBatchSampler, DataLoader, Replica
+from paceline.torch import BalancedBatchSampler, BatchInfo, DataLoader, Replica, carry_info
 
 SIZES = np.random.default_rng(1).integers(1, 40, 30)
 WORKERS = [(0, False), (2, False), (2, True)]
@@ -33,6 +34,7 @@ def loader_of(
     rank: int = 0,
     num_replicas: int = 2,
     workers: tuple[int, bool] = (0, False),
+    with_info: bool = False,
     **options: Any,
 ) -> tuple[BalancedBatchSampler, DataLoader[Any]]:
     config = BalanceConfig(**{"batch_size": 8, "counts": "free", **options})
@@ -42,6 +44,7 @@ def loader_of(
     loader = DataLoader(
         Numbers(),
         batch_sampler=batches,
+        with_info=with_info,
         num_workers=num_workers,
         persistent_workers=persistent,
         prefetch_factor=4 if num_workers else None,
@@ -76,9 +79,10 @@ def test_restoring_at_every_step_gives_the_rest_whatever_was_prefetched(
         fresh.load_state_dict(json.loads(json.dumps(state)))
         assert fresh.state_dict() == state
         fresh_batches.set_epoch(state["epoch"])
-        rest = list(deliveries(fresh))
-        end = 8 if state["epoch"] == 0 else 16
-        assert rest == straight[2 * step : end]
+        assert state["epoch"] == step // 4
+        assert len(fresh) == 8
+        if step < 8:
+            assert list(deliveries(fresh)) == straight[2 * step : 8 * (step // 4 + 1)]
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -161,7 +165,7 @@ def test_a_broken_off_epoch_can_be_saved_until_another_is_set() -> None:
 def test_a_forgotten_epoch_advances_once_with_workers_too() -> None:
     _, loader = loader_of(workers=(2, True))
     told_batches, told = loader_of()
-    list(loader)
+    list(deliveries(loader))
     with pytest.warns(UserWarning, match="before epoch 1"):
         second = list(deliveries(loader))
     told_batches.set_epoch(1)
@@ -207,9 +211,234 @@ def test_torchs_options_are_passed_on() -> None:
     generator = torch.Generator()
     loader = DataLoader(Numbers(), batch_sampler=batches, collate_fn=sum, generator=generator)
     assert loader.generator is generator
-    assert sum(loader) == sum(SIZES * 0 + np.arange(30)) - sum(rank_1_examples())
+    with torch.no_grad():
+        total = sum(loader)
+    assert total == sum(range(30)) - sum(rank_1_examples())
 
 
 def rank_1_examples() -> list[int]:
     _, loader = loader_of(rank=1)
     return [example for examples, _, _ in deliveries(loader) for example in examples]
+
+
+class Batched(Numbers):
+    """Reads the examples of a batch at once, as Hugging Face's datasets do."""
+
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        return [index for index in indices]
+
+
+def ahead(batches: Any) -> Iterator[Any]:
+    """Fetch all of a few batches before the first is used, as frameworks do."""
+    fetched = list(batches)
+    yield from fetched
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_a_batch_that_carries_its_info_may_be_fetched_ahead(
+    workers: tuple[int, bool], num_microbatches: int
+) -> None:
+    _, read = loader_of(num_microbatches=num_microbatches)
+    _, carrying = loader_of(workers=workers, with_info=True, num_microbatches=num_microbatches)
+    expected = list(deliveries(read))
+    assert len({weight for _, weight, _ in expected}) > 1
+    assert [(batch.tolist(), *info) for batch, info in ahead(carrying)] == expected
+
+
+def keyed(examples: list[int]) -> dict[str, Any]:
+    return {"x": default_collate(examples)}
+
+
+@pytest.mark.parametrize(
+    ("collate_fn", "kind"),
+    [(keyed, dict), (lambda examples: UserDict(keyed(examples)), UserDict)],
+)
+def test_a_mapping_gets_keys_and_stays_what_it_is(collate_fn: Any, kind: type) -> None:
+    batches, _ = loader_of()
+    loader = DataLoader(Numbers(), batch_sampler=batches, collate_fn=collate_fn, with_info=True)
+    found = list(loader)
+    assert {type(batch) for batch in found} == {kind}
+    _, read = loader_of()
+    values = [(b["x"].tolist(), b["loss_weight"], b["is_step_end"]) for b in found]
+    assert values == list(deliveries(read))
+    batches.set_epoch(0)
+    named = DataLoader(
+        Numbers(), batch_sampler=batches, collate_fn=lambda _: {"loss_weight": 0}, with_info=True
+    )
+    with pytest.raises(ValueError, match="the batch has a key 'loss_weight' of its own"):
+        next(iter(named))
+
+
+def test_any_loader_can_carry_the_info() -> None:
+    batches, read = loader_of()
+    expected = list(deliveries(read))
+    dataset, collate_fn = carry_info(Batched(), tuple)
+    batches.set_epoch(0)
+    loader = TorchDataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=collate_fn,
+        num_workers=2,
+    )
+    found = list(loader)
+    assert [(list(batch), *info) for batch, info in found] == expected
+    assert {type(info) for _, info in found} == {BatchInfo}
+    with pytest.raises(ValueError, match="lost their info on the way; give the loader the dataset"):
+        collate_fn([1, 2])
+    plain = TorchDataLoader(dataset, batch_size=4, collate_fn=collate_fn)
+    with pytest.raises(ValueError, match="needs the indices of a BalancedBatchSampler as they are"):
+        next(iter(plain))
+
+
+@pytest.mark.parametrize("num_ahead", [2, 3])
+def test_what_is_read_off_the_loader_is_refused_behind_batches_fetched_ahead(
+    num_ahead: int,
+) -> None:
+    _, loader = loader_of(num_microbatches=2)
+    with pytest.warns(UserWarning, match="was not read"):
+        fetched = [batch for batch, _ in zip(loader, range(num_ahead), strict=False)]
+    assert len(fetched) == num_ahead
+    for name in ("loss_weight", "is_step_end"):
+        with pytest.raises(RuntimeError, match=rf"rank 0: loader.{name} is that of the batch deli"):
+            getattr(loader, name)
+
+
+def test_a_loop_that_is_one_batch_behind_is_refused_although_the_first_weights_are_equal() -> None:
+    _, loader = loader_of()
+    weights = [weight for _, weight, _ in deliveries(loader)]
+    assert weights[0] == weights[1] == 1.0 != weights[2]
+    loader.set_epoch(0)
+    iterator = iter(loader)
+    next(iterator)
+    next(iterator)
+    assert loader.loss_weight == weights[0]
+    next(iterator)
+    with pytest.raises(RuntimeError, match="2 were delivered before one was read"):
+        _ = loader.loss_weight
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "loss_weight"),
+        ({"num_microbatches": 2, "counts": "equal"}, "is_step_end"),
+        ({"padded": True, "num_microbatches": "auto"}, "loss_weight"),
+    ],
+)
+def test_a_loop_that_does_not_read_what_it_needs_is_warned_once(
+    options: dict[str, Any], name: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    _, loader = loader_of(rank=1, **options)
+    for _ in loader:
+        if name == "is_step_end":
+            _ = loader.loss_weight
+    found = [str(one.message) for one in recwarn if name in str(one.message)]
+    assert len(found) == 1
+    assert found[0].startswith(f"rank 1: a batch had {name}")
+
+
+def test_plain_batches_need_not_be_read() -> None:
+    _, loader = loader_of(counts="equal", tail="drop")
+    list(loader)
+    _, loader = loader_of(with_info=True)
+    list(loader)
+
+
+LOSS_TERMS = SIZES - 0.5
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2, "auto"])
+def test_means_over_tokens_average_to_that_of_the_global_batch(num_microbatches: Any) -> None:
+    config = BalanceConfig(
+        batch_size=16, counts="free", padded=True, num_microbatches=num_microbatches
+    )
+    total: dict[int, float] = {}
+    for rank in (0, 1):
+        replica = Replica(rank=rank, num_replicas=2)
+        batches = BalancedBatchSampler(SIZES, config, process_group=replica, loss_terms=LOSS_TERMS)
+        plan, step = batches.plan, 0
+        for batch, info in DataLoader(Numbers(), batch_sampler=batches, with_info=True):
+            examples = batch.numpy()
+            sums = np.square(examples) * LOSS_TERMS[examples]
+            mean = sums.sum() / LOSS_TERMS[examples].sum()
+            total[step] = total.get(step, 0.0) + info.loss_weight * mean / 2
+            step += info.is_step_end
+    for step, loss in total.items():
+        mine = [plan.step_examples(step, worker) for worker in (0, 1)]
+        examples = np.unique(np.concatenate(mine))
+        expected = np.average(np.square(examples), weights=LOSS_TERMS[examples])
+        assert loss == pytest.approx(expected)
+
+
+def test_padded_models_are_cut_by_plan_where_the_batch_tells_where_its_step_ends() -> None:
+    cut = {"padded": True, "num_microbatches": "auto"}
+    assert list(loader_of(with_info=True, padded=True)[0]) == list(loader_of(**cut)[0])
+    for options in ({}, {"with_info": True, "num_microbatches": 1}):
+        assert len(loader_of(padded=True, **options)[0]) == 4
+    assert len(loader_of(with_info=True)[0]) == 4
+
+
+def test_a_state_from_before_the_step_ends_were_used_goes_on_with_the_rest() -> None:
+    _, loader = loader_of(padded=True)
+    first = next(iter(deliveries(loader)))[0]
+    fresh, _ = loader_of(padded=True)
+    fresh.load_state_dict(loader.state_dict())
+    other = loader_of(rank=1, padded=True)[1]
+    first += next(iter(deliveries(other)))[0]
+    carrying = DataLoader(Numbers(), batch_sampler=fresh, with_info=True)
+    rest = [example for batch, _ in carrying for example in batch.tolist()]
+    assert not set(first) & set(rest)
+    assert fresh.planner.config.num_microbatches == "auto"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 4}, "the sampler decides batch_size, got batch_size=4; leave it out"),
+        ({"shuffle": True}, "the sampler decides shuffle"),
+        ({"sampler": range(30)}, "the sampler decides sampler"),
+        ({"drop_last": True}, "the sampler decides drop_last"),
+        ({"batch_sampler": None}, "must be a paceline.BalancedBatchSampler, got a NoneType"),
+        (
+            {"batch_sampler": BatchSampler(range(30), 4, False)},
+            "must be a paceline.BalancedBatchSampler, got a BatchSampler",
+        ),
+    ],
+)
+def test_what_the_sampler_decides_is_not_asked_of_the_loader(
+    arguments: dict[str, Any], message: str
+) -> None:
+    batches, _ = loader_of()
+    with pytest.raises(ValueError, match=message):
+        DataLoader(Numbers(), **{"batch_sampler": batches, **arguments})
+    with pytest.raises(TypeError, match="has no argument 'in_order'"):
+        DataLoader(Numbers(), batch_sampler=batches, in_order=False)
+
+
+def test_an_iterator_of_workers_belongs_to_the_epoch_that_is_set_when_it_begins() -> None:
+    batches, loader = loader_of(workers=(2, False))
+    told_batches, told = loader_of()
+    iterator = iter(loader)
+    batches.set_epoch(1)
+    told_batches.set_epoch(1)
+    assert next(iterator).tolist() == next(deliveries(told))[0]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_the_last_batch_ends_the_epoch(workers: tuple[int, bool]) -> None:
+    _, loader = loader_of(workers=workers)
+    for number, _ in enumerate(deliveries(loader), start=1):
+        assert loader.state_dict()["epoch"] == (number == len(loader))
+
+
+def test_statistics_of_batch_norm_are_those_of_each_micro_batch() -> None:
+    """The gradient of a model with BatchNorm is therefore not that of the whole batch."""
+    _, loader = loader_of(num_replicas=1, with_info=True, padded=True)
+    norm = torch.nn.BatchNorm1d(1, momentum=1.0)
+    means = []
+    for batch, _ in loader:
+        norm(batch[:, None].float())
+        means.append((float(norm.running_mean), float(batch.float().mean())))
+    assert len(means) > loader_of(num_replicas=1)[0].plan.num_steps
+    assert all(found == pytest.approx(mean) for found, mean in means)

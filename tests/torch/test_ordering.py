@@ -200,8 +200,8 @@ def test_a_refit_after_a_learnt_epoch_plans_nothing_ahead(monkeypatch: pytest.Mo
     one = sampler(order="pair-balance")
     list(one)
     monkeypatch.setattr(
-        "paceline.torch.balance._batch_sampler.busy_seconds",
-        lambda *_: one.planner.plan(one._finished).load,
+        "paceline.torch.balance._refit.busy_seconds",
+        lambda *_: one.planner.plan(one._walk.finished).load,
     )
     one.refit(None)  # type: ignore[arg-type]
     assert one.planner._ahead is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.utils.data import BatchSampler, DistributedSampler, Sampler
+from torch.utils.data import BatchSampler, DistributedSampler, Sampler, TensorDataset
 from torch.utils.data import DataLoader as TorchDataLoader
 
 from paceline.balance import BalanceConfig, Limits, Shards
@@ -32,6 +32,7 @@ from paceline.torch import (
 from paceline.torch.ranks import Group, process_group_of, replica_of
 
 SIZES = np.random.default_rng(0).integers(1, 40, 30)
+TEXTS = ["a" * length for length in SIZES]
 SHORT = {"batch_size", "counts", "shuffle", "seed", "drop_last"}
 WORLD = {"RANK": "2", "WORLD_SIZE": "4"}
 
@@ -114,7 +115,7 @@ def test_a_limit_on_tokens_holds() -> None:
     one = sampler(limits=Limits(max_tokens=50))
     assert max(SIZES[batch].sum() for batch in one) <= 50
     with pytest.raises(ValueError, match="max_tokens is 30, but the size of example"):
-        iter(sampler(limits=Limits(max_tokens=30)))
+        next(iter(sampler(limits=Limits(max_tokens=30))))
 
 
 def test_partitioned_data_stay_where_they_can_be_read() -> None:
@@ -172,6 +173,20 @@ def test_a_config_and_keywords_are_not_mixed(
         ({"sizes": [1e200], "cost": QuadraticCost(1.0, 1.0)}, "costs must be finite"),
         ({"sizes": [[1.0, 2.0]]}, "sizes must be one-dimensional"),
         ({"example_bytes": [1.0]}, "example_bytes must have 30 entries like costs, got 1"),
+        ({"batch_size": 8.0}, "batch_size must be a whole number, got 8.0; pass 8"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"num_microbatches": 2.0}, "num_microbatches must be a whole number, got 2.0; pass 2"),
+        ({"window": "epoch"}, "window must be a whole number, got 'epoch'; for the whole epoch"),
+        ({"cost": "quadratic"}, "cost must turn sizes into costs, such as .*, got 'quadratic'"),
+        ({"sizes": TEXTS}, "sizes must be one number per example, got a list; measure a dataset"),
+        ({"sizes": TensorDataset(torch.zeros(3))}, "got a TensorDataset; measure a dataset with"),
+        ({"sizes": BalanceConfig(batch_size=8)}, "sizes come first and the config or batch_size="),
+        ({"loss_terms": [1.0]}, "loss_terms must have 30 entries like sizes, got 1"),
+        ({"loss_terms": SIZES * 0}, r"loss_terms must be positive, but loss_terms\[0\] is 0"),
+        (
+            {"loss_terms": SIZES, "order": "pair-balance"},
+            "order='pair-balance' learns from losses that are means over examples",
+        ),
     ],
 )
 def test_bad_values_are_refused_at_once(options: Any, message: str) -> None:
@@ -185,7 +200,7 @@ def test_bad_values_are_refused_at_once(options: Any, message: str) -> None:
 def test_too_few_examples_are_refused_before_the_first_batch(sizes: Any, message: str) -> None:
     for one in samplers(2, sizes=sizes):
         with pytest.raises(ValueError, match=message):
-            iter(one)
+            next(iter(one))
         with pytest.raises(ValueError, match=message):
             len(one)
 
@@ -217,10 +232,27 @@ def test_a_forgotten_epoch_advances_and_warns_once() -> None:
 def test_a_broken_off_epoch_is_followed_by_the_next() -> None:
     one = sampler(shuffle=False)
     next(iter(one))
-    iter(one)
+    next(iter(one))
     assert one.epoch == 1
     one.set_epoch(1)
     assert len(list(one)) == 4
+
+
+@pytest.mark.parametrize("num_epochs", [0, 1])
+def test_an_iterator_belongs_to_the_epoch_that_is_set_when_it_begins(num_epochs: int) -> None:
+    one, told = sampler(), sampler()
+    for _ in range(num_epochs):
+        list(one)
+    batches = iter(one)
+    one.set_epoch(2)
+    told.set_epoch(2)
+    assert list(batches) == list(told)
+    assert one.epoch == 3
+    chunks, other = balanced()[0], balanced()[0]
+    examples = iter(chunks)
+    chunks.set_epoch(2)
+    other.set_epoch(2)
+    assert list(examples) == list(other)
 
 
 def test_an_iterator_that_was_never_used_does_not_advance_the_epoch() -> None:
@@ -251,9 +283,11 @@ def test_restoring_at_every_step_gives_the_rest(num_microbatches: int) -> None:
         fresh = sampler(num_microbatches=num_microbatches)
         fresh.load_state_dict(json.loads(json.dumps(state)))
         assert fresh.state_dict() == state
-        fresh.set_epoch(0)
-        assert len(fresh) == (len(states) - 1 - step) * num_microbatches
-        assert list(fresh) == straight[step * num_microbatches :]
+        is_last = step == len(states) - 1
+        assert fresh.epoch == is_last
+        fresh.set_epoch(fresh.epoch)
+        assert len(fresh) == len(straight)
+        assert is_last or list(fresh) == straight[step * num_microbatches :]
 
 
 def test_a_state_inside_a_step_is_that_of_its_start() -> None:
@@ -279,11 +313,33 @@ def test_the_state_after_an_epoch_is_the_start_of_the_next() -> None:
 
 def test_another_epoch_drops_a_restored_position() -> None:
     one, fresh = sampler(), sampler()
-    next(iter(one))
+    first = next(iter(one))
     fresh.load_state_dict(one.state_dict())
-    assert len(fresh) == 3
+    assert first not in list(fresh)
     fresh.set_epoch(1)
-    assert len(fresh) == 4
+    assert len(list(fresh)) == 4
+
+
+def test_all_steps_delivered_is_the_end_of_the_epoch() -> None:
+    one = samplers(counts="free")[0]
+    load, iterator = one.plan.load, iter(one)
+    batches = [next(iterator) for _ in range(len(one))]
+    assert one.state_dict()["epoch"] == one.epoch == 1
+    one.refit(timeline(load * [1.0, 3.0]))
+    assert one.workers[0].speed > one.workers[1].speed
+    assert batches == list(samplers(counts="free")[0])
+
+
+def test_the_length_is_that_of_the_whole_epoch_whoever_delivered_it() -> None:
+    state, num_delivered = None, 0
+    for num_replicas, num_steps in ((2, 1), (4, 1), (1, 2)):
+        one = samplers(num_replicas, num_microbatches=2, batch_size=8)[0]
+        if state is not None:
+            one.load_state_dict(state)
+        assert len(one) == 8
+        num_delivered += len([batch for _, batch in zip(range(2 * num_steps), one, strict=False)])
+        state = one.state_dict()
+    assert num_delivered == 8
 
 
 def test_other_numbers_of_ranks_take_over_without_loss() -> None:
@@ -444,6 +500,8 @@ def test_an_epoch_that_is_too_short_to_judge_leaves_the_speeds() -> None:
         (WORLD, None, 1, (4, 1)),
         (WORLD, 8, 7, (8, 7)),
         ({"RANK": "2"}, None, None, (1, 0)),
+        ({"WORLD_SIZE": "1"}, None, None, (1, 0)),
+        ({"WORLD_SIZE": "4"}, 1, None, (1, 0)),
     ],
 )
 def test_arguments_come_before_the_environment(
@@ -493,6 +551,7 @@ def test_one_axis_of_a_mesh_will_do_wherever_a_process_group_does(
     optimizer = torch.optim.SGD(model.parameters())
     with watch(model, optimizer, process_group=mesh["dp"]) as run:
         model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
     gathered = gather_timeline(run.timeline(), mesh["dp"])
     assert gathered.rank.tolist() == run.timeline().rank.tolist()
     job = measure_job(model, torch.ones(1, 2), num_steps=4, process_group=mesh["dp"])
@@ -515,6 +574,18 @@ def test_a_rank_that_is_not_known_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         replica_of(num_replicas=num_replicas, rank=rank)
+
+
+def test_a_world_of_several_ranks_needs_to_know_which_this_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    message = "WORLD_SIZE is 2, but neither RANK nor a process group says which rank this is"
+    with pytest.raises(ValueError, match=message):
+        BalancedBatchSampler(SIZES, batch_size=8)
+    with pytest.raises(ValueError, match=message):
+        BalancedSampler(SIZES, batch_size=8)
 
 
 def test_a_group_and_numbers_together_are_refused(single_group: Group) -> None:
@@ -605,9 +676,6 @@ def test_torchs_loader_takes_both_samplers() -> None:
     chunks = TorchDataLoader(dataset, batch_size=4, sampler=balanced()[0])  # type: ignore[arg-type]
     assert sorted(flat([batch.tolist() for batch in batches])) == list(range(30))
     assert [len(batch) for batch in chunks] == [4, 4, 4, 3]
-
-
-TEXTS = ["a" * length for length in SIZES]
 
 
 class Columns:

@@ -280,3 +280,33 @@ def test_the_clock_fits_the_device_and_goes_forward(device: torch.device) -> Non
 
 def test_a_model_without_parameters_is_timed_on_the_cpu() -> None:
     assert isinstance(clock_of(nn.ReLU()), CpuClock)
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    model, optimizer = layer_and_optimizer()
+    other, _ = layer_and_optimizer()
+    with pytest.raises(ValueError, match="none of its 2 is one of the model's; pass the optimizer"):
+        watch(other, optimizer)
+    swapped: Any = (optimizer, model)
+    with pytest.raises(ValueError, match=r"comes first, .* got a SGD and a Linear; swap them"):
+        watch(*swapped)
+
+
+def test_a_block_in_which_the_optimizer_never_steps_says_so() -> None:
+    model, optimizer = layer_and_optimizer()
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.warns(UserWarning, match="rank 0: watch saw 2 backward passes and no step of its"),
+        watch(model, optimizer) as run,
+    ):
+        train(model, other, num_steps=2)
+    assert run.num_steps == 0
+    with suppress(RuntimeError), watch(model, optimizer):
+        model(X).sum().backward()
+        raise RuntimeError
+
+
+def test_watch_without_a_block_says_how_to_write_it() -> None:
+    run: Any = watch(*layer_and_optimizer())
+    with pytest.raises(AttributeError, match="no 'summary', and records nothing by itself; write"):
+        run.summary()

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 from paceline.balance.split import Counts, check_worker_counts
 
@@ -55,7 +56,8 @@ class BalanceConfig:
             or pipelines; more where `limits` demand it, equally many for all workers
             of a step, ordered light to heavy. `"auto"`: for padded models, each step is cut
             into the micro-batches that end first, and workers may have different numbers of
-            them; otherwise as few as the limits allow.
+            them; otherwise as few as the limits allow. Unset, 1; but `"auto"` for a padded model
+            whose loader puts the end of each step into the batch.
         microbatch_cost: With `"auto"`, what a micro-batch costs besides its examples, in the
             unit of the costs; unset for the mean cost of an example. See
             `plan_padded_micro_batches`.
@@ -78,7 +80,7 @@ class BalanceConfig:
     counts: Counts = "equal"
     padded: bool = False
     window: int = 1
-    num_microbatches: Microbatches = 1
+    num_microbatches: Microbatches | None = None
     microbatch_cost: float | None = None
     limits: Limits = field(default_factory=Limits)
     tail: Tail = "zero-weight"
@@ -87,6 +89,7 @@ class BalanceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_whole_numbers()
         check_worker_counts(self.batch_size, self.num_workers, self.counts, None)
         if self.window < 1:
             raise ValueError(f"window must be at least 1, got {self.window}")
@@ -97,14 +100,26 @@ class BalanceConfig:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
     @property
+    def microbatches(self) -> Microbatches:
+        """What `num_microbatches` says, or 1 if it is unset."""
+        return 1 if self.num_microbatches is None else self.num_microbatches
+
+    @property
     def least_microbatches(self) -> int:
         """Micro-batches that each worker has in every step at least."""
-        return 1 if isinstance(self.num_microbatches, str) else self.num_microbatches
+        return 1 if isinstance(self.microbatches, str) else self.microbatches
 
     @property
     def cuts_to_cost(self) -> bool:
         """Whether padded steps are cut into the micro-batches that end first."""
         return self.padded and self.num_microbatches == "auto"
+
+    def _check_whole_numbers(self) -> None:
+        ways_out = {"window": "; for the whole epoch pass more steps than it has, such as 10**9"}
+        for name in ("batch_size", "num_workers", "window", "seed"):
+            check_whole(name, getattr(self, name), ways_out.get(name, ""))
+        if not isinstance(self.num_microbatches, str | None):
+            check_whole("num_microbatches", self.num_microbatches)
 
     def _check_microbatches(self) -> None:
         if isinstance(self.num_microbatches, str) and self.num_microbatches != "auto":
@@ -123,3 +138,12 @@ class BalanceConfig:
                 f"batch_size must be at least num_workers x num_microbatches = {least}, got "
                 f"{self.batch_size}; a worker without examples would have nothing to send"
             )
+
+
+def check_whole(name: str, value: Any, way_out: str = "") -> None:
+    """Raise a `ValueError` if `value` is no whole number; equal floats would be other seeds."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return
+    is_whole = isinstance(value, float) and value.is_integer()
+    pass_this = f"; pass {int(value)}" if is_whole else way_out
+    raise ValueError(f"{name} must be a whole number, got {value!r}{pass_this}")

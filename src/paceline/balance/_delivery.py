@@ -18,7 +18,7 @@ class MicroBatch:
         examples: Indices into the dataset, at least one. Shape `(num_examples,)`.
         loss_weight: Factor for the mean loss over `examples`: summed over the
             micro-batches of a step and averaged over workers, the weighted means are
-            the mean over the global batch.
+            the mean over the global batch. Over its examples, or over their terms.
         is_step_end: Whether it is the last of its step.
     """
 
@@ -28,12 +28,25 @@ class MicroBatch:
     is_step_end: bool
 
 
-def micro_batches_of(plan: EpochPlan, worker: int, *, first_step: int = 0) -> Iterator[MicroBatch]:
+def micro_batches_of(
+    plan: EpochPlan,
+    worker: int,
+    *,
+    first_step: int = 0,
+    loss_terms: NDArray[np.float64] | None = None,
+) -> Iterator[MicroBatch]:
     """Yield what `worker` receives from `first_step` on.
 
     Repeats that count nothing are left out. Where that would leave a micro-batch empty,
     one of them is delivered with a weight of 0, so that the worker takes part in
     the step's collectives.
+
+    Args:
+        plan: The plan.
+        worker: Whose part.
+        first_step: Steps that are left out.
+        loss_terms: Terms of each example of the dataset in the mean that a loss is, such as
+            its target tokens, shape `(num_examples,)`; unset for one each.
 
     Examples:
         >>> from paceline.balance import BalanceConfig, plan_epoch
@@ -43,16 +56,17 @@ def micro_batches_of(plan: EpochPlan, worker: int, *, first_step: int = 0) -> It
         [([1, 2, 3], 1.5)]
     """
     counts = np.ones(len(plan.examples), dtype=bool) if plan.weighs_repeats else ~plan.is_repeat
+    terms = counts if loss_terms is None else counts * loss_terms[plan.examples]
     for step in range(first_step, plan.num_steps):
         begin, end = plan.micro_offsets[plan.step_offsets[[step, step + 1]]]
-        num_per_worker = int(counts[begin:end].sum()) / plan.num_workers
+        num_per_worker = float(terms[begin:end].sum()) / plan.num_workers
         parts = plan.micro_batches(step, worker)
         for number, slots in enumerate(parts):
             counting = slots[counts[slots]]
             yield MicroBatch(
                 step=step,
                 examples=plan.examples[counting if len(counting) else slots[:1]],
-                loss_weight=len(counting) / num_per_worker,
+                loss_weight=float(terms[counting].sum()) / num_per_worker,
                 is_step_end=number == len(parts) - 1,
             )
 

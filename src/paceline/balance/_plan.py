@@ -72,6 +72,10 @@ def plan_epoch(
         >>> plan.step_examples(0, worker=0).tolist(), plan.step_examples(0, worker=1).tolist()
         ([0, 1], [2, 3])
     """
+    if not isinstance(config, BalanceConfig):
+        raise ValueError(
+            f"costs come first, then the BalanceConfig, got a {type(config).__name__} as config"
+        )
     cost = checked_costs(costs)
     amounts = _amounts(cost, sizes, example_bytes, config.limits)
     check_worker_counts(config.batch_size, config.num_workers, config.counts, workers)

@@ -183,7 +183,7 @@ def _forced_by_epoch(
 
 def _is_padded_to_the_longest(config: BalanceConfig) -> bool:
     """Whether all examples of a worker and step cost as much as its most expensive."""
-    return config.padded and config.num_microbatches == 1 and config.limits.is_unlimited
+    return config.padded and config.microbatches == 1 and config.limits.is_unlimited
 
 
 def reunion(plan: EpochPlan, next_plan: EpochPlan) -> float:

@@ -1,6 +1,14 @@
 """Paceline on a live PyTorch job: recorders, probes and executors."""
 
-from paceline.torch.balance import BalancedBatchSampler, BalancedSampler, DataLoader, example_sizes
+from paceline.torch import _installed as _installed  # Says that PyTorch is missing.
+from paceline.torch.balance import (
+    BalancedBatchSampler,
+    BalancedSampler,
+    BatchInfo,
+    DataLoader,
+    carry_info,
+    example_sizes,
+)
 from paceline.torch.checkpoint import AsyncCheckpoint, Checkpoint, PendingCheckpoint
 from paceline.torch.comm import ScheduledDataParallel
 from paceline.torch.comm.ddp import BucketTimes, BucketWatch, DDPAdvice, watch_buckets
@@ -16,6 +24,7 @@ __all__ = [
     "AsyncCheckpoint",
     "BalancedBatchSampler",
     "BalancedSampler",
+    "BatchInfo",
     "BucketTimes",
     "BucketWatch",
     "Checkpoint",
@@ -34,6 +43,7 @@ __all__ = [
     "SplitBackward",
     "Watch",
     "calibrate_cpu",
+    "carry_info",
     "example_sizes",
     "gather_timeline",
     "guard",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.balance._config import BalanceConfig
+from paceline.balance._config import BalanceConfig, Microbatches
 from paceline.balance._epoch_plan import EpochPlan
 from paceline.balance._example_order import (
     ExampleOrder,
@@ -24,15 +25,14 @@ from paceline.balance._shards import Shards
 from paceline.balance.cursor._cursor import Cursor
 from paceline.balance.cursor._rest import (
     KeptPlan,
+    check_segment,
     digest_of,
     empty_plan,
-    plan_digest,
     remaining_examples,
     with_repeats,
 )
 from paceline.balance.cursor._state import Dataset, Segment, plain_state, segments_of
 from paceline.cost import Worker, checked_column
-from paceline.errors import StateMismatchError
 
 PLANS_KEPT = 2
 
@@ -93,7 +93,7 @@ class EpochPlanner:
                 )
         self.order = order
         self._plans: dict[Cursor, KeptPlan] = {}
-        self._ahead: tuple[Cursor, Future[EpochPlan]] | None = None
+        self._ahead: tuple[Cursor, Future[KeptPlan]] | None = None
 
     def _column(self, name: str, values: ArrayLike | None) -> NDArray[np.float64] | None:
         return None if values is None else column_like_costs(name, values, len(self.costs))
@@ -120,6 +120,18 @@ class EpochPlanner:
     def digest(self, cursor: Cursor) -> str:
         """Return a hash of `plan(cursor)`: who gets what and when; equal on all ranks."""
         return self._kept(cursor).digest
+
+    def num_microbatches(self, cursor: Cursor, worker: int) -> int:
+        """Return how many the whole epoch has for `worker`, with what others delivered of it."""
+        kept = self._kept(cursor)
+        return kept.num_before + int(kept.plan.num_microbatches[:, worker].sum())
+
+    def recut(self, num_microbatches: Microbatches) -> "EpochPlanner":
+        """Return a planner that differs in the number of micro-batches only."""
+        twin = copy(self)
+        twin.config = replace(self.config, num_microbatches=num_microbatches)
+        twin._plans, twin._ahead = {}, None
+        return twin
 
     def knows(self, epoch: int) -> bool:
         """Whether the order of `epoch` is known, so that it can be planned."""
@@ -194,11 +206,11 @@ class EpochPlanner:
         workers = workers or (Worker(),) * self.config.num_workers
         is_same = (len(last.workers), last.num_microbatches) == (
             self.config.num_workers,
-            self.config.num_microbatches,
+            self.config.microbatches,
         )
         if is_same:
             cursor = Cursor(workers=last.workers, epoch=epoch, earlier=segments[:-1])
-            self._check_segment(last, self.plan(cursor), epoch)
+            check_segment(last, self.plan(cursor), epoch)
             return replace(cursor, num_steps=last.num_steps)
         earlier = segments if last.num_steps else ()
         cursor = Cursor(workers=workers, epoch=epoch, earlier=earlier)
@@ -222,7 +234,7 @@ class EpochPlanner:
     def _segment(self, cursor: Cursor) -> Segment:
         return Segment(
             workers=cursor.workers,
-            num_microbatches=self.config.num_microbatches,
+            num_microbatches=self.config.microbatches,
             num_steps=cursor.num_steps,
             digest=self.digest(cursor) if cursor.num_steps else None,
         )
@@ -233,19 +245,22 @@ class EpochPlanner:
         if start not in self._plans:
             ahead, self._ahead = self._ahead, None
             is_ahead = ahead is not None and ahead[0] == start
-            plan = ahead[1].result() if ahead and is_ahead else self._compute(start)
+            kept = ahead[1].result() if ahead and is_ahead else self._compute(start)
             while len(self._plans) >= PLANS_KEPT:
                 del self._plans[next(iter(self._plans))]
-            self._plans[start] = KeptPlan(plan)
+            self._plans[start] = kept
         return self._plans[start]
 
-    def _compute(self, start: Cursor) -> EpochPlan:
+    def _compute(self, start: Cursor) -> KeptPlan:
         remaining: NDArray[np.int64] | None = None
+        num_before = 0
         for segment in start.earlier:
             plan = self._plan_rest(segment, remaining, start.epoch)
-            self._check_segment(segment, plan, start.epoch)
+            check_segment(segment, plan, start.epoch)
             remaining = remaining_examples(plan, segment.num_steps)
-        return self._plan_rest(self._segment(start), remaining, start.epoch)
+            num_before += int(plan.num_microbatches[: segment.num_steps].max(axis=1).sum())
+        plan = self._plan_rest(self._segment(start), remaining, start.epoch)
+        return KeptPlan(plan, num_before)
 
     def _plan_rest(
         self, segment: Segment, remaining: NDArray[np.int64] | None, epoch: int
@@ -272,16 +287,6 @@ class EpochPlanner:
             shards=self._shards,
         )
         return with_repeats(plan) if is_few else plan
-
-    @staticmethod
-    def _check_segment(segment: Segment, plan: EpochPlan, epoch: int) -> None:
-        is_same = not segment.num_steps or plan_digest(plan) == segment.digest
-        if not is_same or segment.num_steps > plan.num_steps:
-            raise StateMismatchError(
-                f"the plan of epoch {epoch} for {len(segment.workers)} workers comes out other "
-                "than the one that was saved, so examples would be lost or repeated; use the "
-                "versions of paceline and NumPy that saved the state, or start the next epoch"
-            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ahead": None}

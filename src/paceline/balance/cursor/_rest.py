@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.balance._epoch_plan import EpochPlan
+from paceline.balance.cursor._state import Segment
 from paceline.cost import Worker
+from paceline.errors import StateMismatchError
 
 
 def remaining_examples(plan: EpochPlan, num_steps: int) -> NDArray[np.int64]:
@@ -26,11 +28,29 @@ def plan_digest(plan: EpochPlan) -> str:
     return digest_of(plan.examples, plan.is_repeat, *offsets)
 
 
+def check_segment(segment: Segment, plan: EpochPlan, epoch: int) -> None:
+    """Raise a `StateMismatchError` if `plan` is not the one that `segment` was delivered of."""
+    is_same = not segment.num_steps or plan_digest(plan) == segment.digest
+    if not is_same or segment.num_steps > plan.num_steps:
+        raise StateMismatchError(
+            f"the plan of epoch {epoch} for {len(segment.workers)} workers comes out other "
+            "than the one that was saved, so examples would be lost or repeated; use the "
+            "versions of paceline and NumPy that saved the state, or start the next epoch"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class KeptPlan:
-    """A plan, and its hash once somebody asks for it."""
+    """A plan, and its hash once somebody asks for it.
+
+    Attributes:
+        plan: Of what the present workers deliver of the epoch.
+        num_before: Micro-batches per worker that others delivered before; where they had
+            different numbers of them in a step, the largest.
+    """
 
     plan: EpochPlan
+    num_before: int = 0
 
     @cached_property
     def digest(self) -> str:

@@ -1,47 +1,54 @@
 """Batches of indices for this rank, planned so that all ranks finish together."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from math import inf
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 from torch import distributed as dist
 from torch.utils.data import Sampler
 
 from paceline.balance import (
-    MIN_REFIT_STEPS,
     BalanceConfig,
     Counts,
     Cursor,
     EpochPlan,
     EpochPlanner,
     Shards,
-    refit_workers,
 )
-from paceline.cost import ExampleCost, LinearCost, Worker, example_costs
+from paceline.cost import ExampleCost, Worker, example_costs
 from paceline.timeline import Timeline
-from paceline.torch.balance._batch_pass import BatchPass
-from paceline.torch.balance._epoch_choice import EpochChoice
+from paceline.torch.balance._epoch_walk import BatchPass, EpochWalk
 from paceline.torch.balance._named_orders import Order, policy_of
-from paceline.torch.balance._refit import busy_seconds, workers_of_rank_0
-from paceline.torch.balance._short_form import config_of
-from paceline.torch.ranks import Group, Replica, process_group_of, replica_of
+from paceline.torch.balance._plan_check import (
+    PlanCheck,
+    digest_of_column,
+    facts_of,
+    place_facts,
+)
+from paceline.torch.balance._refit import checked_finished, refitted
+from paceline.torch.balance._short_form import (
+    checked_cost,
+    checked_loss_terms,
+    checked_sizes,
+    config_of,
+)
+from paceline.torch.ranks import Facts, Group, Replica, process_group_of, replica_of
 
 
 class BalancedBatchSampler(Sampler[list[int]]):
     """Yields this rank's indices, one list per micro-batch.
 
-    Every rank makes the same plan of an epoch by itself, once, and takes its own part
-    of it; all have equally many micro-batches, so none is left waiting at the end.
-    While one epoch is under way, the next is planned in a background thread, unless its
-    order is yet to be learnt.
+    Every rank makes the same plan of an epoch by itself, once, and takes its own part of it; all
+    have equally many steps, so none is left waiting at the end. Before the first batch ranks
+    compare what they plan. While one epoch is under way, the next is planned in a background
+    thread, unless its order is yet to be learnt.
 
-    A forgotten `set_epoch` is made up for by going to the next epoch, with a warning.
+    An iterator belongs to the epoch that is set when its first batch is asked for. A forgotten
+    `set_epoch` is made up for by going to the next epoch, with a warning.
 
-    Where workers hold different numbers of examples, their mean losses count
-    differently: use `paceline.DataLoader` and multiply by its `loss_weight`.
+    Where workers hold different numbers of examples, their mean losses count differently: use
+    `paceline.DataLoader`, or `carry_info` with another loader, and multiply by `loss_weight`.
 
     Args:
         sizes: Size of each example in tokens, frames or nodes, shape `(num_examples,)`;
@@ -67,9 +74,15 @@ class BalancedBatchSampler(Sampler[list[int]]):
         labels: Class of each example, for `"stratified"`.
         example_bytes: Bytes of each example, for `limits.max_bytes`.
         shards: Who can read which example; see `plan_epoch`.
+        loss_terms: Terms of each example in the mean that the loss is, such as its target tokens
+            for a mean over tokens, positive; unset for one each, a mean over examples.
+        check_plan: Whether ranks compare sizes, settings and plan before the first batch, where
+            there is a process group. All ranks must then iterate.
 
     Raises:
         ValueError: If a value is bad or values do not fit together.
+        PlanMismatchError: At the first batch, if ranks plan differently; names them, and what
+            differs.
 
     Examples:
         >>> first_of_two = Replica(rank=0, num_replicas=2)
@@ -101,6 +114,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
         labels: ArrayLike | None = None,
         example_bytes: ArrayLike | None = None,
         shards: Shards | None = None,
+        loss_terms: ArrayLike | None = None,
+        check_plan: bool = True,
     ) -> None:
         place = replica_of(process_group)
         self.num_replicas, self.rank = place.num_replicas, place.rank
@@ -116,39 +131,44 @@ class BalancedBatchSampler(Sampler[list[int]]):
         )
         if workers is not None and len(workers) != self.num_replicas:
             raise ValueError(f"workers must hold {self.num_replicas} entries, got {len(workers)}")
-        size = np.asarray(sizes, dtype=np.float64)
-        self.order = policy_of(order, labels, len(size), config)
-        self.planner = EpochPlanner(
-            example_costs(cost or LinearCost(), size),
+        size = checked_sizes(sizes)
+        policy = policy_of(order, labels, len(size), config)
+        planner = EpochPlanner(
+            example_costs(checked_cost(cost), size),
             config,
             sizes=size if config.limits.max_tokens < inf else None,
             example_bytes=example_bytes,
             shards=shards,
-            order=self.order,
+            order=policy,
         )
-        self._workers = workers or (Worker(),) * self.num_replicas
+        self.order = policy
+        terms = checked_loss_terms(loss_terms, len(size), policy)
+        self._walk = EpochWalk(
+            planner, self.rank, terms, workers or (Worker(),) * self.num_replicas
+        )
         self._process_group = process_group
-        self._begin_calls: list[Callable[[BatchPass], None]] = []
-        self._cursor = Cursor(workers=self._workers)
-        self._pass: BatchPass | None = None
-        self._choice = EpochChoice(warns=config.shuffle)
-        self._plans_ahead = True
-        self._finished: Cursor | None = None
+        self._check = PlanCheck(type(self).__name__, is_wanted=check_plan)
+        self._walk.begin_calls.append(self._compare)
+
+    @property
+    def planner(self) -> EpochPlanner:
+        """What plans its epochs, from any position."""
+        return self._walk.planner
 
     @property
     def epoch(self) -> int:
         """The epoch under way, or the next one if none is."""
-        return self._cursor.epoch
+        return self.cursor.epoch
 
     @property
     def cursor(self) -> Cursor:
         """Where the newest iterator stands, or where the next one begins."""
-        return self._cursor
+        return self._walk.cursor
 
     @property
     def workers(self) -> tuple[Worker, ...]:
         """Speed and overhead of each rank that plans assume from here on."""
-        return self._cursor.workers
+        return self.cursor.workers
 
     @property
     def process_group(self) -> dist.ProcessGroup | None:
@@ -162,12 +182,25 @@ class BalancedBatchSampler(Sampler[list[int]]):
         Raises:
             ValueError: If its order is yet to be learnt; `set_epoch` ends the epoch before.
         """
-        return self.planner.plan(self._cursor)
+        return self.planner.plan(self.cursor)
 
     @property
     def newest_pass(self) -> BatchPass | None:
         """The last iterator that was made, unless the position was set since."""
-        return self._pass
+        return self._walk.newest
+
+    @property
+    def facts(self) -> Facts:
+        """What must be equal on all ranks, by what a user calls it."""
+        dataset, order = self.planner.dataset, self.order
+        return facts_of(
+            dataset.num_examples,
+            dataset.digest,
+            self.planner.config,
+            order="shuffle" if order is None else order.name,
+            workers=self.workers,
+            loss_terms=digest_of_column(self._walk.loss_terms),
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; a restored position inside it is kept.
@@ -178,41 +211,30 @@ class BalancedBatchSampler(Sampler[list[int]]):
         Raises:
             ValueError: If `epoch` is negative, or gone for an order that learns.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch must not be negative, got {epoch}")
-        self.planner.begin_epoch(epoch)
-        has_begun = self._pass is not None and self._pass.has_begun
-        if epoch != self._cursor.epoch or has_begun:
-            self._cursor, self._pass = self._cursor.at_epoch(epoch), None
-        self._choice.is_made = True
+        self._walk.set_epoch(epoch)
 
     def __iter__(self) -> BatchPass:
-        if not self._choice.is_made:
-            if self._pass is not None and not self._pass.has_ended:
-                self._cursor = self._cursor.at_epoch(self.epoch + 1)
-            self._choice.make_up(self.epoch)
-        self.planner.begin_epoch(self.epoch)
-        self._pass = BatchPass(self, self._cursor)
-        return self._pass
+        return self._walk.new_pass()
 
     def on_begin(self, call: Callable[[BatchPass], None]) -> None:
         """Have `call` told of every pass that begins, before its first batch is asked for."""
-        self._begin_calls.append(call)
+        self._walk.begin_calls.append(call)
+
+    def use_step_ends(self) -> None:
+        """Learn that each batch tells whether it ends its step.
+
+        Then a padded model's steps are cut by plan unless the config says otherwise.
+        """
+        self._walk.use_step_ends()
 
     def __len__(self) -> int:
-        """Return how many micro-batches the pass under way, or else the next one, yields.
+        """Return how many micro-batches the epoch under way, or else the next one, has here.
 
-        After a restore that is what is left of the epoch. Limits can make it differ from
-        epoch to epoch. While the order of the next pass is yet to be learnt, it is the length
-        of the whole epoch before.
+        The whole epoch, also after a restore; what other numbers of ranks delivered of it counts
+        with the most that one of them had. Limits and `"auto"` can make it differ from epoch to
+        epoch. While the order of the next is yet to be learnt, it is the epoch before.
         """
-        is_under_way = self._pass is not None and not self._pass.has_ended
-        begin = self._pass.begin if self._pass and is_under_way else self._cursor
-        if self.order is not None and not self.planner.knows(begin.epoch):
-            # Asked on one rank alone, say for a progress bar, it must not end an epoch.
-            begin = begin.at_epoch(self.order.epoch)
-        counts = self.planner.plan(begin).num_microbatches
-        return int(counts[begin.num_steps :, self.rank].sum())
+        return self._walk.num_microbatches()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the newest iterator, in whole steps that it yielded.
@@ -221,7 +243,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
         for batches before they are needed: save the state of `paceline.DataLoader`, which
         counts what it delivered. What an order learnt is part of it; arrays are base64 text.
         """
-        return self.planner.state_dict(self._cursor)
+        return self.planner.state_dict(self.cursor)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run stood, also on another number of ranks.
@@ -234,9 +256,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
                 configuration, or damaged; raised on every rank alike, before any
                 communication.
         """
-        self._cursor = self.planner.load_state_dict(state, self._workers)
-        self._pass = None
-        self._choice.is_made = True
+        self._walk.load_state_dict(state)
+        self._check.renew()
 
     def refit(self, timeline: Timeline) -> None:
         """Learn each rank's speed from the last epoch, and plan with it from now on.
@@ -253,48 +274,16 @@ class BalancedBatchSampler(Sampler[list[int]]):
             ValueError: If no epoch has ended, one is under way, or the timeline does
                 not cover the last one.
         """
-        if self._finished is None or self._is_under_way:
-            raise ValueError(
-                f"refit needs an epoch that has just ended, and epoch {self.epoch} "
-                f"{'is under way' if self._is_under_way else 'has nothing before it'}; call it "
-                "after the loop over the loader"
-            )
-        plan, first = self.planner.plan(self._finished), self._finished.num_steps
-        if plan.num_steps - first < MIN_REFIT_STEPS:
-            return
-        seconds = busy_seconds(timeline, self.num_replicas, plan.num_steps - first)
-        workers = refit_workers(plan.load[first:], seconds, plan.workers)
-        workers = workers_of_rank_0(workers, self.process_group)
-        self._cursor = replace(self._cursor, workers=workers)
-        # A plan made ahead would not know the speeds that the next refit finds.
-        self._plans_ahead = False
-        self.planner.plan_ahead(self._cursor)
+        walk = self._walk
+        finished = checked_finished(walk.finished, self.epoch, is_under_way=walk.is_under_way)
+        plan, group = self.planner.plan(finished), self.process_group
+        workers = refitted(timeline, plan, finished.num_steps, group)
+        if workers != plan.workers:
+            walk.use_workers(workers)
 
-    @property
-    def _is_under_way(self) -> bool:
-        is_running = self._pass is not None and self._pass.is_under_way
-        return is_running or bool(self._cursor.num_steps or self._cursor.earlier)
-
-    def _restore(self, state: Mapping[str, Any], run: BatchPass) -> Cursor:
-        self.load_state_dict(state)
-        self._pass = run
-        return self._cursor
-
-    def _on_begin(self, run: BatchPass) -> None:
-        """Note that an epoch is in use; a loader with workers makes two passes and uses one."""
-        if run is self._pass:
-            self._choice.is_made = False
-            for call in self._begin_calls:
-                call(run)
-            if self._plans_ahead:
-                self.planner.plan_ahead(self._cursor.at_epoch(self.epoch + 1))
-
-    def _on_move(self, run: BatchPass) -> None:
-        if run is self._pass:
-            self._cursor = run.cursor
-            if run.has_ended:
-                self._finished = run.begin
-
-    def __getstate__(self) -> dict[str, Any]:
-        chosen = replace(self._choice, is_made=True)
-        return {**self.__dict__, "_pass": None, "_begin_calls": [], "_choice": chosen}
+    def _compare(self, run: BatchPass) -> None:
+        self._check.run(
+            lambda: {**self.facts, **place_facts(self.planner, run.begin)},
+            self.process_group,
+            self.num_replicas,
+        )

@@ -8,10 +8,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DistributedSampler
 
 from paceline.balance import BalanceConfig, EpochPlan, Limits, plan_epoch
-from paceline.cost import ExampleCost, LinearCost, Worker, example_costs
+from paceline.cost import ExampleCost, Worker, example_costs
 from paceline.torch.balance._epoch_choice import EpochChoice
-from paceline.torch.balance._short_form import config_of
-from paceline.torch.ranks import Group, replica_of
+from paceline.torch.balance._plan_check import PlanCheck, digest_of_column, facts_of
+from paceline.torch.balance._short_form import checked_cost, checked_sizes, config_of
+from paceline.torch.ranks import Facts, Group, process_group_of, replica_of
 
 
 class BalancedSampler(DistributedSampler[int]):
@@ -41,6 +42,8 @@ class BalancedSampler(DistributedSampler[int]):
         workers: Speed and overhead of each rank; unset for equal ones.
         process_group: Process group, or one axis of a device mesh, instead of `num_replicas`
             and `rank`.
+        check_plan: Whether ranks compare what they plan before the first batch; see
+            `BalancedBatchSampler`.
 
     A forgotten `set_epoch` is made up for by going to the next epoch, with a warning.
 
@@ -71,13 +74,14 @@ class BalancedSampler(DistributedSampler[int]):
         cost: ExampleCost | None = None,
         workers: tuple[Worker, ...] | None = None,
         process_group: Group | None = None,
+        check_plan: bool = True,
     ) -> None:
         place = replica_of(process_group, num_replicas=num_replicas, rank=rank)
         short = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last}
         self.config = config_of(config, place.num_replicas, "pad", **short)
         _check_plain(self.config)
-        size = np.asarray(sizes, dtype=np.float64)
-        self.costs = example_costs(cost or LinearCost(), size)
+        size = checked_sizes(sizes)
+        self.costs = example_costs(checked_cost(cost), size)
         super().__init__(
             range(len(size)),  # type: ignore[arg-type]  # only its length is used
             place.num_replicas,
@@ -93,6 +97,13 @@ class BalancedSampler(DistributedSampler[int]):
         self._workers = workers
         self._planned: tuple[int, NDArray[np.int64]] | None = None
         self._choice = EpochChoice(warns=self.config.shuffle)
+        self._process_group = process_group
+        self._check = PlanCheck(type(self).__name__, is_wanted=check_plan)
+
+    @property
+    def facts(self) -> Facts:
+        """What must be equal on all ranks."""
+        return facts_of(len(self.costs), digest_of_column(self.costs), self.config)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
@@ -100,17 +111,14 @@ class BalancedSampler(DistributedSampler[int]):
         self._choice.is_made = True
 
     def __iter__(self) -> Iterator[int]:
-        if not self._choice.is_made:
-            self.epoch += 1
-            self._choice.make_up(self.epoch)
+        # All of it at the first example: until then, another epoch may be set.
+        self.epoch = self._choice.next(self.epoch)
+        group = process_group_of(self._process_group, self.num_replicas)
+        self._check.run(lambda: {**self.facts, "epoch": str(self.epoch)}, group, self.num_replicas)
         if self._planned is None or self._planned[0] != self.epoch:
             self._planned = self.epoch, self._own_examples()
-        return self._yield(self._planned[1])
-
-    def _yield(self, examples: NDArray[np.int64]) -> Iterator[int]:
-        # Not before: a loader with worker processes makes two iterators and uses one.
-        self._choice.is_made = False
-        yield from examples.tolist()
+        self._choice.begin(self.epoch)
+        yield from self._planned[1].tolist()
 
     def _own_examples(self) -> NDArray[np.int64]:
         parts = []
@@ -142,7 +150,7 @@ def _check_plain(config: BalanceConfig) -> None:
     """Raise a `ValueError` if ranks would not hold equally many examples, each once a step."""
     plain: dict[str, tuple[object, ...]] = {
         "counts": ("equal",),
-        "num_microbatches": (1,),
+        "num_microbatches": (1, None),
         "limits": (Limits(),),
         "longest_first": (False,),
         "tail": ("pad", "drop"),

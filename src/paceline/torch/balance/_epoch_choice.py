@@ -12,18 +12,27 @@ class EpochChoice:
         warns: Whether a forgotten choice is still to be warned of; once is enough, and
             without a shuffle no epoch differs from another.
         is_made: Whether the next epoch was chosen.
+        begun: The epoch that was begun last.
     """
 
     warns: bool
     is_made: bool = True
+    begun: int = -1
 
-    def make_up(self, epoch: int) -> None:
-        """Note that a sampler went on to `epoch` by itself, and say so once."""
-        self.is_made = True
+    def begin(self, epoch: int) -> None:
+        """Note that `epoch` is in use; another one is to be chosen after it."""
+        self.is_made, self.begun = False, epoch
+
+    def next(self, epoch: int) -> int:
+        """Return the epoch to begin: `epoch`, or the one that a forgotten choice goes on to."""
+        if self.is_made:
+            return epoch
+        epoch, self.is_made = max(epoch, self.begun + 1), True
         if self.warns:
             self.warns = False
             warnings.warn(
                 f"set_epoch was not called before epoch {epoch}; the sampler goes on to it by "
                 "itself. Call set_epoch(epoch) before each epoch to choose it.",
-                stacklevel=3,
+                stacklevel=4,
             )
+        return epoch

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import distributed as dist
 
+from paceline.balance import MIN_REFIT_STEPS, Cursor, EpochPlan, refit_workers
 from paceline.cost import Worker
 from paceline.timeline import BUSY_KINDS, Timeline
-from paceline.torch.ranks import from_rank_0
+from paceline.torch.ranks import from_rank_0, meet
 
 
 def busy_seconds(timeline: Timeline, num_ranks: int, num_steps: int) -> NDArray[np.float64]:
@@ -45,7 +46,42 @@ def busy_seconds(timeline: Timeline, num_ranks: int, num_steps: int) -> NDArray[
     return np.asarray(seconds.reshape(-1, num_ranks)[len(steps) - num_steps :], dtype=np.float64)
 
 
-def workers_of_rank_0(
+def checked_finished(finished: Cursor | None, epoch: int, *, is_under_way: bool) -> Cursor:
+    """Return where the last epoch began; raise a `ValueError` if none has just ended."""
+    if finished is None or is_under_way:
+        raise ValueError(
+            f"refit needs an epoch that has just ended, and epoch {epoch} "
+            f"{'is under way' if is_under_way else 'has nothing before it'}; call it after the "
+            "loop over the loader"
+        )
+    return finished
+
+
+def refitted(
+    timeline: Timeline, plan: EpochPlan, first_step: int, group: dist.ProcessGroup | None
+) -> tuple[Worker, ...]:
+    """Return the speed and overhead of each worker that `timeline` says; on all ranks alike.
+
+    Args:
+        timeline: Spans of all ranks; its last steps are those of the plan.
+        plan: Of the epoch.
+        first_step: Steps of the plan that were not delivered in this epoch's pass.
+        group: Where the ranks talk; None if they cannot.
+
+    Raises:
+        ValueError: As `busy_seconds`.
+        RankStalledError: If a rank does not call it.
+    """
+    num_steps = plan.num_steps - first_step
+    if num_steps < MIN_REFIT_STEPS:
+        return plan.workers
+    if group is not None:
+        meet("refit", group)
+    seconds = busy_seconds(timeline, plan.num_workers, num_steps)
+    return _from_rank_0(refit_workers(plan.load[first_step:], seconds, plan.workers), group)
+
+
+def _from_rank_0(
     workers: tuple[Worker, ...], group: dist.ProcessGroup | None
 ) -> tuple[Worker, ...]:
     """Return rank 0's speeds and overheads, so that all ranks plan the same."""

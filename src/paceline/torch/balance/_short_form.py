@@ -1,9 +1,16 @@
 """A balance configuration, from one or from the usual keywords of a sampler."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import Dataset
+
 from paceline.balance import BalanceConfig, Tail
+from paceline.cost import ExampleCost, LinearCost, checked_column
+from paceline.order import OrderPolicy
 
 
 def config_of(
@@ -49,3 +56,65 @@ def _from_keywords(
             "BalanceConfig"
         )
     return BalanceConfig(num_workers=num_replicas, tail="drop" if drop_last else tail, **given)
+
+
+def checked_sizes(sizes: Any) -> NDArray[np.float64]:
+    """Return one number per example.
+
+    Raises:
+        ValueError: If `sizes` is something else that a user may have meant to pass.
+    """
+    if isinstance(sizes, BalanceConfig | int | float):
+        raise ValueError(
+            f"sizes come first and the config or batch_size= after them, got {sizes!r} as sizes"
+        )
+    with suppress(TypeError, ValueError):
+        if not isinstance(sizes, Dataset):
+            return np.asarray(sizes, dtype=np.float64)
+    raise ValueError(
+        f"sizes must be one number per example, got a {type(sizes).__name__}; measure a dataset "
+        "with example_sizes(dataset, size)"
+    )
+
+
+def checked_cost(cost: ExampleCost | None) -> ExampleCost:
+    """Return `cost`, or the size itself if it is unset.
+
+    Raises:
+        ValueError: If it cannot be called.
+    """
+    if cost is not None and not callable(cost):
+        raise ValueError(
+            "cost must turn sizes into costs, such as paceline.QuadraticCost(6.0 * width, 1.0), "
+            f"got {cost!r}"
+        )
+    return LinearCost() if cost is None else cost
+
+
+def checked_loss_terms(
+    loss_terms: ArrayLike | None, num_examples: int, order: OrderPolicy | None
+) -> NDArray[np.float64] | None:
+    """Return how many terms of the loss each example has, None for one each.
+
+    Raises:
+        ValueError: If a number is not positive, or they do not fit the sizes or the order.
+    """
+    if loss_terms is None:
+        return None
+    if order is not None and order.needs_rows:
+        raise ValueError(
+            f"order={order.name!r} learns from losses that are means over examples, and loss_terms "
+            "say otherwise; leave out one"
+        )
+    terms = checked_column("loss_terms", loss_terms)
+    if len(terms) != num_examples:
+        raise ValueError(
+            f"loss_terms must have {num_examples} entries like sizes, got {len(terms)}"
+        )
+    bad = np.flatnonzero(terms == 0)
+    if bad.size:
+        raise ValueError(
+            f"loss_terms must be positive, but loss_terms[{bad[0]}] is 0 ({bad.size} are); leave "
+            "out examples that have no loss"
+        )
+    return terms

@@ -13,6 +13,7 @@ from paceline.torch.guard._divergence import Replicas
 from paceline.torch.guard._progress import Place, Progress
 from paceline.torch.guard._replicated import Data, bare_of, environment, sampler_of
 from paceline.torch.guard._watchdog import LOGGER, Watchdog, beat_of
+from paceline.torch.model import check_trains
 from paceline.torch.ranks import fresh_key, is_of_communication, own_store
 
 
@@ -213,14 +214,8 @@ def _check_model(
     data: Data | None,
     ignore: Collection[str],
 ) -> None:
+    check_trains(optimizer, model)
     bare = bare_of(model)
-    own = {id(parameter) for parameter in bare.parameters()}
-    updated = [one for group in optimizer.param_groups for one in group["params"]]
-    if not any(id(one) in own for one in updated):
-        raise ValueError(
-            f"optimizer must update the parameters of model, but none of its {len(updated)} is "
-            "one of the model's; pass the optimizer that trains this model"
-        )
     names = {name for name, _ in (*bare.named_parameters(), *bare.named_buffers())}
     unknown = sorted({*ignore} - names)
     if unknown:

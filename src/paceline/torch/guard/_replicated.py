@@ -1,8 +1,6 @@
 """What must be equal on all ranks: tensors, the plan of the data, the environment."""
 
-import hashlib
 from collections.abc import Collection, Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,9 @@ from torch.utils.data import DistributedSampler
 import paceline
 from paceline.torch.balance import BalancedBatchSampler, BalancedSampler, DataLoader
 from paceline.torch.comm import ScheduledDataParallel
+from paceline.torch.ranks import Facts
 
 Data = TorchDataLoader[Any] | BalancedBatchSampler | DistributedSampler[Any]
-Facts = dict[str, str]
 
 
 def bare_of(model: torch.nn.Module) -> torch.nn.Module:
@@ -96,24 +94,13 @@ def sampler_of(data: Data) -> BalancedBatchSampler | DistributedSampler[Any]:
 
 
 def _data_facts(sampler: BalancedBatchSampler | DistributedSampler[Any]) -> Facts:
-    if isinstance(sampler, BalancedBatchSampler):
-        dataset, config = sampler.planner.dataset, sampler.planner.config
-        facts = {"number of examples": dataset.num_examples, "sizes": dataset.digest}
-        order = "shuffle" if sampler.order is None else sampler.order.name
-        others = {"order": order, "workers": sampler.workers}
-        return _texts({**facts, **asdict(config), **others})
+    if isinstance(sampler, BalancedBatchSampler | BalancedSampler):
+        return sampler.facts
     # torch leaves what a sampler may hold open.
     source: Any = sampler.dataset
     facts = {"number of examples": len(source), "num_replicas": sampler.num_replicas}
     own = {"seed": sampler.seed, "shuffle": sampler.shuffle, "drop_last": sampler.drop_last}
-    if isinstance(sampler, BalancedSampler):
-        sizes = hashlib.blake2b(sampler.costs.tobytes(), digest_size=16).hexdigest()
-        return _texts({**facts, "sizes": sizes, **asdict(sampler.config), **own})
-    return _texts({**facts, **own})
-
-
-def _texts(facts: dict[str, Any]) -> Facts:
-    return {name: str(value) for name, value in facts.items()}
+    return {name: str(value) for name, value in {**facts, **own}.items()}
 
 
 def _statistics(model: torch.nn.Module) -> Iterator[str]:

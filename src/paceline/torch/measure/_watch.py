@@ -1,7 +1,7 @@
 """Record what a live training loop does, per rank and step, without touching it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from paceline.timeline import Kind, Summary, Timeline
-from paceline.torch.model import Clock, clock_of, tensors_in
-from paceline.torch.ranks import Group, gather_timeline, process_group_of
+from paceline.torch.model import Clock, check_trains, clock_of, tensors_in
+from paceline.torch.ranks import MEETING_S, Group, gather_timeline, process_group_of
 
 SPANS = (
     ("between steps", Kind.DATA),
@@ -26,10 +26,9 @@ BETWEEN, FORWARD, LOSS, BACKWARD, ALL_REDUCE, AFTER, OPTIMIZER = range(len(SPANS
 MARKS_HELD = 1024
 
 
-@contextmanager
 def watch(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, process_group: Group | None = None
-) -> Iterator["Watch"]:
+) -> AbstractContextManager["Watch"]:
     """Record the steps of the training loop inside the `with` block.
 
     Each mark closes the span that began with the mark before it, so the spans of a rank follow each
@@ -49,8 +48,12 @@ def watch(
         optimizer: Its `step()` ends a step.
         process_group: Ranks that train together, or an axis of a mesh; unset for the default group.
 
-    Yields:
-        The recorder. It can be read inside and after the block.
+    Returns:
+        What `with` enters; it yields the recorder, which can be read inside and after the block.
+
+    Raises:
+        ValueError: If `optimizer` trains another model. One that is never stepped is warned of at
+            the end of the block.
 
     Examples:
         >>> layer = torch.nn.Linear(4, 1)
@@ -62,11 +65,32 @@ def watch(
         >>> run.timeline().summary().source
         'measured'
     """
-    recorder = Watch(model, optimizer, process_group_of(process_group))
-    try:
-        yield recorder
-    finally:
-        recorder.remove_hooks()
+    check_trains(optimizer, model)
+    return _Block(model, optimizer, process_group_of(process_group))
+
+
+class _Block(AbstractContextManager["Watch"]):
+    """Records while it is entered."""
+
+    def __init__(self, *watched: Any) -> None:
+        self._watched = watched
+        self._recorder: Watch | None = None
+
+    def __enter__(self) -> "Watch":
+        self._recorder = Watch(*self._watched)
+        return self._recorder
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._recorder is not None, "with enters first"
+        self._recorder.remove_hooks()
+        if kind is None:
+            self._recorder.warn_of_no_step()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"watch(...) has no {name!r}, and records nothing by itself; write `with watch(model, "
+            f"optimizer) as run:` around the loop, and use run"
+        )
 
 
 class Watch:
@@ -120,20 +144,37 @@ class Watch:
             names=tuple(name for name, _ in SPANS),
         )
 
-    def gather(self) -> Timeline:
-        """Return the spans of all ranks on one clock; every rank of the group must call it."""
-        own = self.timeline()
-        return gather_timeline(own, self._group).aligned() if self._is_parallel else own
+    def gather(self, *, timeout_s: float = MEETING_S) -> Timeline:
+        """Return the spans of all ranks on one clock; every rank of the group must call it.
 
-    def summary(self) -> Summary:
-        """Return what the run cost so far, over all ranks; every rank must call it."""
-        return self.gather().summary()
+        Raises:
+            RankStalledError: If a rank does not within `timeout_s` seconds; names it.
+        """
+        own = self.timeline()
+        if not self._is_parallel:
+            return own
+        return gather_timeline(own, self._group, timeout_s=timeout_s).aligned()
+
+    def summary(self, *, timeout_s: float = MEETING_S) -> Summary:
+        """Return what the run cost so far, over all ranks; every rank must call it, as `gather`."""
+        return self.gather(timeout_s=timeout_s).summary()
 
     def remove_hooks(self) -> None:
         """Stop recording; the model and the optimizer are as they were."""
         self._active = False
         while self._handles:
             self._handles.pop().remove()
+
+    def warn_of_no_step(self) -> None:
+        """Say so if there were backward passes and the optimizer never stepped."""
+        num_backward = sum(name == BACKWARD for name, _, _ in self._spans)
+        if num_backward and not self._step:
+            warnings.warn(
+                f"rank {self._rank}: watch saw {num_backward} backward passes and no step of its "
+                "optimizer, so it knows of no training step; pass the optimizer whose step() the "
+                "loop calls",
+                stacklevel=3,
+            )
 
     def _close(self, name: int, collective: int = -1) -> None:
         """End the span that the last mark began."""

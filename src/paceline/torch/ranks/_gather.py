@@ -9,17 +9,25 @@ from numpy.typing import NDArray
 from torch import distributed as dist
 
 from paceline.timeline import COLUMNS, Timeline
+from paceline.torch.ranks._meeting import MEETING_S, meet
 from paceline.torch.ranks._replica import Group, process_group_of
 
 
-def gather_timeline(timeline: Timeline, process_group: Group | None = None) -> Timeline:
+def gather_timeline(
+    timeline: Timeline, process_group: Group | None = None, *, timeout_s: float = MEETING_S
+) -> Timeline:
     """Return the spans of all ranks, on every rank; all must call it.
 
     Sends plain arrays, never pickled objects. Clocks are left as they are: see
     `Timeline.aligned`. `process_group` may be one axis of a device mesh; unset for the
     default group.
+
+    Raises:
+        RankStalledError: If a rank does not call it within `timeout_s` seconds; names it.
     """
-    blobs = all_gather_bytes(_to_bytes(timeline), process_group_of(process_group))
+    group = process_group_of(process_group)
+    meet("gather, summary or gather_timeline", group, timeout_s=timeout_s)
+    blobs = all_gather_bytes(_to_bytes(timeline), group)
     return Timeline.merge([_from_bytes(blob) for blob in blobs])
 
 

@@ -43,7 +43,8 @@ def replica_of(
     sets, then the default process group, if there is one; else it is a single process.
 
     Raises:
-        ValueError: If the numbers contradict each other, or only one of them is known.
+        ValueError: If the numbers contradict each other, or only one of them is known, such as
+            `WORLD_SIZE` above 1 without `RANK` before there is a process group.
     """
     if process_group is None:
         return _from_numbers(num_replicas, rank)
@@ -92,6 +93,12 @@ def _from_numbers(num_replicas: int | None, rank: int | None) -> Replica:
         raise ValueError(
             f"num_replicas={num_replicas} and rank={rank} do not say which replica this is; "
             "pass both, or start the job with torchrun"
+        )
+    if found is None and num_replicas is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but neither RANK nor a process group says "
+            "which rank this is; make the sampler after init_process_group (in Lightning, in "
+            "train_dataloader()), or pass process_group=Replica(rank=..., num_replicas=...)"
         )
     found = found or Replica(rank=0, num_replicas=1)
     return Replica(

@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import PrefixStore
 
 from paceline.errors import PacelineError, TransferError
 from paceline.torch.ranks._gather import fresh_key
+from paceline.torch.ranks._meeting import own_store
 
 # How often the store is asked whether some rank calls.
 BEAT_S = 0.5
@@ -124,16 +125,6 @@ class RollCall:
         behind = [rank for rank, (place, _) in answers.items() if place < first]
         text = "answers but is behind the others"
         return _names(behind, text) or "all ranks answer: a link is down or too slow"
-
-
-def own_store(group: dist.ProcessGroup | None) -> Any:
-    """Return the store of `group`, over a connection on which no other thread waits.
-
-    PyTorch below 2.8 has only one connection.
-    """
-    of_group: Any = group or dist.group.WORLD
-    store: Any = dist.distributed_c10d._get_process_group_store(of_group)
-    return store.clone() if hasattr(store, "clone") else store
 
 
 def is_of_communication(error: BaseException) -> bool:
