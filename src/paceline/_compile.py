@@ -1,22 +1,196 @@
-"""One way to compile the hot loops of the pure rooms."""
+"""One way to compile the hot loops of the pure rooms, and to keep their machine code."""
 
-from collections.abc import Callable
-from typing import TypeVar, cast
-
-import numba
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache, partial, update_wrapper
+from hashlib import sha256
+from pathlib import Path
+from time import perf_counter
+from types import FunctionType
+from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., object])
 
+SAY_AFTER_S = 2.0
+_making = threading.RLock()
+_spent_s = [0.0]
 
-def compiled(function: F) -> F:
+
+def compiled(function: F, fastmath: frozenset[str] = frozenset()) -> F:
     """Compile `function` with numba on its first call, without the interpreter lock.
 
-    The machine code is kept beside the source or in the user's cache folder, so
-    that a second process starts at once. Where neither can be written to, each
-    process compiles anew. Floating-point operations are not reordered: plans must
-    be equal on every platform.
+    Nothing is imported or written before that call. The machine code is kept in
+    `cache_folder()`: the first process makes it while others wait to load it. Where that
+    cannot be written to, each process compiles anew.
+
+    Args:
+        function: Calls nothing but NumPy and other compiled functions.
+        fastmath: What LLVM may do to sums; nothing by default, as plans must be equal on
+            every platform.
     """
+    return cast(F, _Kernel(cast(FunctionType, function), fastmath))
+
+
+def cache_folder() -> Path | None:
+    """Return where machine code is kept: `NUMBA_CACHE_DIR`, else in the user's cache folder."""
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(given).absolute() / "paceline"
+    if Path(given := os.environ.get("XDG_CACHE_HOME", "")).is_absolute():
+        return Path(given, "paceline")
+    places = {"win32": "AppData/Local", "darwin": "Library/Caches"}
     try:
-        return cast(F, numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:  # numba found no folder that it can write to
-        return cast(F, numba.njit(nogil=True)(function))
+        return Path.home() / places.get(sys.platform, ".cache") / "paceline"
+    except RuntimeError:  # a user without a home
+        return None
+
+
+class _Kernel:
+    """A function that calls numba's dispatcher, which is made when one of the two is needed."""
+
+    def __init__(self, function: FunctionType, fastmath: frozenset[str]) -> None:
+        update_wrapper(self, function)
+        self._function, self._fastmath = function, fastmath
+        self._made: Any = None
+        self._call: Callable[..., Any] = self._first_call
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    @property
+    def _numba_type_(self) -> Any:
+        """What numba takes this for in a compiled function that calls it."""
+        return self._dispatcher()._numba_type_
+
+    def _first_call(self, *args: Any) -> Any:
+        import numba
+
+        dispatcher = self._dispatcher()
+        if not numba.config.DISABLE_JIT:
+            with _first_of_all(self._folder(), self._function.__name__):
+                dispatcher.compile(tuple(numba.typeof(value) for value in args))
+        self._call = dispatcher
+        return dispatcher(*args)
+
+    def _dispatcher(self) -> Any:
+        folder = self._folder()
+        with _making:
+            if self._made is None:
+                self._made = _dispatcher_of(self._function, self._fastmath, folder)
+            return self._made
+
+    def _folder(self) -> Path | None:
+        """Return a folder for this machine code, another one if a file that it comes from changes.
+
+        numba itself looks at the file of the function only, not at those of what it calls.
+        """
+        return _made_folder(
+            tuple(sorted({kernel._function.__code__.co_filename for kernel in self._reached(set())}))
+        )
+
+    def _reached(self, seen: "set[_Kernel]") -> "set[_Kernel]":
+        seen.add(self)
+        for name in self._function.__code__.co_names:
+            called = self._function.__globals__.get(name)
+            if isinstance(called, _Kernel) and called not in seen:
+                called._reached(seen)
+        return seen
+
+
+@cache
+def _made_folder(files: tuple[str, ...]) -> Path | None:
+    """Return the folder of what is compiled from `files` on this kind of machine, if writable."""
+    import llvmlite.binding
+    import numba
+
+    root = cache_folder()
+    digest = sha256(f"{numba.__version__} {llvmlite.binding.get_host_cpu_name()}".encode())
+    try:
+        for file in files:
+            digest.update(f"{file}\n".encode() + Path(file).read_bytes())
+        folder = root and root / f"{sys.implementation.cache_tag}-{digest.hexdigest()[:16]}"
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if folder and os.access(folder, os.W_OK) else None
+
+
+def _dispatcher_of(function: FunctionType, fastmath: frozenset[str], folder: Path | None) -> Any:
+    """Return numba's dispatcher, which keeps its machine code in `folder` and nowhere else."""
+    import numba
+
+    make = partial(numba.njit, nogil=True, fastmath=set(fastmath))
+    if folder is None or numba.config.DISABLE_JIT:
+        return make()(function)
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(folder)
+    try:
+        made = make(cache=True)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+    save = made._cache.save_overload
+
+    def save_if_possible(*args: Any) -> None:
+        with suppress(OSError):  # a full disk
+            save(*args)
+
+    made._cache.save_overload = save_if_possible
+    return made
+
+
+@contextmanager
+def _first_of_all(folder: Path | None, name: str) -> Iterator[None]:
+    """Let one process in at a time until one has been through; then let all in at once."""
+    done = folder and folder / f"{name}.done"
+    with ExitStack() as held:
+        if done and not _is_written(done):
+            _lock(done, held)
+        if done and _is_written(done):
+            held.close()
+        else:
+            held.enter_context(_announced(is_kept=done is not None))
+        yield
+        if done and not _is_written(done):
+            with suppress(OSError):
+                done.write_text("The machine code beside this file is complete.\n")
+
+
+def _is_written(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _lock(path: Path, held: ExitStack) -> None:
+    """Wait for the lock of `path`, which ends with its process; go on where there are none."""
+    with suppress(OSError, ImportError):
+        import fcntl
+
+        file = held.enter_context(path.open("a"))
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Closing alone would not do: a process that was forked meanwhile has it open too.
+        held.callback(fcntl.flock, file, fcntl.LOCK_UN)
+
+
+@contextmanager
+def _announced(is_kept: bool) -> Iterator[None]:
+    """Say why nothing happens, if what compiles in this process takes long in all."""
+    timer = threading.Timer(max(SAY_AFTER_S - _spent_s[0], 0.0), _say, (is_kept,))
+    start_s = perf_counter()
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _spent_s[0] += perf_counter() - start_s
+
+
+@cache
+def _say(is_kept: bool) -> None:
+    if is_kept:
+        where = f"later processes load it from {cache_folder()}"
+    else:
+        where = f"{cache_folder()} cannot be written to, so set NUMBA_CACHE_DIR to keep it"
+    if is_kept or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"paceline: compiling what makes plans; {where}", file=sys.stderr, flush=True)  # noqa: T201
