@@ -70,13 +70,24 @@ def _partition_steps(
         cost, by_cost = costs[step], descending[step]
         target = (1 + rules.tolerance) * lower_bound(cost, by_cost, rules)
         longest_first(cost, by_cost, rules, time, owner[step])
-        if time.max() <= target:
+        if _last(time) <= target:
             continue
         if rows_fit:
             karmarkar_karp(cost, by_cost, rules, other_time, other)
-            if other_time.max() < time.max():
-                owner[step], time[:] = other, other_time
+            if _last(other_time) < _last(time):
+                for example in range(len(other)):
+                    owner[step, example] = other[example]
+                for worker in range(num_workers):
+                    time[worker] = other_time[worker]
         exchange(cost, by_cost, rules, time, owner[step], target)
+
+
+@compiled
+def _last(time: NDArray[np.float64]) -> float:
+    last = -np.inf
+    for worker in range(len(time)):
+        last = max(last, time[worker])
+    return last
 
 
 @compiled
