@@ -12,11 +12,16 @@ from time import perf_counter
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
 F = TypeVar("F", bound=Callable[..., object])
 
 SAY_AFTER_S = 2.0
+# Once a loop was interpreted this long in all, compiling it pays.
+INTERPRETED_S = 1.0
 _making = threading.RLock()
 _spent_s = [0.0]
+_here = threading.local()
 
 
 def compiled(function: F, fastmath: frozenset[str] = frozenset()) -> F:
@@ -32,6 +37,18 @@ def compiled(function: F, fastmath: frozenset[str] = frozenset()) -> F:
             every platform.
     """
     return cast(F, _Kernel(cast(FunctionType, function), fastmath))
+
+
+def compiled_beyond(num_values: int) -> Callable[[F], F]:
+    """Like `compiled`, but let Python interpret what has little to do.
+
+    For a function whose work grows with its arrays, and which gives the same bits either way:
+    no sums of NumPy's, which adds in another order, and no 32-bit numbers.
+
+    Args:
+        num_values: What arrays may hold in all to be interpreted, in half a second or less.
+    """
+    return lambda function: cast(F, _Kernel(cast(FunctionType, function), frozenset(), num_values))
 
 
 def cache_folder() -> Path | None:
@@ -50,21 +67,41 @@ def cache_folder() -> Path | None:
 class _Kernel:
     """A function that calls numba's dispatcher, which is made when one of the two is needed."""
 
-    def __init__(self, function: FunctionType, fastmath: frozenset[str]) -> None:
+    def __init__(
+        self, function: FunctionType, fastmath: frozenset[str], most_interpreted: int = 0
+    ) -> None:
         update_wrapper(self, function)
         self._function, self._fastmath = function, fastmath
+        self._most_interpreted, self._interpreted_s = most_interpreted, 0.0
         self._made: Any = None
-        self._call: Callable[..., Any] = self._first_call
+        self._call: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        return self._call(*args)
+        if getattr(_here, "is_interpreting", False):
+            return self._function(*args)
+        if self._call is None and not self._is_small(args):
+            self._compile(args)
+        return (self._call or self._interpret)(*args)
+
+    def _is_small(self, args: tuple[Any, ...]) -> bool:
+        return self._interpreted_s < INTERPRETED_S and _num_values(args) <= self._most_interpreted
+
+    def _interpret(self, *args: Any) -> Any:
+        start_s = perf_counter()
+        _here.is_interpreting = True
+        try:
+            with np.errstate(all="ignore"):  # Compiled code does not warn either.
+                return self._function(*args)
+        finally:
+            _here.is_interpreting = False
+            self._interpreted_s += perf_counter() - start_s
 
     @property
     def _numba_type_(self) -> Any:
         """What numba takes this for in a compiled function that calls it."""
         return self._dispatcher()._numba_type_
 
-    def _first_call(self, *args: Any) -> Any:
+    def _compile(self, args: tuple[Any, ...]) -> None:
         import numba
 
         dispatcher = self._dispatcher()
@@ -72,7 +109,6 @@ class _Kernel:
             with _first_of_all(self._folder(), self._function.__name__):
                 dispatcher.compile(tuple(numba.typeof(value) for value in args))
         self._call = dispatcher
-        return dispatcher(*args)
 
     def _dispatcher(self) -> Any:
         folder = self._folder()
@@ -97,6 +133,12 @@ class _Kernel:
             if isinstance(called, _Kernel) and called not in seen:
                 called._reached(seen)
         return seen
+
+
+def _num_values(args: tuple[Any, ...]) -> int:
+    """Return how many values all arrays hold, those in tuples included."""
+    arrays = sum(value.size for value in args if isinstance(value, np.ndarray))
+    return arrays + sum(_num_values(value) for value in args if isinstance(value, tuple))
 
 
 @cache

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 from paceline.balance._config import BalanceConfig, Limits
 
 NUM_BISECTIONS = 30
@@ -92,7 +92,7 @@ def split_micro_batches(
     return micro, num_parts
 
 
-@compiled
+@compiled_beyond(10_000)
 def _split_steps(
     steps: NDArray[np.int64],
     owner: NDArray[np.int64],

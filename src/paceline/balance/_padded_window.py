@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 from paceline.balance._compose import uncorrelated_order
 from paceline.balance._config import BalanceConfig
 from paceline.balance.split import Pace, earliest_end, fastest_first
@@ -67,7 +67,7 @@ def compose_padded_steps(
     return steps
 
 
-@compiled
+@compiled_beyond(300)
 def _compose(descending: NDArray[np.float64], batch_size: int, pace: Pace) -> NDArray[np.int64]:
     """Return positions in `descending`, step after step, each step's ascending."""
     num_steps = len(descending) // batch_size

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 from paceline.balance.split._pace import Pace, pace_of
 from paceline.balance.split._partition import Partition, checked_costs
 from paceline.balance.split._sorting import descending_order
@@ -88,7 +88,7 @@ def fastest_first(pace: Pace) -> tuple[NDArray[np.int64], Pace]:
     return fastest, Pace(pace.rate[fastest], pace.start[fastest])
 
 
-@compiled
+@compiled_beyond(100_000)
 def _split_rows(
     descending: NDArray[np.float64],
     pace: Pace,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 from paceline.balance.split._sorting import descending_order
 
 # Cuts that are cheapest in sum may be too few to balance. So finer ones are tried, too: made for
@@ -83,7 +83,7 @@ def plan_padded_micro_batches(
     return by_slot[0], by_slot[1], counts
 
 
-@compiled
+@compiled_beyond(60_000)
 def _plan_steps(
     amounts: NDArray[np.float64],
     costs: MicroBatchCosts,
@@ -95,7 +95,10 @@ def _plan_steps(
     best = _room(batch_size)
     tried = _room(batch_size)
     cheapest = np.empty(batch_size, dtype=np.int64)
-    slowest = 1.0 / (costs.rate.max() * (1.0 / costs.rate).sum())  # Its share of the load.
+    speed, slowest_rate = 0.0, 0.0
+    for rate in costs.rate:
+        speed, slowest_rate = speed + 1.0 / rate, max(slowest_rate, rate)
+    slowest = 1.0 / (slowest_rate * speed)  # Its share of the load.
     for step in range(amounts.shape[1]):
         values = amounts[:, step]
         num_best, least = 0, np.inf

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 
 
 def descending_order(costs: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -57,7 +57,7 @@ def sort_order(
         width *= 2
 
 
-@compiled
+@compiled_beyond(60_000)
 def group_rows(
     place: NDArray[np.int64], num_places: NDArray[np.int64], slots: NDArray[np.int64]
 ) -> NDArray[np.int64]:

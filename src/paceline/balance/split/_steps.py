@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 from paceline.balance.split._exchange import exchange
 from paceline.balance.split._pace import Pace
 from paceline.balance.split._sorting import descending_order
@@ -55,7 +55,7 @@ def partition_steps(
     return owner
 
 
-@compiled
+@compiled_beyond(60_000)
 def _partition_steps(
     costs: NDArray[np.float64],
     descending: NDArray[np.int64],
