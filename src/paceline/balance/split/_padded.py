@@ -112,7 +112,10 @@ def earliest_end(
 ) -> float:
     """Return when the latest worker ends at best, never too early, late by `precision`."""
     if len(descending) == 0:
-        return float(pace.start.max())
+        last = pace.start[0]
+        for start in pace.start:
+            last = max(last, start)
+        return float(last)
     total, speed = 0.0, 0.0
     for cost in descending:
         total += cost
