@@ -1,11 +1,12 @@
 """One way to compile the hot loops of the pure rooms, and to keep their machine code."""
 
 import os
+import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache, partial, update_wrapper
+from functools import cache, update_wrapper
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -36,7 +37,7 @@ def compiled(function: F, fastmath: frozenset[str] = frozenset()) -> F:
         fastmath: What LLVM may do to sums; nothing by default, as plans must be equal on
             every platform.
     """
-    return cast(F, _Kernel(cast(FunctionType, function), fastmath))
+    return cast(F, _Kernel(cast(FunctionType, function), fastmath=fastmath))
 
 
 def compiled_beyond(num_values: int) -> Callable[[F], F]:
@@ -48,7 +49,11 @@ def compiled_beyond(num_values: int) -> Callable[[F], F]:
     Args:
         num_values: What arrays may hold in all to be interpreted, in half a second or less.
     """
-    return lambda function: cast(F, _Kernel(cast(FunctionType, function), frozenset(), num_values))
+
+    def decorated(function: F) -> F:
+        return cast(F, _Kernel(cast(FunctionType, function), num_values=num_values))
+
+    return decorated
 
 
 def cache_folder() -> Path | None:
@@ -68,12 +73,12 @@ class _Kernel:
     """A function that calls numba's dispatcher, which is made when one of the two is needed."""
 
     def __init__(
-        self, function: FunctionType, fastmath: frozenset[str], most_interpreted: int = 0
+        self, function: FunctionType, fastmath: frozenset[str] = frozenset(), num_values: int = -1
     ) -> None:
         update_wrapper(self, function)
         self._function, self._fastmath = function, fastmath
-        self._most_interpreted, self._interpreted_s = most_interpreted, 0.0
-        self._made: Any = None
+        self._most_values, self._interpreted_s = num_values, 0.0
+        self._made: dict[bool, Any] = {}
         self._call: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
@@ -84,7 +89,7 @@ class _Kernel:
         return (self._call or self._interpret)(*args)
 
     def _is_small(self, args: tuple[Any, ...]) -> bool:
-        return self._interpreted_s < INTERPRETED_S and _num_values(args) <= self._most_interpreted
+        return self._interpreted_s < INTERPRETED_S and _num_values(args) <= self._most_values
 
     def _interpret(self, *args: Any) -> Any:
         start_s = perf_counter()
@@ -99,32 +104,34 @@ class _Kernel:
     @property
     def _numba_type_(self) -> Any:
         """What numba takes this for in a compiled function that calls it."""
-        return self._dispatcher()._numba_type_
+        return self._dispatcher(is_called_by_python=False)._numba_type_
 
     def _compile(self, args: tuple[Any, ...]) -> None:
-        import numba
-
-        dispatcher = self._dispatcher()
-        if not numba.config.DISABLE_JIT:
+        dispatcher = self._dispatcher(is_called_by_python=True)
+        if not _numba().config.DISABLE_JIT:
             with _first_of_all(self._folder(), self._function.__name__):
-                dispatcher.compile(tuple(numba.typeof(value) for value in args))
+                dispatcher.compile(tuple(_numba().typeof(value) for value in args))
         self._call = dispatcher
 
-    def _dispatcher(self) -> Any:
-        folder = self._folder()
+    def _dispatcher(self, *, is_called_by_python: bool) -> Any:
+        """Return numba's dispatcher; what converts arguments from Python compiles for long."""
+        folder, options = self._folder(), {"fastmath": set(self._fastmath), "nogil": True}
+        if not is_called_by_python:
+            options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+            folder = folder and folder / "inner"
         with _making:
-            if self._made is None:
-                self._made = _dispatcher_of(self._function, self._fastmath, folder)
-            return self._made
+            if is_called_by_python not in self._made:
+                made = _dispatcher_of(self._function, options, folder)
+                self._made[is_called_by_python] = made
+            return self._made[is_called_by_python]
 
     def _folder(self) -> Path | None:
         """Return a folder for this machine code, another one if a file that it comes from changes.
 
         numba itself looks at the file of the function only, not at those of what it calls.
         """
-        return _made_folder(
-            tuple(sorted({kernel._function.__code__.co_filename for kernel in self._reached(set())}))
-        )
+        files = {kernel._function.__code__.co_filename for kernel in self._reached(set())}
+        return _made_folder(tuple(sorted(files)))
 
     def _reached(self, seen: "set[_Kernel]") -> "set[_Kernel]":
         seen.add(self)
@@ -135,6 +142,13 @@ class _Kernel:
         return seen
 
 
+def _numba() -> Any:
+    """Return numba, whose import takes a fifth of a second, once it is needed."""
+    import numba
+
+    return numba
+
+
 def _num_values(args: tuple[Any, ...]) -> int:
     """Return how many values all arrays hold, those in tuples included."""
     arrays = sum(value.size for value in args if isinstance(value, np.ndarray))
@@ -143,12 +157,9 @@ def _num_values(args: tuple[Any, ...]) -> int:
 
 @cache
 def _made_folder(files: tuple[str, ...]) -> Path | None:
-    """Return the folder of what is compiled from `files` on this kind of machine, if writable."""
-    import llvmlite.binding
-    import numba
-
+    """Return the folder of what is compiled from `files` on machines like this one, if writable."""
     root = cache_folder()
-    digest = sha256(f"{numba.__version__} {llvmlite.binding.get_host_cpu_name()}".encode())
+    digest = sha256(f"{platform.machine()} numba {_numba().__version__}".encode())
     try:
         for file in files:
             digest.update(f"{file}\n".encode() + Path(file).read_bytes())
@@ -160,17 +171,15 @@ def _made_folder(files: tuple[str, ...]) -> Path | None:
     return folder if folder and os.access(folder, os.W_OK) else None
 
 
-def _dispatcher_of(function: FunctionType, fastmath: frozenset[str], folder: Path | None) -> Any:
+def _dispatcher_of(function: FunctionType, options: dict[str, Any], folder: Path | None) -> Any:
     """Return numba's dispatcher, which keeps its machine code in `folder` and nowhere else."""
-    import numba
-
-    make = partial(numba.njit, nogil=True, fastmath=set(fastmath))
+    numba = _numba()
     if folder is None or numba.config.DISABLE_JIT:
-        return make()(function)
+        return numba.njit(**options)(function)
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(folder)
     try:
-        made = make(cache=True)(function)
+        made = numba.njit(cache=True, **options)(function)
     finally:
         numba.config.CACHE_DIR = before
     save = made._cache.save_overload

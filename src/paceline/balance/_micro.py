@@ -241,8 +241,8 @@ def _least_largest(
     """Return the least cost per part, nearly, at which `num_parts` parts hold all."""
     if num_parts == 1:
         return np.inf
-    low = values[0, -1]  # Sorted by cost.
-    high = low * values.shape[1]
+    low = float(values[0, -1])  # Sorted by cost.
+    high: float = low * values.shape[1]
     for _ in range(NUM_BISECTIONS):
         middle = low + (high - low) / 2
         if _cut(values, rules, middle, num_parts, part) <= num_parts:
