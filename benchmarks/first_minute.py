@@ -1,8 +1,8 @@
 """Claim: a fresh install plans 10,000 examples within 3 seconds, and at once afterwards.
 
 A copy of the package stands for a fresh install: byte-compiled as pip does, with an empty home.
-Processes start at the same time and each plans for eight workers by itself, as ranks do. Cold is the first start,
-warm the next one in the same home.
+Processes start at the same time and each plans for eight workers by itself, as ranks do. Cold is
+the first start, warm the next one in the same home.
 """
 
 import compileall
