@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from paceline._compile import _Kernel
 from paceline.balance import BalanceConfig, Limits, Shards, plan_epoch
 from paceline.comm import (
     WireProblem,
@@ -65,6 +66,21 @@ BALANCE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
+@pytest.fixture(params=["compiled", "interpreted"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small plans are interpreted, large ones compiled; a test with this fixture runs both ways."""
+
+    def call(kernel: Any, *args: Any) -> Any:
+        if kernel._most_values > 0 and request.param == "interpreted":
+            return kernel._interpret(*args)
+        return as_before(kernel, *args)
+
+    as_before = _Kernel.__call__
+    monkeypatch.setattr(_Kernel, "__call__", call)
+    monkeypatch.setattr(_Kernel, "_is_small", lambda *_: False)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", BALANCE)
 def test_epochs(name: str) -> None:
     settings, others, expected = BALANCE[name]
@@ -109,6 +125,7 @@ PLANNERS: dict[str, tuple[Callable[[WireProblem], Any], str]] = {
 }
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", PLANNERS)
 def test_blocks(name: str) -> None:
     planner, expected = PLANNERS[name]

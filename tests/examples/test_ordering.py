@@ -1,21 +1,59 @@
 """The ordering examples: they run on two ranks, under every sorter, and losses fall."""
 
+import io
 import os
 import re
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from paceline.testing import run_ranks
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ordering"
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+COMMON = ["--grad_acc", "2", "--backend", "gloo"]
+SORTERS = {"logistic_regression.py": "I-B", "lenet.py": "I-PB", "lstm.py": "D-RR"}
 
 
-def losses_of(script: str, *flags: str) -> list[float]:
-    command = [*LAUNCH, str(EXAMPLE / script), "--grad_acc", "2", "--backend", "gloo", *flags]
+def losses_in(printed: str) -> list[float]:
+    return [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
+
+
+def run_all(rank: int) -> None:
+    """Run the scripts one after the other in the group of these ranks, which they would make."""
+    sys.path.insert(0, str(EXAMPLE))
+    for script, sorter in SORTERS.items():
+        flags = ["--sorter", sorter, "--num_examples", "72", "--epochs", "2", "--lr", "0.3"]
+        with (
+            redirect_stdout(io.StringIO()) as printed,
+            patch.object(sys, "argv", [script, *COMMON, *flags]),
+            patch("torch.distributed.init_process_group"),
+            patch("torch.distributed.destroy_process_group"),
+        ):
+            runpy.run_path(str(EXAMPLE / script), run_name="__main__")
+        if rank == 0:
+            first, second = losses_in(printed.getvalue())
+            assert second < first, script
+
+
+@pytest.mark.slow
+def test_each_example_runs_and_its_loss_falls() -> None:
+    run_ranks(run_all, 2)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_one_and_sentences_come_from_a_glue_like_file(tmp_path: Path) -> None:
+    lines = [f"{i}\tan {'awful' if i % 2 else 'excellent'} film\t{i % 2}" for i in range(64)]
+    path = tmp_path / "train.tsv"
+    path.write_text("\n".join(["index\tsentence\tlabel", *lines]), encoding="utf-8")
+    flags = ["--tsv", str(path), "--lr", "2", "--epochs", "4"]
     done = subprocess.run(
-        command,
+        [*LAUNCH, str(EXAMPLE / "logistic_regression.py"), *COMMON, *flags],
         capture_output=True,
         text=True,
         timeout=100,
@@ -23,25 +61,6 @@ def losses_of(script: str, *flags: str) -> list[float]:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [float(loss) for loss in re.findall(r"loss ([\d.]+)", done.stdout)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "sorter"),
-    [("logistic_regression.py", "I-B"), ("lenet.py", "I-PB"), ("lstm.py", "D-RR")],
-)
-def test_an_example_runs_and_its_loss_falls(script: str, sorter: str) -> None:
-    flags = ("--sorter", sorter, "--num_examples", "72", "--epochs", "2", "--lr", "0.3")
-    first, second = losses_of(script, *flags)
-    assert second < first
-
-
-@pytest.mark.slow
-def test_sentences_come_from_a_glue_like_file(tmp_path: Path) -> None:
-    lines = [f"{i}\tan {'awful' if i % 2 else 'excellent'} film\t{i % 2}" for i in range(64)]
-    path = tmp_path / "train.tsv"
-    path.write_text("\n".join(["index\tsentence\tlabel", *lines]), encoding="utf-8")
-    losses = losses_of("logistic_regression.py", "--tsv", str(path), "--lr", "2", "--epochs", "4")
+    losses = losses_in(done.stdout)
     assert len(losses) == 4
     assert losses[-1] < 0.4

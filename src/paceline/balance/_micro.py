@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 from paceline.balance._config import BalanceConfig, Limits
+from paceline.balance.split import sort_order
 
 NUM_BISECTIONS = 30
 
@@ -92,7 +93,7 @@ def split_micro_batches(
     return micro, num_parts
 
 
-@compiled
+@compiled_beyond(10_000)
 def _split_steps(
     steps: NDArray[np.int64],
     owner: NDArray[np.int64],
@@ -108,7 +109,7 @@ def _split_steps(
         parts = rules.least_parts
         for worker in range(num_workers):
             mine = _slots_of(owner[step], ascending[step], worker)
-            values = amounts[:, steps[step][mine]]
+            values = _amounts_of(amounts, steps[step], mine)
             parts = max(parts, _cut(values, rules, np.inf, 0, part))
         num_parts[step] = parts
         if parts * num_workers > steps.shape[1]:
@@ -116,18 +117,35 @@ def _split_steps(
         _level_counts(owner[step], ascending[step], num_workers, parts)
         for worker in range(num_workers):
             mine = _slots_of(owner[step], ascending[step], worker)
-            values = amounts[:, steps[step][mine]]
+            values = _amounts_of(amounts, steps[step], mine)
             limit = _least_largest(values, rules, parts, part)
             _cut(values, rules, limit, parts, part)
-            micro[step, mine] = _light_to_heavy(values[0], part[: len(mine)], rules, parts)
+            rank = _light_to_heavy(values[0], part, rules, parts)
+            for position in range(len(mine)):
+                micro[step, mine[position]] = rank[parts - 1 - part[position]]
 
 
 @compiled
 def _slots_of(
     owner: NDArray[np.int64], ascending: NDArray[np.int64], worker: int
 ) -> NDArray[np.int64]:
-    mine: NDArray[np.int64] = ascending[owner[ascending] == worker]
-    return mine
+    mine, num_mine = np.empty_like(ascending), 0
+    for slot in ascending:
+        if owner[slot] == worker:
+            mine[num_mine] = slot
+            num_mine += 1
+    return mine[:num_mine]
+
+
+@compiled
+def _amounts_of(
+    amounts: NDArray[np.float64], examples: NDArray[np.int64], slots: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    values = np.empty((3, len(slots)))
+    for row in range(3):
+        for position in range(len(slots)):
+            values[row, position] = amounts[row, examples[slots[position]]]
+    return values
 
 
 @compiled
@@ -135,9 +153,16 @@ def _level_counts(
     owner: NDArray[np.int64], ascending: NDArray[np.int64], num_workers: int, least: int
 ) -> None:
     """Move cheapest examples until every worker has at least `least`."""
-    count = np.bincount(owner, minlength=num_workers)
-    while count.min() < least:
-        poor, rich = np.argmin(count), np.argmax(count)
+    count = np.zeros(num_workers, dtype=np.int64)
+    for worker in owner:
+        count[worker] += 1
+    while True:
+        poor, rich = 0, 0
+        for worker in range(num_workers):
+            poor = worker if count[worker] < count[poor] else poor
+            rich = worker if count[worker] > count[rich] else rich
+        if count[poor] >= least:
+            return
         for slot in ascending:
             if owner[slot] == rich:
                 owner[slot] = poor
@@ -189,16 +214,21 @@ def _joined(held: float, value: float, is_padded: bool) -> float:
 def _light_to_heavy(
     costs: NDArray[np.float64], part: NDArray[np.int64], rules: Rules, num_parts: int
 ) -> NDArray[np.int64]:
-    """Renumber parts, which are cut from the most expensive down, by what they cost."""
+    """Return the place of each part, which are cut from the most expensive down, by its cost."""
     is_padded = rules.is_padded
     cost, size = np.zeros(num_parts), np.zeros(num_parts)
-    for position in range(len(part) - 1, -1, -1):
+    for position in range(len(costs) - 1, -1, -1):
         here = num_parts - 1 - part[position]
         cost[here] = _joined(cost[here], costs[position], is_padded)
         size[here] += 1
-    rank = np.empty(num_parts, dtype=np.int64)
-    rank[np.argsort(cost * size if is_padded else cost, kind="mergesort")] = np.arange(num_parts)
-    return rank[num_parts - 1 - part]
+    if is_padded:
+        for here in range(num_parts):
+            cost[here] *= size[here]
+    order, rank = np.empty(num_parts, dtype=np.int64), np.empty(num_parts, dtype=np.int64)
+    sort_order(cost, order, rank)
+    for place in range(num_parts):
+        rank[order[place]] = place
+    return rank
 
 
 @compiled
@@ -211,7 +241,7 @@ def _least_largest(
     """Return the least cost per part, nearly, at which `num_parts` parts hold all."""
     if num_parts == 1:
         return np.inf
-    low: float = values[0].max()
+    low = float(values[0, -1])  # Sorted by cost.
     high: float = low * values.shape[1]
     for _ in range(NUM_BISECTIONS):
         middle = low + (high - low) / 2

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 from paceline.balance._compose import uncorrelated_order
 from paceline.balance._config import BalanceConfig
 from paceline.balance.split import Pace, earliest_end, fastest_first
@@ -67,18 +67,35 @@ def compose_padded_steps(
     return steps
 
 
-@compiled
+@compiled_beyond(300)
 def _compose(descending: NDArray[np.float64], batch_size: int, pace: Pace) -> NDArray[np.int64]:
     """Return positions in `descending`, step after step, each step's ascending."""
     num_steps = len(descending) // batch_size
     steps = np.empty((num_steps, batch_size), dtype=np.int64)
-    left = np.arange(len(descending))
+    left = np.empty(len(descending), dtype=np.int64)
+    for position in range(len(left)):
+        left[position] = position
     for step in range(num_steps - 1):
-        num_longest, run = _best_step(descending[left], batch_size, pace)
-        steps[step], left = _take(left, num_longest, run, batch_size)
-    steps[num_steps - 1] = left
+        num_longest, run = _best_step(_picked(descending, left), batch_size, pace)
+        taken, left = _take(left, num_longest, run, batch_size)
+        _copy(taken, steps[step])
+    _copy(left, steps[num_steps - 1])
     _redivide_pairs(descending, steps, pace)
     return steps.ravel()
+
+
+@compiled
+def _picked(values: NDArray[np.float64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    picked = np.empty(len(positions))
+    for at in range(len(positions)):
+        picked[at] = values[positions[at]]
+    return picked
+
+
+@compiled
+def _copy(row: NDArray[np.int64], to: NDArray[np.int64]) -> None:
+    for at in range(len(row)):
+        to[at] = row[at]
 
 
 @compiled
@@ -138,7 +155,7 @@ def _redivide_pairs(descending: NDArray[np.float64], steps: NDArray[np.int64], p
     """Pool each pair of steps and divide it anew where that is cheaper."""
     price = np.empty(len(steps))
     for step in range(len(steps)):
-        price[step] = _price(descending[steps[step]], pace)
+        price[step] = _price(_picked(descending, steps[step]), pace)
     for a in range(len(steps)):
         for b in range(a + 1, len(steps)):
             _redivide(descending, steps, price, a, b, pace)
@@ -154,16 +171,31 @@ def _redivide(
     pace: Pace,
 ) -> None:
     batch_size = steps.shape[1]
-    pool = np.sort(np.concatenate((steps[a], steps[b])))
-    costs = descending[pool]
+    pool = _merged(steps[a], steps[b])
+    costs = _picked(descending, pool)
     num_longest, run = _best_step(costs, batch_size, pace)
     num_longest, run = _refine(costs, num_longest, run, batch_size, pace)
     one, other = _take(pool, num_longest, run, batch_size)
-    price_one = _price(descending[one], pace)
-    price_other = _price(descending[other], pace)
+    price_one = _price(_picked(descending, one), pace)
+    price_other = _price(_picked(descending, other), pace)
     if price_one + price_other < price[a] + price[b]:
-        steps[a], steps[b] = one, other
+        _copy(one, steps[a])
+        _copy(other, steps[b])
         price[a], price[b] = price_one, price_other
+
+
+@compiled
+def _merged(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the entries of two ascending rows in ascending order."""
+    merged, a, b = np.empty(len(one) + len(other), dtype=np.int64), 0, 0
+    for at in range(len(merged)):
+        if b == len(other) or (a < len(one) and one[a] < other[b]):
+            merged[at] = one[a]
+            a += 1
+        else:
+            merged[at] = other[b]
+            b += 1
+    return merged
 
 
 @compiled

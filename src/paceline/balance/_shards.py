@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 from paceline.balance._config import BalanceConfig
 from paceline.balance.split import Pace, descending_order
 from paceline.cost import checked_column
@@ -182,7 +182,7 @@ def check_readable(
         )
 
 
-@compiled
+@compiled_beyond(60_000)
 def _partition(
     costs: NDArray[np.float64],
     descending: NDArray[np.int64],

@@ -5,7 +5,7 @@ import heapq
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled_beyond
 from paceline.comm._problem import WireProblem
 from paceline.comm._wire import Wire, wire_of
 
@@ -31,7 +31,7 @@ def priority_order(
     return _priority_order(wire_of(problem), tensor, num_bytes, by_ready)
 
 
-@compiled
+@compiled_beyond(50_000)
 def _priority_order(
     wire: Wire,
     tensor: NDArray[np.int64],

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 from paceline.timeline._columns import Columns
 
 CLOCK_TOLERANCE_S = 1e-9
@@ -31,7 +31,7 @@ def critical_path(run: Columns, last: NDArray[np.int64]) -> NDArray[np.int64]:
     )[::-1]
 
 
-@compiled
+@compiled_beyond(100_000)
 def _trace_back(
     start_s: NDArray[np.float64],
     end_s: NDArray[np.float64],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled_beyond
 from paceline.errors import GraphError
 from paceline.timeline._columns import Kind, check_columns, columns_of
 from paceline.timeline._timeline import Timeline
@@ -143,7 +143,7 @@ def _offsets(key: NDArray[np.int64], num_keys: int) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(np.bincount(key, minlength=num_keys))]).astype(np.int64)
 
 
-@compiled
+@compiled_beyond(100_000)
 def _run(
     duration_s: NDArray[np.float64],
     group: NDArray[np.int64],

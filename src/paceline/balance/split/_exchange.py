@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline._compile import compiled
+from paceline.balance.split._sorting import sort_order
 from paceline.balance.split._starts import Rules
 
 MAX_ROUNDS = 32
@@ -60,7 +61,8 @@ def exchange(
     num_workers = len(time)
     members, count = _members(by_cost, owner, num_workers, rules.is_free)
     shares = Shares(cost, rules.rate, rules.is_free, members, count, time, owner)
-    by_time = np.argsort(time)
+    by_time, room = np.empty(num_workers, dtype=np.int64), np.empty(num_workers, dtype=np.int64)
+    sort_order(time, by_time, room)
     for _ in range(MAX_ROUNDS):
         _sort_by_time(by_time, time)
         if time[by_time[-1]] <= target:
@@ -166,11 +168,11 @@ def _members(
     by_cost: NDArray[np.int64], owner: NDArray[np.int64], num_workers: int, is_free: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """List each worker's examples by descending cost, with room for some more if free."""
-    count = np.zeros(num_workers, dtype=np.int64)
+    count, most = np.zeros(num_workers, dtype=np.int64), 0
     for example in by_cost:
         count[owner[example]] += 1
-    room = count.max() * (2 if is_free else 1)
-    members = np.empty((num_workers, room), dtype=np.int64)
+        most = max(most, count[owner[example]])
+    members = np.empty((num_workers, most * (2 if is_free else 1)), dtype=np.int64)
     count[:] = 0
     for example in by_cost:
         worker = owner[example]

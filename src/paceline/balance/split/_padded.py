@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 from paceline.balance.split._pace import Pace, pace_of
 from paceline.balance.split._partition import Partition, checked_costs
 from paceline.balance.split._sorting import descending_order
@@ -88,7 +88,7 @@ def fastest_first(pace: Pace) -> tuple[NDArray[np.int64], Pace]:
     return fastest, Pace(pace.rate[fastest], pace.start[fastest])
 
 
-@compiled
+@compiled_beyond(100_000)
 def _split_rows(
     descending: NDArray[np.float64],
     pace: Pace,
@@ -112,7 +112,10 @@ def earliest_end(
 ) -> float:
     """Return when the latest worker ends at best, never too early, late by `precision`."""
     if len(descending) == 0:
-        return float(pace.start.max())
+        last = pace.start[0]
+        for start in pace.start:
+            last = max(last, start)
+        return float(last)
     total, speed = 0.0, 0.0
     for cost in descending:
         total += cost

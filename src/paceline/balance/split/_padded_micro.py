@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
-from paceline.balance.split._sorting import descending_order
+from paceline._compile import compiled, compiled_beyond
+from paceline.balance.split._sorting import descending_order, sort_order
 
 # Cuts that are cheapest in sum may be too few to balance. So finer ones are tried, too: made for
 # a part of the overhead, and none of them longer than a share of a worker's load.
@@ -83,7 +83,7 @@ def plan_padded_micro_batches(
     return by_slot[0], by_slot[1], counts
 
 
-@compiled
+@compiled_beyond(60_000)
 def _plan_steps(
     amounts: NDArray[np.float64],
     costs: MicroBatchCosts,
@@ -95,7 +95,10 @@ def _plan_steps(
     best = _room(batch_size)
     tried = _room(batch_size)
     cheapest = np.empty(batch_size, dtype=np.int64)
-    slowest = 1.0 / (costs.rate.max() * (1.0 / costs.rate).sum())  # Its share of the load.
+    speed, slowest_rate = 0.0, 0.0
+    for rate in costs.rate:
+        speed, slowest_rate = speed + 1.0 / rate, max(slowest_rate, rate)
+    slowest = 1.0 / (slowest_rate * speed)  # Its share of the load.
     for step in range(amounts.shape[1]):
         values = amounts[:, step]
         num_best, least = 0, np.inf
@@ -212,10 +215,12 @@ def _parts_within(
 ) -> int:
     """Return into how many even parts a cut must go for each to be within the limits."""
     size, fitting = end - begin, most[3]
-    if np.isinf(most).all():
+    if min(most[0], most[1], most[2], most[3]) == np.inf:
         return 1
     for row in range(3):
-        largest = values[row, begin:end].max()
+        largest = 0.0
+        for value in values[row, begin:end]:
+            largest = max(largest, value)
         if largest > 0:
             fitting = min(fitting, most[row] / largest)
     if fitting >= size:
@@ -226,7 +231,9 @@ def _parts_within(
 @compiled
 def _fill_workers(cheapest: NDArray[np.int64], parts: NDArray[np.int64], num_workers: int) -> None:
     """Raise the number of parts of the longest cuts until each worker can get one."""
-    missing = num_workers - parts.sum()
+    missing = num_workers
+    for cut in range(len(parts)):
+        missing -= parts[cut]
     while missing > 0:
         widest, most = 0, 0.0
         for cut in range(len(cheapest)):
@@ -244,11 +251,17 @@ def _give_away(number: int, costs: MicroBatchCosts, least: float, cuts: Cuts) ->
     Stops early where that is later than `least`. No worker stays without.
     """
     num_workers = len(costs.rate)
-    finish, held = costs.start.copy(), np.zeros(num_workers, dtype=np.int64)
-    latest = finish.max()
-    order = np.argsort(-cuts.cost[:number], kind="mergesort")
+    finish, held, num_empty = costs.start.copy(), np.zeros(num_workers, np.int64), num_workers
+    latest = finish[0]
+    for worker in range(num_workers):
+        latest = max(latest, finish[worker])
+    negative = np.empty(number)
+    for cut in range(number):
+        negative[cut] = -cuts.cost[cut]
+    order, room = np.empty(number, dtype=np.int64), np.empty(number, dtype=np.int64)
+    sort_order(negative, order, room)
     for given in range(number):
-        cut, must_fill = order[given], number - given <= (held == 0).sum()
+        cut, must_fill = order[given], number - given <= num_empty
         chosen, earliest = 0, np.inf
         for worker in range(num_workers):
             end = finish[worker] + costs.rate[worker] * cuts.cost[cut]
@@ -256,6 +269,7 @@ def _give_away(number: int, costs: MicroBatchCosts, least: float, cuts: Cuts) ->
                 chosen, earliest = worker, end
         cuts.worker[cut] = chosen
         finish[chosen] = earliest
+        num_empty -= held[chosen] == 0
         held[chosen] += 1
         latest = max(latest, earliest)
         if latest >= least:
@@ -273,7 +287,9 @@ def _write(
 ) -> None:
     """Number each worker's micro-batches, lightest first, and write them to the examples."""
     counts[:] = 0
-    for cut in np.argsort(cuts.cost[:number], kind="mergesort"):
+    order, room = np.empty(number, dtype=np.int64), np.empty(number, dtype=np.int64)
+    sort_order(cuts.cost[:number], order, room)
+    for cut in order:
         begin = cuts.end[cut - 1] if cut else 0
         mine = cuts.worker[cut]
         worker[begin : cuts.end[cut]] = mine

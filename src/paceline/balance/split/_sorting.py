@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 
 
 def descending_order(costs: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -26,6 +26,38 @@ def descending_order(costs: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 @compiled
+def sort_order(
+    keys: NDArray[np.float64], order: NDArray[np.int64], room: NDArray[np.int64]
+) -> None:
+    """Write the positions of ascending keys to `order`; of equal keys the lower one first.
+
+    In compiled code in place of `np.argsort`, which takes ten times as long to compile.
+
+    Args:
+        keys: Shape `(num,)`.
+        order: Filled; as long or longer.
+        room: As long as `order`, for what is being sorted.
+    """
+    size, width = len(keys), 1
+    for at in range(size):
+        order[at] = at
+    while width < size:
+        for first in range(0, size, 2 * width):
+            middle, stop = min(first + width, size), min(first + 2 * width, size)
+            left, right = first, middle
+            for at in range(first, stop):
+                if right == stop or (left < middle and keys[order[left]] <= keys[order[right]]):
+                    room[at] = order[left]
+                    left += 1
+                else:
+                    room[at] = order[right]
+                    right += 1
+        for at in range(size):
+            order[at] = room[at]
+        width *= 2
+
+
+@compiled_beyond(60_000)
 def group_rows(
     place: NDArray[np.int64], num_places: NDArray[np.int64], slots: NDArray[np.int64]
 ) -> NDArray[np.int64]:
@@ -39,12 +71,16 @@ def group_rows(
     Returns:
         Number of entries of each place, row after row.
     """
-    counts = np.zeros(num_places.sum(), dtype=np.int64)
+    total, most = 0, 0
+    for row in range(len(num_places)):
+        total += num_places[row]
+        most = max(most, num_places[row])
+    counts, following = np.zeros(total, dtype=np.int64), np.zeros(most, dtype=np.int64)
     base = 0
     for row in range(len(place)):
         for column in range(place.shape[1]):
             counts[base + place[row, column]] += 1
-        following = np.zeros(num_places[row], dtype=np.int64)
+        following[0] = 0
         for here in range(1, num_places[row]):
             following[here] = following[here - 1] + counts[base + here - 1]
         for column in range(place.shape[1]):

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline._compile import compiled
+from paceline.balance.split._sorting import sort_order
 
 
 class Rules(NamedTuple):
@@ -26,6 +27,14 @@ class Rules(NamedTuple):
     tolerance: float
 
 
+class Room(NamedTuple):
+    """Room to sort one row in."""
+
+    key: NDArray[np.float64]
+    order: NDArray[np.int64]
+    kept: NDArray[np.int64]
+
+
 @compiled
 def longest_first(
     cost: NDArray[np.float64],
@@ -41,9 +50,9 @@ def longest_first(
     """
     rate = rules.rate
     size, num_empty = len(rate), len(rate)
-    heap = np.arange(size)
-    count = np.zeros(size, dtype=np.int64)
-    time[:] = rules.start
+    heap, count = np.empty(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    for worker in range(size):
+        heap[worker], time[worker] = worker, rules.start[worker]
     for at in range(size // 2 - 1, -1, -1):
         _sift_down(heap, at, size, time)
     for position, example in enumerate(by_cost):
@@ -94,34 +103,59 @@ def karmarkar_karp(
     The two rows that differ most within are joined, the largest sum of one with the
     smallest of the other. Meant for equal workers; for others it is only a start.
     """
-    num_workers = len(rules.rate)
-    num_rows = len(by_cost) // num_workers
-    total = cost[by_cost].reshape(num_rows, num_workers).copy()
-    first = by_cost.reshape(num_rows, num_workers).copy()
-    last = first.copy()
-    following = np.full(len(by_cost), -1, dtype=np.int64)
-    spread = total[:, 0] - total[:, -1]
+    num_workers, num_rows = len(rules.rate), len(by_cost) // len(rules.rate)
+    total, spread = np.empty((num_rows, num_workers)), np.empty(num_rows)
+    first = np.empty((num_rows, num_workers), dtype=np.int64)
+    last, following = np.empty_like(first), np.empty(len(by_cost), dtype=np.int64)
+    for row in range(num_rows):
+        for worker in range(num_workers):
+            example = by_cost[row * num_workers + worker]
+            total[row, worker], following[example] = cost[example], -1
+            first[row, worker] = last[row, worker] = example
+        spread[row] = total[row, 0] - total[row, -1]
+    room = Room(np.empty(num_workers), np.empty_like(first[0]), np.empty_like(first[0]))
+    row = 0
     for _ in range(num_rows - 1):
-        row = np.argmax(spread)
-        widest, spread[row] = spread[row], -1.0
-        joined = np.argmax(spread)
-        spread[joined], spread[row] = -1.0, widest
+        row = _widest(spread)
+        spread[row] = -1.0
+        joined = _widest(spread)
+        spread[joined] = -1.0
         for a in range(num_workers):
             b = num_workers - 1 - a
             total[row, a] += total[joined, b]
             following[last[row, a]] = first[joined, b]
             last[row, a] = last[joined, b]
-        by_total = np.argsort(-total[row])
-        total[row], first[row], last[row] = (
-            total[row][by_total],
-            first[row][by_total],
-            last[row][by_total],
-        )
+        _sort_sums(total[row], first[row], last[row], room)
         spread[row] = total[row, 0] - total[row, -1]
-    row = np.argmax(spread)
     for worker in range(num_workers):
         time[worker] = rules.start[worker] + total[row, worker] * rules.rate[worker]
         example = first[row, worker]
         while example >= 0:
             owner[example] = worker
             example = following[example]
+
+
+@compiled
+def _widest(spread: NDArray[np.float64]) -> int:
+    widest = 0
+    for row in range(len(spread)):
+        if spread[row] > spread[widest]:
+            widest = row
+    return widest
+
+
+@compiled
+def _sort_sums(
+    total: NDArray[np.float64], first: NDArray[np.int64], last: NDArray[np.int64], room: Room
+) -> None:
+    """Sort one row of sums, largest first, and the ends of the lists that belong to them."""
+    key, order, kept = room
+    for a in range(len(total)):
+        key[a] = -total[a]
+    sort_order(key, order, kept)
+    for a in range(len(total)):
+        total[a], kept[a] = -key[order[a]], first[order[a]]
+    for a in range(len(total)):
+        first[a], kept[a] = kept[a], last[order[a]]
+    for a in range(len(total)):
+        last[a] = kept[a]

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._compile import compiled
+from paceline._compile import compiled, compiled_beyond
 from paceline.balance.split._exchange import exchange
 from paceline.balance.split._pace import Pace
 from paceline.balance.split._sorting import descending_order
@@ -55,7 +55,7 @@ def partition_steps(
     return owner
 
 
-@compiled
+@compiled_beyond(60_000)
 def _partition_steps(
     costs: NDArray[np.float64],
     descending: NDArray[np.int64],
@@ -70,13 +70,24 @@ def _partition_steps(
         cost, by_cost = costs[step], descending[step]
         target = (1 + rules.tolerance) * lower_bound(cost, by_cost, rules)
         longest_first(cost, by_cost, rules, time, owner[step])
-        if time.max() <= target:
+        if _last(time) <= target:
             continue
         if rows_fit:
             karmarkar_karp(cost, by_cost, rules, other_time, other)
-            if other_time.max() < time.max():
-                owner[step], time[:] = other, other_time
+            if _last(other_time) < _last(time):
+                for example in range(len(other)):
+                    owner[step, example] = other[example]
+                for worker in range(num_workers):
+                    time[worker] = other_time[worker]
         exchange(cost, by_cost, rules, time, owner[step], target)
+
+
+@compiled
+def _last(time: NDArray[np.float64]) -> float:
+    last = -np.inf
+    for worker in range(len(time)):
+        last = max(last, time[worker])
+    return last
 
 
 @compiled

@@ -49,8 +49,10 @@ class Found(NamedTuple):
 @compiled
 def form(task: Task, pace: Pace, aim_s: float) -> tuple[float, int, int]:
     """Write the plan into `task.room`; return its price and the two numbers of `send`."""
-    urgency = Urgency(task.by_ready, aim_s - task.tail_s)
-    num_parts, num_paced = send(task.wire, urgency, pace, task.room)
+    due_s = np.empty_like(task.tail_s)
+    for tensor in range(len(due_s)):
+        due_s[tensor] = aim_s - task.tail_s[tensor]
+    num_parts, num_paced = send(task.wire, Urgency(task.by_ready, due_s), pace, task.room)
     parts = task.room.parts
     made = Parts(parts.tensor[:num_parts], parts.num_bytes[:num_parts], parts.block[:num_parts])
     return settled_step_s(task.wire, made, False, False), num_parts, num_paced
@@ -99,8 +101,8 @@ def refined(task: Task, start: Found, first_trial: int, num_trials: int) -> Foun
 def _taken(task: Task, pace: Pace, num_paced: int) -> Pace:
     """Return the pace that the last plan took in the end."""
     hold_s = np.zeros(num_paced)
-    both = min(num_paced, len(pace.hold_s))
-    hold_s[:both] = pace.hold_s[:both]
+    for block in range(min(num_paced, len(pace.hold_s))):
+        hold_s[block] = pace.hold_s[block]
     return Pace(pace.share, pace.least_s, hold_s, task.room.budget_s[:num_paced].copy())
 
 
@@ -122,8 +124,9 @@ def _changed(task: Task, pace: Pace, trial: int) -> Pace:
     elif kind == 3:
         hold_s, budget_s = _halved(hold_s, budget_s, index, 0.1 + 0.8 * amount)
     else:
-        budget_s[index:] *= np.exp(0.8 * (2 * amount - 1) ** 3)
-        hold_s[index:] = 0.0
+        factor = np.exp(0.8 * (2 * amount - 1) ** 3)
+        for block in range(index, len(hold_s)):
+            budget_s[block], hold_s[block] = budget_s[block] * factor, 0.0
     return Pace(pace.share, pace.least_s, hold_s, budget_s)
 
 

@@ -3,13 +3,21 @@
 Products are made two by two, so that each vector is read half as often.
 """
 
-import numba
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline._compile import compiled
+
 Floats = NDArray[np.float32]
-# Sums are reordered, as they are in every matrix product that a sketch is made of.
-_vectorised = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _vectorised(function: F) -> F:
+    """Let sums be reordered, as they are in every matrix product that a sketch is made of."""
+    return compiled(function, fastmath=frozenset({"reassoc", "contract", "nsz"}))
 
 
 @_vectorised
