@@ -10,7 +10,6 @@ import re
 import threading
 from contextlib import suppress
 from time import monotonic, sleep
-from typing import Any
 
 from torch import distributed as dist
 from torch._C._distributed_c10d import PrefixStore
