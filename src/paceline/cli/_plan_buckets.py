@@ -71,14 +71,10 @@ def _read_job(where: str) -> "Job":
 
 
 def _job_in_file(path: Path) -> "Job":
+    from paceline._files import read_json, shown
     from paceline.cost import Job, LayerCost, Link
 
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
+    content = read_json(path)
     try:
         return Job(
             source=content["source"],
@@ -87,7 +83,7 @@ def _job_in_file(path: Path) -> "Job":
         )
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} does not hold a job ({type(error).__name__}: {error}); it needs source, "
+            f"{path} does not hold a job ({type(error).__name__}: {shown(str(error))}); it needs source, "
             "layers, each with name, forward_s, backward_s and gradient_bytes, and a link with "
             "alpha_s and bytes_per_s"
         ) from None
