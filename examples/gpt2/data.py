@@ -105,7 +105,8 @@ class Corpus:
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError, OverflowError, SyntaxError, TokenError) as error:
             raise ValueError(
-                f"{path} is damaged ({str(error):.100}); run prepare.py again, which makes it anew"
+                f"{path} is damaged ({type(error).__name__}); run prepare.py again, which makes "
+                "it anew"
             ) from error
         return array
 

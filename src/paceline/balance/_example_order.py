@@ -148,5 +148,7 @@ def _with_arrays(saved: Any) -> Any:
     try:
         flat = np.frombuffer(base64.b64decode(saved["base64"], validate=True), saved["dtype"])
         return flat.reshape(saved["shape"])
-    except (TypeError, ValueError, binascii.Error) as error:
-        raise StateMismatchError(f"the state is damaged: an array of its order: {error}") from None
+    except (TypeError, ValueError, SyntaxError, OverflowError, binascii.Error) as error:
+        raise StateMismatchError(
+            f"the state is damaged: an array of its order: {shown(str(error))}"
+        ) from None

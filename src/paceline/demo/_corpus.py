@@ -54,7 +54,7 @@ class Corpus:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 text, offsets = arrays["text"], arrays["offsets"]
-        except (*BAD_HEADER, OSError, LookupError, AttributeError, BadZipFile) as error:
+        except (*BAD_HEADER, OSError, LookupError, RuntimeError, BadZipFile) as error:
             raise ValueError(f"{path} holds no corpus ({shown(error)})") from error
         whole = text.ndim == offsets.ndim == 1 and offsets.size and offsets.dtype.kind == "i"
         if not whole or offsets[0] or offsets[-1] != len(text) or (np.diff(offsets) < 0).any():

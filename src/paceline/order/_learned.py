@@ -124,6 +124,10 @@ def _saved_arrays(state: Mapping[str, Any], rule: Rule, dim: int) -> Arrays:
     saved = state.get("learnt")
     if not isinstance(saved, Mapping):
         raise StateMismatchError(f"the state is damaged: 'learnt' is {shown(saved)}")
+    # Arrays have a column for each; checked before memory is asked for.
+    sizes = [value.size for value in saved.values() if isinstance(value, np.ndarray)]
+    if dim > max(sizes, default=0):
+        raise StateMismatchError(f"the state is damaged: 'dim' is {shown(dim)}")
     learnt = {key: saved_array(saved, key, like) for key, like in rule.begin(dim).items()}
     for key, (begin, end) in rule.ranges().items():
         check_range(key, learnt[key], begin, end)

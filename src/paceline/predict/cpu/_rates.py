@@ -154,7 +154,7 @@ class CpuRates:
                 coefficients={str(key): _numbers(value) for key, value in items},
                 overhead=_numbers(found["overhead"], 3),  # type: ignore[arg-type]  # counted
                 scales=_numbers(found["scales"], 2),  # type: ignore[arg-type]
-                log_offsets=_numbers(found["log_offsets"], 2),  # type: ignore[arg-type]
+                log_offsets=tuple(np.clip(_numbers(found["log_offsets"], 2), -9, 9).tolist()),
                 machine=dict(found["machine"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
