@@ -113,7 +113,10 @@ def _check_config(config: BalanceConfig, saved: Mapping[str, Any]) -> None:
     names = [*present, *(name for name in saved if name not in present)]
     changed = [name for name in names if saved.get(name) != present.get(name)]
     if changed:
-        listed = ", ".join(f"{shown(n)} was {shown(saved.get(n))} and is {shown(present.get(n))}" for n in changed)
+        listed = ", ".join(
+            f"{str(name):.40} was {shown(saved.get(name))} and is {shown(present.get(name))}"
+            for name in changed[:3]
+        )
         raise StateMismatchError(
             f"the state is of another configuration: {listed}; only {' and '.join(FREE_TO_CHANGE)} "
             "may change"
