@@ -20,7 +20,7 @@ import paceline
 from paceline.testing.faults import Fault, Launch, Ledger, at_call, run_through
 
 SIZES = [1 + number % 7 for number in range(48)]
-BATCH_SIZE, NUM_EPOCHS = 8, 4
+BATCH_SIZE, NUM_EPOCHS = 12, 6  # Which 1, 2, 3 and 4 ranks divide.
 STEPS_PER_EPOCH = len(SIZES) // BATCH_SIZE
 NUM_STEPS = NUM_EPOCHS * STEPS_PER_EPOCH
 SAVE_EVERY = 2
@@ -143,10 +143,11 @@ class Runs:
 
     Args:
         folder: Gets them.
+        disturbed: What the ranks do that the faults happen to.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, disturbed: Callable[..., None] = train) -> None:
+        self._folder, self._disturbed = folder, disturbed
         self._num_runs = 0
         self._undisturbed: dict[tuple[str, float], dict[str, Any]] = {}
 
@@ -163,9 +164,8 @@ class Runs:
         """Let faults happen to one run, launch after launch, and count what came of them."""
         expected = self._expected(wrap, dropout)
         folder = self._new()
-        launches = run_through(
-            train, num_ranks, faults, str(folder), wrap, dropout, call, limit_s=LIMIT_S
-        )
+        arguments = str(folder), wrap, dropout, call
+        launches = run_through(self._disturbed, num_ranks, faults, *arguments, limit_s=LIMIT_S)
         num_struck = sum(_has_struck(launch) for launch in launches)
         tally.add("tried", num_struck)
         story = f"{wrap}, {num_ranks} ranks, {faults}, call {call}"

@@ -52,7 +52,8 @@ class Corpus:
             ValueError: If the file holds anything else.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here, because NumPy leaves the file open if it is damaged.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 text, offsets = arrays["text"], arrays["offsets"]
         except (*BAD_HEADER, OSError, LookupError, RuntimeError, BadZipFile) as error:
             raise ValueError(f"{path} holds no corpus ({shown(error)})") from error
