@@ -29,7 +29,7 @@ from _record import finish, parser
 # Faults per round.
 NUM_MALFORMED, NUM_INTERRUPTED, NUM_PLANS, NUM_DAMAGED = 120, 30, 30, 25
 # One run per round, each with as many kills, so that few launches carry many.
-NUM_PER_RUN = 4
+NUM_PER_RUN = 3
 RUNS = {
     "kill in a step": kill_in_step,
     "kill in a trial": kill_in_trial,

@@ -138,6 +138,8 @@ class RemainingEpochs:
         Raises:
             StateMismatchError: If it was saved under another rule, prior or seed, or is damaged.
         """
+        if not isinstance(state, Mapping):
+            raise StateMismatchError(f"this is no state: {shown(state)}")
         if state.get("version") != 1 or state.get("config") != self._config():
             raise StateMismatchError(
                 f"the state is for {shown(state.get('config'))}, this tracker has "

@@ -144,6 +144,8 @@ class RemainingTime:
         Raises:
             StateMismatchError: If it was saved for another number of steps, or is damaged.
         """
+        if not isinstance(state, Mapping):
+            raise StateMismatchError(f"this is no state: {shown(state)}")
         if state.get("version") != 1 or state.get("num_steps") != self._num_steps:
             raise StateMismatchError(
                 f"the state is for {shown(state.get('num_steps'))} steps, this run has "

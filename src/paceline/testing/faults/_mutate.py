@@ -47,7 +47,8 @@ def mutated_state(state: Any, rng: random.Random) -> Any:
     """Return a copy of plain nested values with one of them swapped, left out or doubled."""
     value = nested() if rng.random() < 0.05 else rng.choice(VALUES)
     places = _places(state)
-    return _with(state, rng.choice(places), _fault(rng, value)) if places else value
+    is_whole = not places or rng.random() < 0.03
+    return value if is_whole else _with(state, rng.choice(places), _fault(rng, value))
 
 
 def nested(depth: int = 100_000) -> list[Any]:
