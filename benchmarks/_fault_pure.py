@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _fault_readers import Reader, readers
+from _fault_reader import Reader
+from _fault_readers import readers
 from _fault_tally import Tally
 
 import paceline

@@ -179,9 +179,7 @@ class Runs:
     def _expected(self, wrap: str, dropout: float) -> dict[str, Any]:
         if (wrap, dropout) not in self._undisturbed:
             folder = self._new()
-            (launch,) = run_through(
-                train, [2], [], str(folder), wrap, dropout, limit_s=LIMIT_S
-            )
+            (launch,) = run_through(train, [2], [], str(folder), wrap, dropout, limit_s=LIMIT_S)
             if launch.end != "completed":
                 raise RuntimeError(f"the undisturbed run of {wrap} {launch.end}: {launch.error}")
             self._undisturbed[wrap, dropout] = ends_of(folder)[0]

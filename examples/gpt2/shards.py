@@ -91,8 +91,7 @@ class Manifest:
             return found
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{path} cannot be read: {str(error):.200}; remove the folder and run prepare.py "
-                "again"
+                f"{path} cannot be read: {error!s:.200}; remove the folder and run prepare.py again"
             ) from error
 
     def _check(self) -> None:

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 from _fault_pure import Damage, interrupted, malformed, other_plans
-from _fault_readers import Reader
+from _fault_reader import Reader
 from _fault_replicas import _told
 from _fault_runs import Runs, train
 from _fault_tally import BROKEN, Tally
@@ -93,7 +93,10 @@ class NoChecksum:
 
 @pytest.fixture
 def no_checksums() -> Iterator[None]:
-    with patch.object(_safetensors, "sha256", NoChecksum), patch.object(_whole, "sha256", NoChecksum):
+    with (
+        patch.object(_safetensors, "sha256", NoChecksum),
+        patch.object(_whole, "sha256", NoChecksum),
+    ):
         yield
 
 

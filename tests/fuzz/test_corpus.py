@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from _fault_readers import Reader, readers
+from _fault_reader import Reader
+from _fault_readers import readers
 
 from paceline.testing.faults import answer_of
 
@@ -59,7 +60,6 @@ def test_an_epoch_that_no_run_reaches_is_refused(known: dict[str, Reader], order
     for epoch in (10**7, 10**30):
         answer, error = answer_of(lambda epoch=epoch: reader.read({**reader.good, "epoch": epoch}))
         assert answer == "refused", error
-
 
 
 def test_every_reader_reads_what_is_right(known: dict[str, Reader]) -> None:

@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _line(message: object) -> str:
     """Return a message on one line, its middle left out if it is long."""
     text = " ".join(str(message).split())
-    return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} ... {text[-MAX_LINE // 2 :]}"
+    return (
+        text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} ... {text[-MAX_LINE // 2 :]}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -88,9 +88,9 @@ def _job_in_file(path: Path) -> "Job":
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} does not hold a job ({type(error).__name__}: {shown(str(error))}); it needs source, "
-            "layers, each with name, forward_s, backward_s and gradient_bytes, and a link with "
-            "alpha_s and bytes_per_s"
+            f"{path} does not hold a job ({type(error).__name__}: {shown(str(error))}); it needs "
+            "source, layers, each with name, forward_s, backward_s and gradient_bytes, and a link "
+            "with alpha_s and bytes_per_s"
         ) from None
 
 

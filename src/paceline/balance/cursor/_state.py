@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from paceline.balance._config import BalanceConfig, Microbatches
 from paceline._files import shown
+from paceline.balance._config import BalanceConfig, Microbatches
 from paceline.cost import Worker
 from paceline.errors import StateMismatchError
 
@@ -114,7 +114,7 @@ def _check_config(config: BalanceConfig, saved: Mapping[str, Any]) -> None:
     changed = [name for name in names if saved.get(name) != present.get(name)]
     if changed:
         listed = ", ".join(
-            f"{str(name):.40} was {shown(saved.get(name))} and is {shown(present.get(name))}"
+            f"{name!s:.40} was {shown(saved.get(name))} and is {shown(present.get(name))}"
             for name in changed[:3]
         )
         raise StateMismatchError(
@@ -181,12 +181,9 @@ def _count(saved: Mapping[str, Any], name: str, *, least: int) -> int:
 
 def _value(saved: Mapping[str, Any], name: str, kind: type) -> Any:
     if name not in saved:
-        raise StateMismatchError(
-            f"the state has no {name!r} (found: {shown(list(saved))})"
-        )
+        raise StateMismatchError(f"the state has no {name!r} (found: {shown(list(saved))})")
     if not isinstance(saved[name], kind):
         raise StateMismatchError(
-            f"the state is damaged: {name!r} must be a {kind.__name__}, got "
-            f"{shown(saved[name])}"
+            f"the state is damaged: {name!r} must be a {kind.__name__}, got {shown(saved[name])}"
         )
     return saved[name]

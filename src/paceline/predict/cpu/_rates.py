@@ -78,7 +78,7 @@ class CpuRates:
                 return float(terms_of(work, kind)[: len(weights)] @ weights)
         raise ValueError(
             f"operators of class {work.operator_class!r} were not calibrated; known kinds: "
-            f"{', '.join(sorted(self.coefficients))}"
+            f"{', '.join(sorted(self.coefficients)):.500}"
         )
 
     def step_time(self, workload: Workload) -> Estimate:

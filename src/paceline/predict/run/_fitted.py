@@ -104,8 +104,8 @@ def epochs_predictor(path: Path) -> ConvergencePredictor:
             raise KeyError("format")
     except (ValueError, LookupError, TypeError) as error:
         raise StateMismatchError(
-            f"{path.name} holds no predictor of epochs ({shown(error)}); fit tables that have a folder "
-            "convergence"
+            f"{path.name} holds no predictor of epochs ({shown(error)}); fit tables that have a "
+            "folder convergence"
         ) from None
     if digest_of(content) != digest:
         raise StateMismatchError(

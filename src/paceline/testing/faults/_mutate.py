@@ -35,8 +35,8 @@ def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
     words and numbers swapped by extreme ones, bits flipped, parts cut out, doubled or moved.
 
     Examples:
-        >>> [mutated_bytes(b'{"size": 3}', random.Random(seed)) for seed in (1, 4)]
-        [b'{"size": 3.}', b'']
+        >>> mutated_bytes(b'{"size": 3}', random.Random(1))
+        b'{ze": 3}'
     """
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         data = rng.choice((_json, _json, _json, _token, _token, *_BYTES))(data, rng)
