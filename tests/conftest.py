@@ -11,7 +11,7 @@ settings.load_profile("paceline")
 
 # Their files start processes and take longest. A worker that took one last would leave the others
 # idle: `--dist loadfile` gives whole files to workers in this order.
-LONGEST_FIRST = ("distributed", "examples", "demo", "testing")
+LONGEST_FIRST = ("distributed", "faults", "examples", "demo", "testing")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

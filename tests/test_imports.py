@@ -15,7 +15,7 @@ SOURCE = ROOT / "src"
 ROOMS = ("timeline", "cost", "balance", "comm", "order", "overlap", "plan", "predict")
 HEAVY = ("torch", "matplotlib", "rich", "lightgbm", "sklearn")
 # What stands beside the rooms: every room may use it.
-SHARED = ("paceline", "paceline.errors", "paceline._compile")
+SHARED = ("paceline", "paceline.errors", "paceline._compile", "paceline._files")
 CELL = re.compile(r"`([a-z_/]+?)/?(?:\.py)?`")
 
 

@@ -8,6 +8,7 @@ goes on exactly.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,13 +93,40 @@ class Corpus:
         numbers = range(len(found.shards))
         self.tokens = [self._load(number, "tokens") for number in numbers]
         self.documents = [self._load(number, "documents") for number in numbers]
+        for number in numbers:
+            self._check(number)
 
     def _load(self, number: int, what: str) -> NDArray[Any]:
         path = array_path(self._folder, self._split, number, what)
         if not path.exists():
             raise ValueError(f"{path} is missing; run prepare.py again, which makes it anew")
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            # Mapped, so a header that lies about the size is an error and takes no memory.
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError, OverflowError, SyntaxError, TokenError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}); run prepare.py again, which makes "
+                "it anew"
+            ) from error
         return array
+
+    def _check(self, number: int) -> None:
+        """Raise a `ValueError` unless documents lie one behind the other in the tokens."""
+        tokens, offsets = self.tokens[number], self.documents[number]
+        whole = tokens.ndim == offsets.ndim == 1 and tokens.dtype.kind == "u" and offsets.size
+        whole = whole and offsets.dtype == np.int64 and not offsets[0]
+        expected = self.manifest.shards[number].num_tokens[self._split]
+        if not whole or len(tokens) != expected or offsets[-1] != expected:
+            raise ValueError(self._damaged(number))
+        if (np.diff(offsets) < 1).any():
+            raise ValueError(self._damaged(number))
+
+    def _damaged(self, number: int) -> str:
+        path = array_path(self._folder, self._split, number, "tokens")
+        return (
+            f"{path} or its documents are not what the manifest says; run prepare.py again, which "
+            "makes them anew"
+        )
 
 
 class Sequences(Dataset[NDArray[np.int64]]):

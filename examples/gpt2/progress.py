@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -110,14 +109,31 @@ def _shown(seconds: float) -> str:
 
 
 def _cut(path: Path, first_step: int) -> None:
-    """Drop the lines that this part of the run will write again."""
+    """Drop the lines that this part of the run will write again.
+
+    A run that was killed may leave half a line, which is written again, too.
+    """
     if not path.exists():
         return
-    rows: list[Mapping[str, Any]] = [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
-    ]
-    kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= first_step]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        step = _step_of(line)
+        if step is None and number < len(lines):
+            raise ValueError(
+                f"line {number} of {path} is no step of a run; remove the line, or move the file"
+            )
+        if step is not None and step <= first_step:
+            kept.append(line + "\n")
     path.write_text("".join(kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> float | None:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int | float) else None
 
 
 def _remaining_time(num_steps: int) -> Any:

@@ -86,11 +86,24 @@ class Manifest:
             if plain.pop("version") != VERSION:
                 raise ValueError(f"it is not of version {VERSION}")
             shards = [Shard(**shard) for shard in plain.pop("shards")]
-            return cls(**plain, shards=shards)
-        except (ValueError, KeyError, TypeError) as error:
+            found = cls(**plain, shards=shards)
+            found._check()
+            return found
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{path} cannot be read: {error}; remove the folder and run prepare.py again"
+                f"{path} cannot be read: {error!s:.200}; remove the folder and run prepare.py again"
             ) from error
+
+    def _check(self) -> None:
+        """Raise a `ValueError` unless every number that is read later is one."""
+        counts = [shard.end_source for shard in self.shards]
+        for shard in self.shards:
+            for column in (shard.num_tokens, shard.num_documents, shard.checksum):
+                counts += [column[split] for split in SPLITS]
+        if not isinstance(self.settings, dict) or not isinstance(self.is_complete, bool):
+            raise ValueError("its settings are none")
+        if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+            raise ValueError("its counts must be whole numbers from 0 up")
 
 
 def array_path(folder: Path, split: Split, number: int, what: str) -> Path:

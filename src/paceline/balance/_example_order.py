@@ -8,10 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline._files import shown
 from paceline.balance._config import BalanceConfig
 from paceline.balance._shards import Shards
 from paceline.errors import StateMismatchError
 
+MAX_EPOCHS_AHEAD = 1_000_000
 ARRAY_KEYS = {"dtype", "shape", "base64"}
 
 
@@ -75,8 +77,13 @@ def go_to_epoch(order: ExampleOrder, epoch: int) -> None:
     """End epochs of `order` until `epoch` is under way.
 
     Raises:
-        ValueError: If it learns and is past that epoch; then nothing changes.
+        ValueError: If it learns and is past that epoch, or far before it; then nothing changes.
     """
+    if epoch - order.epoch > MAX_EPOCHS_AHEAD:
+        raise ValueError(
+            f"epoch must be at most {MAX_EPOCHS_AHEAD:,} after that of the order "
+            f"({order.epoch}), got {shown(epoch)}; epochs are counted from 0"
+        )
     if order.needs_rows and order.epoch > epoch:
         raise ValueError(
             f"the order {order.name!r} learns, stands at epoch {order.epoch} and cannot go back to "
@@ -107,10 +114,16 @@ def load_plain_order(order: ExampleOrder | None, state: Mapping[str, Any], epoch
             f"the state was saved {'without' if saved is None else 'with'} an order of its own, "
             f"and this run has {present}; make the sampler as it was made for the saved run"
         )
-    order.load_state_dict(_with_arrays(saved))
-    if order.needs_rows and order.epoch > epoch:
+    try:
+        order.load_state_dict(_with_arrays(saved))
+    except RecursionError:
+        raise StateMismatchError("the state is damaged: its order is nested too deeply") from None
+    ahead = epoch - order.epoch
+    # At the end of an epoch the sampler stands at the next, which its order does not know yet.
+    if ahead > MAX_EPOCHS_AHEAD or (order.needs_rows and not 0 <= ahead <= 1):
         raise StateMismatchError(
-            f"the state is damaged: its order is past epoch {epoch}, at {order.epoch}"
+            f"the state is damaged: it stands at epoch {shown(epoch)}, its order at "
+            f"{shown(order.epoch)}"
         )
     go_to_epoch(order, epoch)
 
@@ -135,5 +148,7 @@ def _with_arrays(saved: Any) -> Any:
     try:
         flat = np.frombuffer(base64.b64decode(saved["base64"], validate=True), saved["dtype"])
         return flat.reshape(saved["shape"])
-    except (TypeError, ValueError, binascii.Error) as error:
-        raise StateMismatchError(f"the state is damaged: an array of its order: {error}") from None
+    except (TypeError, ValueError, SyntaxError, OverflowError, binascii.Error) as error:
+        raise StateMismatchError(
+            f"the state is damaged: an array of its order: {shown(str(error))}"
+        ) from None

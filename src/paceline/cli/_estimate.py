@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline._files import shown
 from paceline.cli._estimate_report import as_json, show
 from paceline.cli._model_flags import add_model_flags, example_input, load_function, needing
 from paceline.errors import TraceError
@@ -79,7 +80,7 @@ def parse_link(text: str) -> tuple[float, float | None]:
     if found is None or not 0 < rate < float("inf"):
         raise ValueError(
             "link must be a positive rate such as 100Gbit/s or 25GB/s, with +10us for the latency "
-            f"of a hop, got {text!r}"
+            f"of a hop, got {shown(text)}"
         )
     _, prefix, binary, unit, latency, latency_unit = found.groups()
     power = " KMGT".index(prefix) if prefix else 0

@@ -17,13 +17,14 @@ from paceline.cli._plan import add_plan
 from paceline.errors import MissingExtraError, PacelineError
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+MAX_LINE = 800
 
 
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage in front of it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(USAGE_ERROR, f"{self.prog}: error: {_line(message)} (see {self.prog} --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,11 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("paceline: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, MissingExtraError) as error:
-        print(f"paceline: error: {error}", file=sys.stderr)
+        print(f"paceline: error: {_line(error)}", file=sys.stderr)
         return USAGE_ERROR
-    except PacelineError as error:
-        print(f"paceline: {error}", file=sys.stderr)
+    except MemoryError as error:
+        print(f"paceline: error: not enough memory for this: {_line(error)}", file=sys.stderr)
+        return USAGE_ERROR
+    except (PacelineError, OSError) as error:
+        print(f"paceline: {_line(error)}", file=sys.stderr)
         return FAILURE
+
+
+def _line(message: object) -> str:
+    """Return a message on one line, its middle left out if it is long."""
+    text = " ".join(str(message).split())
+    return (
+        text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} ... {text[-MAX_LINE // 2 :]}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from paceline._files import shown
 from paceline.errors import MissingExtraError
 
 INTEGERS = ("int64", "int32")
@@ -73,7 +74,7 @@ def parse_shape(text: str | None) -> "tuple[tuple[int, ...] | None, str | None]"
     if not shape or min(shape) < 1 or kind not in ("", *INTEGERS):
         raise ValueError(
             f"input-shape must be positive sizes such as 3,224,224, with :int64 for tokens, got "
-            f"{text!r}"
+            f"{shown(text)}"
         )
     return shape, kind or None
 

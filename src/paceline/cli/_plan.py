@@ -157,19 +157,10 @@ def _numbers(name: str, text: str) -> list[float]:
 
 def _read_sizes(path: Path) -> "NDArray[np.float64]":
     """Read one column of numbers; never unpickles."""
-    import numpy as np
-
+    from paceline._files import read_array
     from paceline.cost import checked_column
 
-    try:
-        with path.open("rb") as file:
-            sizes = np.lib.format.read_array(file, allow_pickle=False)
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, MemoryError, EOFError) as error:
-        raise ValueError(
-            f"{path} is not a .npy file of numbers ({error}); write one with numpy.save"
-        ) from None
+    sizes = read_array(path)
     if sizes.dtype.kind not in "iuf":
         raise ValueError(f"{path} must hold numbers, got {sizes.dtype}")
     if not sizes.size:

@@ -6,12 +6,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline._files import shown
+
 # NumPy and numba take most of a second to import: what needs them is imported inside.
 if TYPE_CHECKING:
     from paceline.cost import Job
 
 JOB = "a .json file, or module:name of a Job or of a function that returns one"
 NUM_IN_FLIGHT = 2
+MAX_LAYERS = 10_000
+MAX_OF = {"forward_s": 1e6, "backward_s": 1e6, "alpha_s": 1e6, "gradient_bytes": 1e15}
 
 
 def run_buckets(where: str, *, is_json: bool) -> int:
@@ -71,26 +75,37 @@ def _read_job(where: str) -> "Job":
 
 
 def _job_in_file(path: Path) -> "Job":
+    from paceline._files import read_json
     from paceline.cost import Job, LayerCost, Link
 
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
-    try:
+        _check_limits(content)
         return Job(
             source=content["source"],
             layers=tuple(LayerCost(**layer) for layer in content["layers"]),
             link=Link(**content["link"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} does not hold a job ({type(error).__name__}: {error}); it needs source, "
-            "layers, each with name, forward_s, backward_s and gradient_bytes, and a link with "
-            "alpha_s and bytes_per_s"
+            f"{path} does not hold a job ({type(error).__name__}: {shown(str(error))}); it needs "
+            "source, layers, each with name, forward_s, backward_s and gradient_bytes, and a link "
+            "with alpha_s and bytes_per_s"
         ) from None
+
+
+def _check_limits(content: Any) -> None:
+    """Raise a `ValueError` for more than any job has: it would be planned for hours, or overflow.
+
+    What is no job at all raises a `KeyError` or a `TypeError`.
+    """
+    layers = content["layers"]
+    if len(layers) > MAX_LAYERS:
+        raise ValueError(f"layers must be at most {MAX_LAYERS}, got {len(layers)}")
+    for values in (*layers, content["link"]):
+        for name, most in MAX_OF.items():
+            if values.get(name, 0) > most:
+                raise ValueError(f"{name} must be at most {most:g}, got {shown(values[name])}")
 
 
 def _job_in_module(module: str, name: str) -> "Job":

@@ -9,11 +9,18 @@ from paceline._compile import compiled_beyond
 from paceline.comm._problem import WireProblem
 from paceline.comm._wire import Wire, wire_of
 
+MAX_SLICES = 200_000
+
 
 def slices_of(
     num_bytes: NDArray[np.float64], slice_bytes: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Cut tensors into equal slices of at most `slice_bytes`; return tensor and bytes of each."""
+    """Cut tensors into equal slices of at most `slice_bytes`; return tensor and bytes of each.
+
+    Slices are larger where there would be more than `MAX_SLICES`, so that planning for hundreds
+    of gigabytes does not take minutes.
+    """
+    slice_bytes = max(slice_bytes, float(num_bytes.sum()) / MAX_SLICES)
     counts = np.maximum(np.ceil(num_bytes / slice_bytes), 1).astype(np.int64)
     tensor = np.repeat(np.arange(len(num_bytes)), counts)
     return tensor, np.repeat(num_bytes / counts, counts)

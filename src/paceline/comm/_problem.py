@@ -83,12 +83,13 @@ class WireProblem:
         """
         if job.link is None:
             raise ValueError("a job without a link has nothing to schedule; measure or pass one")
-        backward_s = np.array([layer.backward_s for layer in job.layers])
+        # Of floats, though a job may hold whole seconds.
+        backward_s = np.array([float(layer.backward_s) for layer in job.layers])
         ready_s = np.cumsum(backward_s[::-1])[::-1]
         num_bytes = np.array([float(layer.gradient_bytes) for layer in job.layers])
         sends = np.flatnonzero(num_bytes > 0)
         return cls(
-            forward_s=np.array([layer.forward_s for layer in job.layers]),
+            forward_s=np.array([float(layer.forward_s) for layer in job.layers]),
             layer=sends,
             num_bytes=num_bytes[sends],
             ready_s=ready_s[sends],

@@ -1,6 +1,6 @@
 """What a job costs: examples, layers, the link and the workers."""
 
-from paceline.cost._checks import checked_column
+from paceline.cost._checks import check_number, checked_column
 from paceline.cost._examples import ExampleCost, LinearCost, QuadraticCost, example_costs
 from paceline.cost._job import Job, LayerCost, Link, Worker
 from paceline.cost._least_squares import fit_nonnegative
@@ -13,6 +13,7 @@ __all__ = [
     "Link",
     "QuadraticCost",
     "Worker",
+    "check_number",
     "checked_column",
     "example_costs",
     "fit_nonnegative",

@@ -1,13 +1,14 @@
 """What is to be done and what it costs: layers, link, workers, examples."""
 
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.cost._checks import check_number, checked_column
+from paceline._files import shown
+from paceline.cost._checks import check_number, checked_column, is_finite
 from paceline.cost._examples import ExampleCost, LinearCost
 from paceline.cost._least_squares import fit_nonnegative
 from paceline.timeline import SOURCES, Source
@@ -55,8 +56,9 @@ class Link:
 
     def __post_init__(self) -> None:
         check_number("alpha_s", self.alpha_s)
-        if not self.bytes_per_s > 0:
-            raise ValueError(f"bytes_per_s must be positive, got {self.bytes_per_s}")
+        is_number = is_finite(self.bytes_per_s) or self.bytes_per_s == inf
+        if not (is_number and self.bytes_per_s > 0):
+            raise ValueError(f"bytes_per_s must be positive, got {shown(self.bytes_per_s)}")
 
     def transfer_s(self, num_bytes: float) -> float:
         """Return the predicted seconds of one collective of `num_bytes`."""
@@ -110,8 +112,8 @@ class Worker:
     memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.speed) and self.speed > 0):
-            raise ValueError(f"speed must be finite and positive, got {self.speed}")
+        if not (is_finite(self.speed) and self.speed > 0):
+            raise ValueError(f"speed must be finite and positive, got {shown(self.speed)}")
         check_number("overhead_s", self.overhead_s)
 
 
@@ -137,7 +139,8 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
-            raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {self.source!r}")
+            listed = ", ".join(SOURCES)
+            raise ValueError(f"source must be one of {listed}, got {shown(self.source)}")
         if not self.workers:
             raise ValueError("workers must hold at least one Worker, got none")
         checked_column("sizes", self.sizes)

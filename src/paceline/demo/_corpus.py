@@ -7,9 +7,12 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+
+from paceline._files import BAD_HEADER, shown
 
 MIN_BYTES, MAX_BYTES = 30, 20_000
 
@@ -43,9 +46,21 @@ class Corpus:
 
     @classmethod
     def load(cls, path: Path) -> "Corpus":
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(text=arrays["text"], offsets=arrays["offsets"])
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file holds anything else.
+        """
+        try:
+            # Opened here, because NumPy leaves the file open if it is damaged.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                text, offsets = arrays["text"], arrays["offsets"]
+        except (*BAD_HEADER, OSError, LookupError, RuntimeError, BadZipFile) as error:
+            raise ValueError(f"{path} holds no corpus ({shown(error)})") from error
+        whole = text.ndim == offsets.ndim == 1 and offsets.size and offsets.dtype.kind == "i"
+        if not whole or offsets[0] or offsets[-1] != len(text) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{path} holds no corpus (its offsets do not fit its text)")
+        return cls(text=text, offsets=offsets)
 
 
 def standard_library_functions(*, budget_s: float, seed: int = 0) -> Corpus:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from paceline._files import read_json, shown
 from paceline.demo._config import EXAMPLES_PER_RANK, DemoConfig
 from paceline.timeline import Timeline
 
@@ -104,10 +105,17 @@ class DemoResult:
 
     @classmethod
     def load(cls, path: Path) -> "DemoResult":
-        """Read what `save` wrote."""
-        values = json.loads(path.read_text(encoding="utf-8"))
-        plain, paced = WayResult(**values.pop("plain")), WayResult(**values.pop("paced"))
-        return cls(plain=plain, paced=paced, **values)
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file holds anything else.
+        """
+        values = read_json(path)
+        try:
+            plain, paced = WayResult(**values.pop("plain")), WayResult(**values.pop("paced"))
+            return cls(plain=plain, paced=paced, **values)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} holds no result of a demo ({shown(error)})") from error
 
 
 def result_of(

@@ -7,6 +7,7 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from paceline._files import shown
 from paceline.errors import StateMismatchError
 from paceline.order._policy import (
     OrderPolicy,
@@ -122,7 +123,11 @@ class LearnedOrder(OrderPolicy):
 def _saved_arrays(state: Mapping[str, Any], rule: Rule, dim: int) -> Arrays:
     saved = state.get("learnt")
     if not isinstance(saved, Mapping):
-        raise StateMismatchError(f"the state is damaged: 'learnt' is {saved!r}")
+        raise StateMismatchError(f"the state is damaged: 'learnt' is {shown(saved)}")
+    # Arrays have a column for each; checked before memory is asked for.
+    sizes = [value.size for value in saved.values() if isinstance(value, np.ndarray)]
+    if dim > max(sizes, default=0):
+        raise StateMismatchError(f"the state is damaged: 'dim' is {shown(dim)}")
     learnt = {key: saved_array(saved, key, like) for key, like in rule.begin(dim).items()}
     for key, (begin, end) in rule.ranges().items():
         check_range(key, learnt[key], begin, end)

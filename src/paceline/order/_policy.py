@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from paceline._files import shown
 from paceline.errors import StateMismatchError
 
 VERSION = 1
@@ -108,8 +109,8 @@ def saved_epoch(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
             raise StateMismatchError(f"this is no state of an order: it has no {key!r}")
         if state[key] != value:
             raise StateMismatchError(
-                f"the state has {key} {state[key]!r}, and this order has {value!r}; make the "
-                "order as it was made for the run that saved it"
+                f"the state has {key} {shown(state[key])}, and this order has {shown(value)}; "
+                "make the order as it was made for the run that saved it"
             )
     return saved_count(state, "epoch")
 
@@ -123,13 +124,16 @@ def saved_count(state: Mapping[str, Any], key: str) -> int:
     """Return a whole number from 0 up of a saved state."""
     value = state.get(key)
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise StateMismatchError(f"the state is damaged: {key!r} is {value!r}")
+        raise StateMismatchError(f"the state is damaged: {key!r} is {shown(value)}")
     return int(value)
 
 
 def saved_array(state: Mapping[str, Any], key: str, like: NDArray[Any]) -> NDArray[Any]:
     """Return a copy of a saved array of the shape and type of `like`."""
-    value = np.array(state.get(key))
+    try:
+        value = np.array(state.get(key))
+    except (ValueError, RecursionError):
+        raise StateMismatchError(f"the state is damaged: {key!r} is no array") from None
     if value.shape != like.shape or value.dtype != like.dtype:
         raise StateMismatchError(
             f"the state is damaged: {key!r} must have shape {like.shape} of {like.dtype}, got "

@@ -13,6 +13,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline._files import shown
+from paceline.errors import StateMismatchError
 from paceline.order._descent import MeanTrees, PairTrees, leaf_rank, mean_balance, pair_balance
 from paceline.order._learned import Arrays, Rule
 from paceline.order._policy import saved_count
@@ -68,6 +70,8 @@ class SignRule(Rule):
 
     def placed(self, order: NDArray[np.int64], state: Mapping[str, Any]) -> Self:
         num_lanes = max(1, saved_count(state, "num_lanes"))
+        if num_lanes > max(len(order), self.num_lanes):
+            raise StateMismatchError(f"the state is damaged: 'num_lanes' is {shown(num_lanes)}")
         lane = np.empty_like(order)
         lane[order] = np.arange(len(order)) % num_lanes
         return replace(self, num_lanes=num_lanes, lane=lane)

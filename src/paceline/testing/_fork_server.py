@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from functools import cache
 from multiprocessing import forkserver
 
-# The first optimizer that is made imports torch._dynamo. Imports only: what starts threads,
-# a first operation of torch or a first call into numba, is left to the ranks.
-PRELOAD = ["torch", "torch._dynamo", "paceline.torch", "paceline.testing"]
+# The first optimizer that is made imports torch._dynamo. What starts threads, a first operation of
+# torch, is left to the ranks.
+PRELOAD = [
+    "torch", "torch._dynamo", "paceline.torch", "paceline.testing", "paceline.testing._preload",
+]  # fmt: skip
 
 
 @cache

@@ -11,6 +11,7 @@ both directions. Nothing leaves the machine, and the machine's own network is un
 
 import ctypes
 import itertools
+import math
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from paceline._files import shown
 from paceline.errors import LabError, RankFailedError
 from paceline.testing._spawn import run_ranks
 
@@ -198,9 +200,9 @@ def bytes_per_s(rate: str) -> float:
         12500000.0
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)bit", rate)
-    if match is None or not float(match[1]):
+    if match is None or not 0 < float(match[1]) < math.inf:
         raise ValueError(
-            f"rate must be a positive number of bit, kbit, mbit or gbit, got {rate!r}; "
+            f"rate must be a positive number of bit, kbit, mbit or gbit, got {shown(rate)}; "
             'for example "100mbit"'
         )
     return float(match[1]) * _SCALE[match[2]] / 8

@@ -20,6 +20,7 @@ import paceline
 from paceline.errors import CheckpointError, StateMismatchError
 from paceline.torch import AsyncCheckpoint
 from paceline.torch.checkpoint._random_state import random_state, restore, state_of_rank
+from paceline.torch.checkpoint._whole import read_content
 
 # A loop that is asked to end by its own SIGTERM, in step 3.
 ASKED = """
@@ -79,6 +80,17 @@ def test_the_last_are_kept(tmp_path: Path) -> None:
         checkpoint.flush()
         assert checkpoint.latest() == tmp_path / "step_00000010"
     assert sorted(path.name[-2:] for path in tmp_path.iterdir()) == ["03", "10"]
+
+
+def test_without_an_optimizer_what_is_saved_is_what_was_there_at_the_call(tmp_path: Path) -> None:
+    model = nn.Linear(500, 500, bias=False)
+    with paceline.Checkpoint(tmp_path, model=model, keep=9) as checkpoint:
+        for step in range(1, 9):
+            nn.init.constant_(model.weight, float(step))
+            checkpoint.save(step)
+    for step, path in enumerate(sorted(tmp_path.iterdir()), start=1):
+        weight = read_content(path).state["model"]["weight"]
+        assert weight.unique().tolist() == [step]
 
 
 def damaged_after(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from paceline._files import shown
 from paceline.balance._config import BalanceConfig, Microbatches
 from paceline.cost import Worker
 from paceline.errors import StateMismatchError
@@ -81,7 +82,7 @@ def segments_of(
         raise StateMismatchError("this is no state of a sampler: it has no 'version'")
     if state["version"] != VERSION:
         raise StateMismatchError(
-            f"the state has version {state['version']!r}, and this paceline reads version "
+            f"the state has version {shown(state['version'])}, and this paceline reads version "
             f"{VERSION}; use the paceline that saved it"
         )
     _check_dataset(dataset, _value(state, "dataset", Mapping))
@@ -109,10 +110,13 @@ def _check_dataset(present: Dataset, saved: Mapping[str, Any]) -> None:
 
 def _check_config(config: BalanceConfig, saved: Mapping[str, Any]) -> None:
     present = _plain_config(config)
-    names = sorted({*saved, *present})
+    names = [*present, *(name for name in saved if name not in present)]
     changed = [name for name in names if saved.get(name) != present.get(name)]
     if changed:
-        listed = ", ".join(f"{n} was {saved.get(n)!r} and is {present.get(n)!r}" for n in changed)
+        listed = ", ".join(
+            f"{name!s:.40} was {shown(saved.get(name))} and is {shown(present.get(name))}"
+            for name in changed[:3]
+        )
         raise StateMismatchError(
             f"the state is of another configuration: {listed}; only {' and '.join(FREE_TO_CHANGE)} "
             "may change"
@@ -135,7 +139,7 @@ def _plain(value: Any) -> Any:
 
 def _segment(saved: Any) -> Segment:
     if not isinstance(saved, Mapping):
-        raise StateMismatchError(f"the state is damaged: a segment is {saved!r}")
+        raise StateMismatchError(f"the state is damaged: a segment is {shown(saved)}")
     num_workers = _count(saved, "num_workers", least=1)
     num_steps = _count(saved, "num_steps", least=0)
     speeds, overheads_s = (_value(saved, name, Sequence) for name in ("speeds", "overheads_s"))
@@ -149,7 +153,7 @@ def _segment(saved: Any) -> Segment:
             Worker(speed=speed, overhead_s=overhead_s)
             for speed, overhead_s in zip(speeds, overheads_s, strict=True)
         )
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise StateMismatchError(f"the state is damaged: {error}") from None
     return Segment(
         workers=workers,
@@ -169,18 +173,17 @@ def _count(saved: Mapping[str, Any], name: str, *, least: int) -> int:
     value: int = _value(saved, name, int)
     if isinstance(value, bool) or value < least:
         raise StateMismatchError(
-            f"the state is damaged: {name!r} must be a whole number from {least} up, got {value!r}"
+            f"the state is damaged: {name!r} must be a whole number from {least} up, got "
+            f"{shown(value)}"
         )
     return value
 
 
 def _value(saved: Mapping[str, Any], name: str, kind: type) -> Any:
     if name not in saved:
-        raise StateMismatchError(
-            f"the state has no {name!r} (found: {', '.join(map(str, saved)) or 'nothing'})"
-        )
+        raise StateMismatchError(f"the state has no {name!r} (found: {shown(list(saved))})")
     if not isinstance(saved[name], kind):
         raise StateMismatchError(
-            f"the state is damaged: {name!r} must be a {kind.__name__}, got {saved[name]!r}"
+            f"the state is damaged: {name!r} must be a {kind.__name__}, got {shown(saved[name])}"
         )
     return saved[name]

@@ -20,4 +20,4 @@ def pace_of(workers: tuple[Worker, ...] | None, num_workers: int) -> Pace:
     if workers is None:
         return Pace(np.ones(num_workers), np.zeros(num_workers))
     rate = np.array([1.0 / worker.speed for worker in workers])
-    return Pace(rate, np.array([worker.overhead_s for worker in workers]))
+    return Pace(rate, np.array([float(worker.overhead_s) for worker in workers]))

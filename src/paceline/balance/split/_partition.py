@@ -6,9 +6,12 @@ from math import isfinite
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from paceline._files import shown
 from paceline.balance.split._pace import pace_of
 from paceline.balance.split._steps import Counts, partition_steps
 from paceline.cost import Worker, checked_column
+
+MAX_BATCH_SIZE = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +99,8 @@ def check_worker_counts(
     """Raise a `ValueError` if a batch cannot be split like this."""
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+    if batch_size > MAX_BATCH_SIZE:
+        raise ValueError(f"batch_size must be at most {MAX_BATCH_SIZE}, got {shown(batch_size)}")
     if counts not in ("equal", "free"):
         raise ValueError(f"counts must be 'equal' or 'free', got {counts!r}")
     if counts == "equal" and batch_size % num_workers:

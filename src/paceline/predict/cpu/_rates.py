@@ -16,12 +16,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline._files import read_json, shown
 from paceline.predict._conformal import Estimate
 from paceline.predict.work import Bound, OperatorWork, Workload
 
 # Beyond these an operator's data leaves the second-level cache, and the share of the last one.
 CACHE_BYTES = (1 << 20, 16 << 20)
 FORMAT = 1
+MAX_TERMS = 8
 DENSE = frozenset({"matmul", "conv", "depthwise", "attention", "recurrent"})
 
 
@@ -76,7 +78,7 @@ class CpuRates:
                 return float(terms_of(work, kind)[: len(weights)] @ weights)
         raise ValueError(
             f"operators of class {work.operator_class!r} were not calibrated; known kinds: "
-            f"{', '.join(sorted(self.coefficients))}"
+            f"{', '.join(sorted(self.coefficients)):.500}"
         )
 
     def step_time(self, workload: Workload) -> Estimate:
@@ -144,21 +146,29 @@ class CpuRates:
             ValueError: If the file is no rates file.
         """
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = read_json(path)
             if found.pop("format") != FORMAT:
                 raise KeyError("format")
-            coefficients = {key: tuple(value) for key, value in found["coefficients"].items()}
+            items = found["coefficients"].items()
             return cls(
-                coefficients=coefficients,
-                overhead=tuple(found["overhead"]),
-                scales=tuple(found["scales"]),
-                log_offsets=tuple(found["log_offsets"]),
-                machine=found["machine"],
+                coefficients={str(key): _numbers(value) for key, value in items},
+                overhead=_numbers(found["overhead"], 3),  # type: ignore[arg-type]  # counted
+                scales=_numbers(found["scales"], 2),  # type: ignore[arg-type]
+                log_offsets=tuple(np.clip(_numbers(found["log_offsets"], 2), -9, 9).tolist()),
+                machine=dict(found["machine"]),
             )
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"{path} holds no CPU rates ({error!r}); measure them with calibrate_cpu"
+                f"{path} holds no CPU rates ({shown(error)}); measure them with calibrate_cpu"
             ) from error
+
+
+def _numbers(values: Any, count: int | None = None) -> tuple[float, ...]:
+    column = np.array(values, dtype=np.float64)
+    most = MAX_TERMS if count is None else count
+    if column.ndim != 1 or not (count or 0) <= len(column) <= most or not np.isfinite(column).all():
+        raise ValueError(f"{shown(values)} must be {count or 'up to 8'} finite numbers")
+    return tuple(column.tolist())
 
 
 def kinds_of(work: OperatorWork) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from paceline._files import shown
+
 Shift = Literal["known", "dataset", "model", "both"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
 PROBES = ("gradient_norm_log10", "initial_loss_log10")
@@ -77,7 +79,7 @@ class Runs:
         if missing := [name for name in names if name not in found | OPTIONAL]:
             raise ValueError(
                 f"a table of runs needs the columns {', '.join(missing)}, which are missing "
-                f"(found: {', '.join(columns) or 'none'})"
+                f"(found: {shown(', '.join(columns)) or 'none'})"
             )
         length = np.asarray(found["model"]).size
         return cls(*(_column(name, found.get(name), length) for name in names))
@@ -110,7 +112,7 @@ def _column(name: str, values: ArrayLike | None, length: int) -> NDArray[Any]:
     try:
         number = array.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"column {name} must hold numbers: {error}") from error
+        raise ValueError(f"column {name} must hold numbers: {shown(str(error))}") from error
     wrong = ~np.isfinite(number) | (number <= 0) if name not in OPTIONAL else number <= 0
     if name in PROBES:
         wrong = np.isinf(number)

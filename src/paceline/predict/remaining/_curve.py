@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline._files import shown
 from paceline.errors import StateMismatchError
 from paceline.predict._conformal import Estimate
 from paceline.predict.remaining._fit import draw_paths
@@ -135,17 +136,23 @@ class RemainingEpochs:
         """Continue from `state`, which is left unchanged.
 
         Raises:
-            StateMismatchError: If it was saved under another rule, prior or seed.
+            StateMismatchError: If it was saved under another rule, prior or seed, or is damaged.
         """
-        if state.get("version") != 1 or state["config"] != self._config():
+        if not isinstance(state, Mapping):
+            raise StateMismatchError(f"this is no state: {shown(state)}")
+        if state.get("version") != 1 or state.get("config") != self._config():
             raise StateMismatchError(
-                f"the state is for {state.get('config')}, this tracker has {self._config()}; "
-                "make it with the same rule, prior and seed"
+                f"the state is for {shown(state.get('config'))}, this tracker has "
+                f"{self._config()}; make it with the same rule, prior and seed"
             )
-        self._values, self._best, self._waited = [], math.inf, 0
+        fresh = RemainingEpochs(self._rule)
         sign = 1.0 if self._rule.lower_is_better else -1.0
-        for value in state["values"]:
-            self.update(sign * value)
+        try:
+            for value in state["values"]:
+                fresh.update(sign * value)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise StateMismatchError(f"the state is damaged: {shown(error)}") from None
+        self._values, self._best, self._waited = fresh._values, fresh._best, fresh._waited
 
     def _config(self) -> dict[str, Any]:
         prior = None if self._prior is None else asdict(self._prior)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline._files import shown
+from paceline.cost import check_number, checked_column
 from paceline.errors import StateMismatchError
 from paceline.predict._conformal import Estimate
 
@@ -140,16 +142,25 @@ class RemainingTime:
         The pace of the machine before counts until the steps here differ from it.
 
         Raises:
-            StateMismatchError: If it was saved for another number of steps.
+            StateMismatchError: If it was saved for another number of steps, or is damaged.
         """
-        if state.get("version") != 1 or state["num_steps"] != self._num_steps:
+        if not isinstance(state, Mapping):
+            raise StateMismatchError(f"this is no state: {shown(state)}")
+        if state.get("version") != 1 or state.get("num_steps") != self._num_steps:
             raise StateMismatchError(
-                f"the state is for {state.get('num_steps')} steps, this run has "
+                f"the state is for {shown(state.get('num_steps'))} steps, this run has "
                 f"{self._num_steps}; make RemainingTime with the same number"
             )
-        self._done = int(state["done"])
-        self._spent_s = float(state["spent_s"])
-        self._recent_s = [float(step_s) for step_s in state["recent_s"]]
+        try:
+            check_number("done", state["done"])
+            check_number("spent_s", state["spent_s"])
+            recent_s = checked_column("recent_s", state["recent_s"]).tolist()
+            if bool(state["done"]) != bool(recent_s):
+                raise ValueError(f"{shown(state['done'])} steps with {len(recent_s)} times")
+        except (KeyError, ValueError) as error:
+            raise StateMismatchError(f"the state is damaged: {shown(error)}") from None
+        self._done, self._spent_s = int(state["done"]), float(state["spent_s"])
+        self._recent_s = recent_s[-WINDOW:]
 
 
 def shown_time(seconds: float) -> str:

@@ -1,6 +1,5 @@
 """Fit predictors to tables, keep them in files, and find them again."""
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from paceline._files import read_csv, read_json, shown
 from paceline.errors import StateMismatchError
 from paceline.predict.epochs import ConvergencePredictor, Runs, fit_convergence
 from paceline.predict.step import (
@@ -98,21 +98,38 @@ def estimate_step(workload: Workload, device: Device, *, path: Path | None = Non
 def epochs_predictor(path: Path) -> ConvergencePredictor:
     """Return the predictor of epochs that a file holds, read once."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         content, digest = document["content"], document["sha256"]
         if document["format"] != FORMAT:
             raise KeyError("format")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise StateMismatchError(
-            f"{path.name} holds no predictor of epochs ({error!r}); fit tables that have a folder "
-            "convergence"
+            f"{path.name} holds no predictor of epochs ({shown(error)}); fit tables that have a "
+            "folder convergence"
         ) from None
     if digest_of(content) != digest:
         raise StateMismatchError(
             f"the content of {path.name} does not match its sha256: it was changed after it was "
             "written; fit it again or take the original"
         )
-    return ConvergencePredictor.from_dict(content["predictor"])
+    try:
+        return ConvergencePredictor.from_dict(content["predictor"])
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise StateMismatchError(
+            f"{path.name} was written by another program ({shown(error)}); fit it again"
+        ) from error
+
+
+def read_runs(paths: Sequence[Path]) -> Runs:
+    """Read tables of runs until convergence.
+
+    Raises:
+        ValueError: If a table is missing, lacks columns or holds bad values.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        rows += read_csv(path)[1]
+    return Runs.from_rows([{k: v for k, v in row.items() if v != ""} for row in rows])
 
 
 def _fittable(rows: StepRows) -> tuple[str, ...]:
@@ -139,11 +156,7 @@ def _provenance(tables: Path, source: str, num_rows: int) -> dict[str, str]:
 
 
 def _fit_epochs(paths: Sequence[Path], output: Path, provenance: Mapping[str, str]) -> int:
-    rows: list[dict[str, Any]] = []
-    for path in paths:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows += csv.DictReader(file)
-    runs = Runs.from_rows([{k: v for k, v in row.items() if v != ""} for row in rows])
+    runs = read_runs(paths)
     content = {"provenance": dict(provenance), "predictor": fit_convergence(runs).to_dict()}
     document = {"format": FORMAT, "sha256": digest_of(content), "content": content}
     output.write_text(json.dumps(document, sort_keys=True), encoding="utf-8")

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from paceline._files import read_json, shown
 from paceline.errors import StateMismatchError
 from paceline.predict.step._boost import Boosted
 from paceline.predict.step._calibration import Calibration, Offsets
@@ -24,6 +25,7 @@ from paceline.predict.step._time import DeviceModel, HostModel, StepModels
 
 FORMAT = "paceline step predictor"
 VERSION = 1
+MALFORMED = (LookupError, TypeError, AttributeError, ValueError, OverflowError, zlib.error)
 
 
 def save_step_predictor(predictor: StepPredictor, path: str | Path) -> None:
@@ -48,14 +50,14 @@ def load_step_predictor(path: str | Path) -> StepPredictor:
     """
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StateMismatchError(f"{path.name} is not JSON ({error}); fit it again") from None
+        document = read_json(path)
+    except ValueError as error:
+        raise StateMismatchError(f"{error}; fit it again") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise StateMismatchError(f"{path.name} is not a {FORMAT} file")
     if document.get("version") != VERSION:
         raise StateMismatchError(
-            f"{path.name} has version {document.get('version')!r}, but this Paceline reads "
+            f"{path.name} has version {shown(document.get('version'))}, but this Paceline reads "
             f"version {VERSION}; fit it again with this Paceline"
         )
     content = document.get("content")
@@ -64,7 +66,12 @@ def load_step_predictor(path: str | Path) -> StepPredictor:
             f"the content of {path.name} does not match its sha256: it was changed after it was "
             "written; fit it again or take the original"
         )
-    return _decode(content)
+    try:
+        return _decode(content)
+    except MALFORMED as error:
+        raise StateMismatchError(
+            f"{path.name} was written by another program ({shown(error)}); fit it again"
+        ) from error
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ References:
     [1] CHRONOS, training-time prediction, public tables under the MIT licence.
 """
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline._files import read_csv, shown
 from paceline.predict.step._rows import StepRows, concatenate
 from paceline.predict.work import Device
 
@@ -74,16 +74,13 @@ def read_step_tables(folder: str | Path) -> StepRows:
 
 
 def _read_table(path: Path) -> StepRows:
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.DictReader(file)
-        rows = list(lines)
-        header = lines.fieldnames or []
+    header, rows = read_csv(path)
     family = rows[0].get("architecture") or "" if rows else ""
     _check_columns(path, header, family)
     raw = {name: np.array([row[name] or "" for row in rows]) for name in header}
     try:
         return StepRows(_columns(raw, family))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path.name}: {error}") from None
 
 
@@ -91,7 +88,7 @@ def _check_columns(path: Path, header: Sequence[str], family: str) -> None:
     if family not in BY_FAMILY:
         raise ValueError(
             f"{path.name}: the column architecture must say one of {', '.join(BY_FAMILY)} in "
-            f"every row, got {family!r} in the first"
+            f"every row, got {shown(family)} in the first"
         )
     missing = [name for name in COMMON + BY_FAMILY[family] if name not in header]
     missing += [" or ".join(pair) for pair in (COMPUTE, LOADER) if not set(pair) & set(header)]
@@ -142,7 +139,7 @@ def _numbers(name: str, texts: NDArray[np.str_]) -> NDArray[np.float64]:
     try:
         return texts.astype(np.float64)
     except ValueError as error:
-        raise ValueError(f"column {name}: {error}") from None
+        raise ValueError(f"column {name}: {shown(str(error))}") from None
 
 
 def _first_of(number: Numbers, names: Sequence[str]) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from paceline._files import read_array
 from paceline.cost import checked_column
 
 Size = Callable[[Any], float] | str
@@ -144,7 +145,7 @@ def _progress_bar(num_examples: int, wanted: bool) -> Iterator[Advance]:
 
 
 def _read(path: Path, dataset: Any, size: Size) -> NDArray[np.float64]:
-    sizes = checked_column(f"sizes in {path}", np.load(path, allow_pickle=False))
+    sizes = checked_column(f"sizes in {path}", read_array(path))
     num_examples = len(dataset[size]) if isinstance(size, str) else _length(dataset)
     if len(sizes) != num_examples:
         raise ValueError(

@@ -122,6 +122,8 @@ class Checkpoint:
                 self._folder.path, self._optimizer, keep=self._keep
             )
             self._writer.save(step, state)
+            if self._optimizer is None:  # Nothing else would wait before the tensors change.
+                self._writer.wait_snapshot()
         _raise_first(told)
 
     def resume(self, *, strict: bool = False) -> int:

@@ -132,6 +132,8 @@ def _checked_header(
     num_bytes, header_bytes = _num_bytes(file), about["header_bytes"]
     if num_bytes != about["bytes"]:
         raise CheckpointError(f"{path} has {num_bytes} bytes, but {about['bytes']} were written")
+    if not 8 <= header_bytes <= num_bytes:  # Checked before memory is asked for.
+        raise CheckpointError(f"{path} has {num_bytes} bytes, and a header of {header_bytes}")
     raw = file.read(header_bytes)
     if sha256(raw).hexdigest() != about["header_sha256"]:
         raise CheckpointError(f"the header of {path} is not what was written")

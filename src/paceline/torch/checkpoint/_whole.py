@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from paceline._files import shown
 from paceline.errors import CheckpointError
 from paceline.torch.checkpoint._safetensors import read_tensors, write_tensors
 from paceline.torch.checkpoint._tree import decode
 
 VERSION = 1
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
 INDEX, TENSORS = "index.json", "tensors.safetensors"
 
 
@@ -103,7 +105,7 @@ def _read_index(path: Path) -> tuple[dict[str, Any], str]:
     body: dict[str, Any] = json.loads(raw)
     if body["version"] != VERSION:
         raise CheckpointError(
-            f"{path} is of version {body['version']!r}, and this Paceline reads {VERSION}"
+            f"{path} is of version {shown(body['version'])}, and this Paceline reads {VERSION}"
         )
     return body, sha256(text).hexdigest()
 
@@ -115,5 +117,6 @@ def _telling_what_is_malformed(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} was written by another program: {error!r}") from error
+    except MALFORMED as error:
+        told = shown(error)
+        raise CheckpointError(f"{path} was written by another program: {told}") from error

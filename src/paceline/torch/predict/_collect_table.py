@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from paceline._files import read_csv
 from paceline.predict.work import Device, Workload
 
 FAMILIES = ("CNN", "MLP", "Transformer")
@@ -100,8 +101,7 @@ def read_rows(table: Path) -> list[dict[str, str]]:
     """Return the rows that a table holds, none if it is not there."""
     if not table.exists():
         return []
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    _, rows = read_csv(table)
     if rows and not {"compute_ms", "loader_wait_ms", "gpu_name"} <= set(rows[0]):
         raise ValueError(f"{table} is no table of collect; pass another --output")
     return rows

@@ -1,0 +1,114 @@
+"""Read files that others wrote: what is damaged, too large or too deep is one `ValueError`."""
+
+import csv
+import json
+import os
+import reprlib
+from math import prod
+from pathlib import Path
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Any
+
+# The command line should not wait for NumPy: what needs it imports it inside.
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_TEXT_BYTES = 1 << 28
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+# What NumPy's reader of headers, a reader of Python literals, raises for damaged ones.
+BAD_HEADER = (ValueError, EOFError, MemoryError, OverflowError, SyntaxError, TokenError, TypeError)
+
+
+def shown(value: Any) -> str:
+    """Return `value` for a message: on one line, short however long or deep it is.
+
+    Examples:
+        >>> shown([[[0] * 100] * 100]), shown(10**400)[:20]
+        ('[[[0, 0, 0, 0, 0, 0, ...], ...]]', '10000000000000000000')
+    """
+    try:
+        return " ".join(_SHORT.repr(value).split())[:200]
+    except (ValueError, RecursionError):  # Of an integer of more than 4,300 digits.
+        return f"a {type(value).__name__}"
+
+
+def read_text(path: Path) -> str:
+    """Read UTF-8.
+
+    Raises:
+        ValueError: If the file cannot be read, is not UTF-8, or has more than 256 MiB.
+    """
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise ValueError(f"{path} has more than {MAX_TEXT_BYTES >> 20} MiB")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not text in UTF-8: {error.reason} at byte {error.start}"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON value.
+
+    Raises:
+        ValueError: As `read_text`, and if the text is not JSON or nested too deeply.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path} is not a JSON file: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from None
+
+
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read a table: its header, and its rows, in which missing cells are empty.
+
+    Raises:
+        ValueError: As `read_text`, if the text is not CSV, or a row has more cells than the header.
+    """
+    lines = csv.DictReader(read_text(path).splitlines(keepends=True), restval="")
+    try:
+        rows = list(lines)
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a CSV table: {error}") from None
+    for number, row in enumerate(rows):
+        if None in row:
+            raise ValueError(f"{path} has more cells in row {number} than in its header")
+    return list(lines.fieldnames or ()), rows
+
+
+def read_array(path: Path) -> "NDArray[Any]":
+    """Read a `.npy` file of plain values; its header is checked before memory is asked for.
+
+    Raises:
+        ValueError: If the file cannot be read, is no such file, or is shorter than its header says.
+    """
+    from numpy.lib import format as npy
+
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    try:
+        with path.open("rb") as file:
+            shape, _, dtype = headers[npy.read_magic(file)](file)
+            num_bytes, there = prod(shape) * dtype.itemsize, _num_left(file)
+            if not dtype.hasobject and (min(shape, default=0) < 0 or num_bytes > there):
+                raise ValueError(f"{there} bytes for shape {shown(shape)} of {dtype}")
+            file.seek(0)
+            found: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+            return found
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    except (KeyError, *BAD_HEADER) as error:
+        raise ValueError(
+            f"{path} is not a .npy file of numbers ({shown(str(error))}); write one with numpy.save"
+        ) from None
+
+
+def _num_left(file: Any) -> int:
+    size: int = os.fstat(file.fileno()).st_size
+    return size - int(file.tell())

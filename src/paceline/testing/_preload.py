@@ -1,0 +1,12 @@
+"""Set numba up once, in the server that forks ranks: each rank would take half a second for it."""
+
+import numba
+
+
+def _same(value: int) -> int:
+    return value
+
+
+# Compiling anything loads what numba knows of Python and NumPy. It starts no threads of its own,
+# and those of the BLAS that it imports are gone before the server forks: BLAS sees to that.
+numba.njit("int64(int64)")(_same)
