@@ -1,6 +1,14 @@
 """Paceline on a live PyTorch job: recorders, probes and executors."""
 
-from paceline.torch.balance import BalancedBatchSampler, BalancedSampler, DataLoader, example_sizes
+from paceline.torch.balance import (
+    BalancedBatchSampler,
+    BalancedSampler,
+    DataLoader,
+    Packed,
+    example_sizes,
+    pack,
+    packed_attention,
+)
 from paceline.torch.checkpoint import AsyncCheckpoint, Checkpoint, PendingCheckpoint
 from paceline.torch.comm import ScheduledDataParallel
 from paceline.torch.comm.ddp import BucketTimes, BucketWatch, DDPAdvice, watch_buckets
@@ -27,6 +35,7 @@ __all__ = [
     "Handle",
     "LaneOptimizer",
     "Lanes",
+    "Packed",
     "PendingCheckpoint",
     "Prefetch",
     "Replica",
@@ -39,6 +48,8 @@ __all__ = [
     "guard",
     "measure_job",
     "measure_link",
+    "pack",
+    "packed_attention",
     "split_backward",
     "trace_workload",
     "watch",
