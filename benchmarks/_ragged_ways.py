@@ -1,7 +1,7 @@
 """Ways to feed ragged examples to ranks: those of peers, and plans with and without padding."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -132,12 +132,19 @@ class Way:
         self.model = DistributedDataParallel(RaggedModel())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr)
 
-    def batches(self, dataset: TextDataset, epoch: int, num_steps: int) -> list[list[MicroBatch]]:
-        """Return the collated micro-batches of the first steps of an epoch."""
+    def batches(self, dataset: TextDataset, steps: Steps) -> list[list[MicroBatch]]:
+        """Return the collated micro-batches of steps."""
         return [
             [MicroBatch(self.collate([dataset[i] for i in ids]), weight) for ids, weight in step]
-            for step in self.steps(epoch)[:num_steps]
+            for step in steps
         ]
+
+    def train_chunks(self, dataset: TextDataset, steps: Steps, size: int) -> Iterator[float]:
+        """Train `size` steps at a time; yield the seconds of each chunk, collation included."""
+        for first in range(0, len(steps), size):
+            begin_s = time.perf_counter()
+            self.train(self.batches(dataset, steps[first : first + size]))
+            yield time.perf_counter() - begin_s
 
     def train(self, steps: list[list[MicroBatch]]) -> float:
         """Train the steps; return the seconds that they took."""

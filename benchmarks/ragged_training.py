@@ -48,7 +48,7 @@ def train(rank: int, num_ranks: int, num_rounds: int, corpus: Path, output: Path
 
 def run(way: Way, dataset: TextDataset, epoch: int) -> dict[str, float]:
     """Train the first steps of `epoch`; batches are made before the clock starts."""
-    steps = way.batches(dataset, epoch, NUM_STEPS)
+    steps = way.batches(dataset, way.steps(epoch)[:NUM_STEPS])
     tokens, padded = tokens_of(steps)
     return {"tokens_per_s": tokens / way.train(steps), "padding": padded / (tokens + padded)}
 
