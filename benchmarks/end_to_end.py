@@ -2,9 +2,9 @@
 
 Two gloo ranks train a byte transformer on real text, in the ways of `ragged_training.py`. Each way
 takes the learning rate that reaches the target first with a seed that is not scored, then trains
-with the scored seeds, all ways in turn. The target is what default training reaches at the end with
-its own best learning rate. Times are those of the training loop with planning and collation, without
-validation.
+with the scored seeds, all ways in turn. The target is what default training reaches at the end
+with its own best learning rate. Times are those of the training loop with planning and collation,
+without validation.
 """
 
 import json
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from _ragged_data import ragged_corpus
 from _ragged_peers import PER_RANK
-from _ragged_ways import MODEL, WAYS, Costs, Way, measured_costs, steps_of
+from _ragged_ways import MODEL, OURS, Costs, Way, measured_costs, steps_of
 from _record import finish, parser, spread
 from torch import distributed as dist
 
@@ -26,7 +26,8 @@ from paceline.demo import Corpus, TextDataset
 from paceline.testing import run_ranks
 from paceline.torch import pack
 
-NUM_RANKS, NUM_TRAINED, NUM_VALIDATED, CHUNK_STEPS = 2, 960, 128, 6
+NUM_RANKS, NUM_TRAINED, NUM_VALIDATED, CHUNK_STEPS = 2, 960, 96, 10
+WAYS = ("default", "group_by_length", "batch_rebalance", "token_buckets", *OURS)
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 TUNING_SEED, EPOCHS_OF_A_SEED = 99, 1000
 # Seconds of training, and the validation loss after them.
@@ -125,7 +126,7 @@ def scored(found: dict[str, Any], target: float) -> dict[str, Any]:
 
 def main() -> None:
     flags = parser(__doc__ or "")
-    flags.add_argument("--epochs", type=int, default=4)
+    flags.add_argument("--epochs", type=int, default=3)
     flags.add_argument("--seeds", type=int, default=5)
     options = flags.parse_args()
     with tempfile.TemporaryDirectory() as folder:
