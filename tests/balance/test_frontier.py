@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_each_stop_says_what_its_own_plan_reaches() -> None:
 
 def test_a_wider_window_pads_less_and_mixes_less() -> None:
     stops = mixing_frontier(COSTS, CONFIG, windows=(1, 4, WHOLE_EPOCH))
-    for narrow, wide in zip(stops, stops[1:], strict=False):
+    for narrow, wide in pairwise(stops):
         assert narrow.padding > wide.padding
         assert narrow.imbalance > wide.imbalance
         assert narrow.reunion < wide.reunion

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 HEADER = "window    imbalance  padding  reunion"
 MEANING = (
-    "imbalance: makespan over (total / workers), 1 is perfect. padding: share of the computed cost.\n"
+    "imbalance: makespan over (total / workers), 1 is perfect. padding: share of the cost.\n"
     "reunion: times likelier than by chance that a pair meets again, 1 is a plain shuffle.\n"
     "All simulated from the costs. Choose with BalanceConfig(window=...)."
 )
