@@ -1,172 +1,94 @@
-"""Claim: balanced batches keep two real gloo ranks busy on ragged text, also if one is slow.
+"""Claim: planned micro-batches train faster than length-grouped batches, on plain global batches.
 
-Ways, each on the same examples with the same model: `random` (DistributedSampler, equal
-counts), `stable` (the same global batches, split by padded cost with free counts),
-`guided` (examples move within 16 steps), and, with rank 1 slowed threefold by real work,
-`slowed_random`, `slowed_static` (as stable) and `slowed_dynamic` (refitted each epoch).
+Ragged examples on gloo ranks with one thread each; the ways take turns, each with its own replica
+from the same start. Peers are described in `_ragged_peers.py`. Ours:
+
+- `stable`: the plain shuffle's global batches, cut into planned micro-batches.
+- `window`: the same with examples moved within 16 steps.
+- `packed`, `packed_window`: the same global batches as one micro-batch per rank without padding.
 """
 
 import json
+import random
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from _ragged_data import DATA, ragged_corpus
+from _ragged_peers import PER_RANK
+from _ragged_ways import MODEL, WAYS, Way, measured_costs, reunion_of, steps_of, tokens_of
 from _record import finish, parser, spread
-from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
-from paceline import BalancedBatchSampler, DataLoader, watch
-from paceline.balance import BalanceConfig
-from paceline.cost import ExampleCost, QuadraticCost
-from paceline.demo import (
-    ByteTransformer,
-    Corpus,
-    Share,
-    TextDataset,
-    measured_job,
-    new_optimizer,
-    padded_batch,
-    standard_library_functions,
-    train_step,
-)
+from paceline.demo import Corpus, TextDataset
 from paceline.testing import run_ranks
-from paceline.timeline import Summary
-from paceline.torch import Replica
 
-NUM_RANKS, BATCH_SIZE, NUM_EPOCHS, SLOWDOWN = 2, 32, 4, 3
-MODEL = {"dim": 64, "num_layers": 2, "num_heads": 4}
-WAYS: dict[str, dict[str, Any]] = {
-    "random": {},
-    "stable": {"counts": "free", "padded": True},
-    "guided": {"counts": "free", "padded": True, "window": 16},
-    "slowed_random": {},
-    "slowed_static": {"counts": "free", "padded": True},
-    "slowed_dynamic": {"counts": "free", "padded": True},
-}
+NUM_EXAMPLES, NUM_STEPS = 960, 16
+GROUPED = ("group_by_length", "group_by_length_distributed")
 
 
-class Repeated(torch.nn.Module):
-    """The same function and gradient, at `times` the work: a worker that is that slow."""
-
-    def __init__(self, model: torch.nn.Module, times: int) -> None:
-        super().__init__()
-        self.model, self.times = model, times
-
-    def forward(self, text: torch.Tensor) -> torch.Tensor:
-        """Return the mean of `times` equal results."""
-        return torch.stack([self.model(text) for _ in range(self.times)]).mean(dim=0)
-
-
-class Way:
-    """One way to feed the ranks, with a replica of its own."""
-
-    def __init__(self, name: str, dataset: TextDataset, cost: ExampleCost, rank: int) -> None:
-        torch.manual_seed(0)
-        self.name = name
-        self.is_dynamic = name == "slowed_dynamic"
-        slowdown = SLOWDOWN if name.startswith("slowed") and rank == 1 else 1
-        model = ByteTransformer(**MODEL)
-        self.model = DistributedDataParallel(Repeated(model, slowdown))
-        self.optimizer = new_optimizer(self.model)
-        options = WAYS[name]
-        is_random = not options
-        # Without cost there is nothing to tell examples apart: the shuffle is split evenly.
-        self.batches = BalancedBatchSampler(
-            dataset.sizes,
-            BalanceConfig(batch_size=BATCH_SIZE, tail="drop", **options),
-            cost=np.ones_like if is_random else cost,
-            process_group=Replica(rank=rank, num_replicas=NUM_RANKS),
-        )
-        self.loader: DataLoader[Any] = DataLoader(
-            dataset, batch_sampler=self.batches, collate_fn=padded_batch
-        )
-        self.epochs: list[dict[str, Any]] = []
-
-    def run_epoch(self, epoch: int) -> None:
-        """Train one epoch and add its record."""
-        self.batches.set_epoch(epoch)
-        tokens = torch.zeros(1, dtype=torch.int64)
-        dist.barrier()
-        with watch(self.model, self.optimizer) as run:
-            for batch in self.loader:
-                tokens += batch.lengths.sum()
-                train_step(self.model, self.optimizer, [Share(batch, self.loader.loss_weight)])
-        timeline = run.gather()
-        dist.all_reduce(tokens)
-        self.epochs.append(_epoch_record(timeline.summary(), int(tokens)))
-        if self.is_dynamic:
-            self.batches.refit(timeline)
-
-
-def _epoch_record(summary: Summary, tokens: int) -> dict[str, Any]:
-    # Ranks that wait for each other at the all-reduce: with two, the earlier one.
-    return {
-        "tokens_per_s": tokens / summary.makespan_s,
-        "step_p50_s": summary.step_time_s,
-        "idle_share": summary.idle_share.tolist(),
-        "largest_idle_share": float(summary.idle_share.max()),
-        "waiting_share": (summary.waiting_s / summary.makespan_s).tolist(),
-        "exposed_comm_share": (summary.exposed_comm_s / summary.makespan_s).tolist(),
-        "data_share": (summary.data_s / summary.makespan_s).tolist(),
+def train(rank: int, num_ranks: int, num_rounds: int, corpus: Path, output: Path) -> None:
+    """Run all ways in turn; rank 0 writes what they did."""
+    dataset, costs = TextDataset(Corpus.load(corpus)), measured_costs(num_ranks)
+    feeds = {
+        name: [steps_of(name, dataset.sizes, costs, one, num_ranks) for one in range(num_ranks)]
+        for name in WAYS
     }
-
-
-def _train(rank: int, corpus: Path, output: Path) -> None:
-    dataset = TextDataset(Corpus.load(corpus))
-    torch.manual_seed(0)
-    job, _ = measured_job(ByteTransformer(**MODEL), NUM_RANKS)
-    assert isinstance(job.cost, QuadraticCost)
-    ways = [Way(name, dataset, job.cost, rank) for name in WAYS]
-    for epoch in range(NUM_EPOCHS):
-        for way in ways:
-            way.run_epoch(epoch)
+    ways = {name: Way(name, feeds[name][rank]) for name in WAYS}
+    rounds = []
+    for epoch in range(num_rounds + 1):  # The first warms up.
+        order = random.Random(epoch).sample(list(ways), len(ways))
+        found = {name: run(ways[name], dataset, epoch) for name in order}
+        rounds.append({name: found[name] for name in ways})
     if rank == 0:
-        output.write_text(json.dumps({way.name: way.epochs for way in ways}), encoding="utf-8")
+        reunion = {name: reunion_of(feed, len(dataset)) for name, feed in feeds.items()}
+        result = {"rounds": rounds[1:], "reunion": reunion, "microbatch_s": costs.microbatch_s}
+        output.write_text(json.dumps(result), encoding="utf-8")
 
 
-def _first(corpus: Corpus, num_examples: int) -> Corpus:
-    offsets = corpus.offsets[: num_examples + 1]
-    return Corpus(text=corpus.text[: offsets[-1]], offsets=offsets)
+def run(way: Way, dataset: TextDataset, epoch: int) -> dict[str, float]:
+    """Train the first steps of `epoch`; batches are made before the clock starts."""
+    steps = way.batches(dataset, way.steps(epoch)[:NUM_STEPS])
+    tokens, padded = tokens_of(steps)
+    return {"tokens_per_s": tokens / way.train(steps), "padding": padded / (tokens + padded)}
 
 
-def _summed_up(epochs: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, Any]]:
-    for name, records in epochs.items():
-        # The first epoch warms up; dynamic learns in it.
-        later = [record["tokens_per_s"] for record in records[1:]]
-        yield name, {"tokens_per_s": spread(later), "epochs": records}
+def compared(found: dict[str, Any]) -> dict[str, Any]:
+    """Return medians and quartiles, and ratios round by round."""
+    rounds = found["rounds"]
+    rates = {way: np.array([one[way]["tokens_per_s"] for one in rounds]) for way in rounds[0]}
+    grouped = max(GROUPED, key=lambda way: float(np.median(rates[way])))
+    ways = {
+        way: {
+            "tokens_per_s": spread(rate),
+            "over_default": spread(rate / rates["default"]),
+            "over_length_grouped": spread(rate / rates[grouped]),
+            "padding": float(np.median([one[way]["padding"] for one in rounds])),
+            "reunion": found["reunion"][way],
+        }
+        for way, rate in rates.items()
+    }
+    return {"length_grouped": grouped, "microbatch_s": found["microbatch_s"], "ways": ways}
 
 
 def main() -> None:
     flags = parser(__doc__ or "")
-    flags.add_argument("--examples", type=int, default=320)
+    flags.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    flags.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
+    flags.add_argument("--rounds", type=int, default=7)
     options = flags.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        corpus, output = Path(folder) / "corpus.npz", Path(folder) / "epochs.json"
-        _first(standard_library_functions(budget_s=10.0), options.examples).save(corpus)
-        run_ranks(_train, NUM_RANKS, corpus, output, timeout_s=600.0)
-        epochs = json.loads(output.read_text(encoding="utf-8"))
-    ways = dict(_summed_up(epochs))
-    base = [record["tokens_per_s"] for record in epochs["random"][1:]]
-    slow = [record["tokens_per_s"] for record in epochs["slowed_random"][1:]]
-    for name, way in ways.items():
-        peer = slow if name.startswith("slowed") else base
-        rates = [record["tokens_per_s"] for record in epochs[name][1:]]
-        way["speedup_over_random"] = spread(np.array(rates) / np.array(peer))
-    dynamic = [record["largest_idle_share"] for record in epochs["slowed_dynamic"]]
-    result = {
-        "times": "measured",
-        "num_examples": options.examples,
-        "batch_size": BATCH_SIZE,
-        "model": MODEL,
-        "num_ranks": NUM_RANKS,
-        "slowdown_of_rank_1": SLOWDOWN,
-        "ways": ways,
-        "dynamic_idle_share_by_epoch": dynamic,
-    }
-    finish("ragged_training", options, result, "torch")
+    result: dict[str, Any] = {"times": "measured", "examples_per_rank": PER_RANK, "model": MODEL}
+    for data in options.data:
+        with tempfile.TemporaryDirectory() as folder:
+            corpus, output = Path(folder) / "corpus.npz", Path(folder) / "rounds.json"
+            ragged_corpus(data, NUM_EXAMPLES).save(corpus)
+            runs: dict[str, Any] = {"data": DATA[data]}
+            for ranks in options.ranks:
+                run_ranks(train, ranks, ranks, options.rounds, corpus, output, timeout_s=1800.0)
+                found = json.loads(output.read_text(encoding="utf-8"))
+                runs[f"{ranks}_ranks"] = compared(found)
+        result[data] = runs
+    finish("ragged_training", options, result, "torch", "transformers", "lhotse")
 
 
 if __name__ == "__main__":

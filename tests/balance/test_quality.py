@@ -365,3 +365,14 @@ def test_a_regime_does_not_ask_for_the_sizes_of_a_limit() -> None:
 def test_a_regime_of_fewer_examples_than_workers_is_refused() -> None:
     with pytest.raises(ValueError, match="1 examples are fewer than 2 workers"):
         regime_of([1.0], config_of())
+
+
+def test_equal_lengths_gain_nothing_from_micro_batches_and_are_not_cut() -> None:
+    config = BalanceConfig(
+        batch_size=32, num_workers=2, counts="free", padded=True, num_microbatches="auto"
+    )
+    costs = np.full(640, 100.0)
+    regime = regime_of(costs, config)
+    assert regime.kind == "already even"
+    assert regime.plain == regime.planned == pytest.approx(1 + 2 / 32)
+    assert plan_epoch(costs, config).num_microbatches.max() == 1

@@ -7,10 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paceline.balance import BalanceConfig, Limits, measure_quality, plan_epoch, regime_of
+from paceline.balance import (
+    BalanceConfig,
+    Limits,
+    measure_quality,
+    mixing_frontier,
+    plan_epoch,
+    regime_of,
+)
 from paceline.cli import main
 from paceline.comm import WireProblem, advise_buckets
-from paceline.cost import Job, LayerCost, Link, QuadraticCost, Worker, example_costs
+from paceline.cost import Job, LayerCost, LinearCost, Link, QuadraticCost, Worker, example_costs
 
 SIZES = np.random.default_rng(0).integers(1, 500, 1000)
 KEYS = {
@@ -390,3 +397,22 @@ def test_a_job_that_cannot_be_had_is_refused_in_one_line(
 ) -> None:
     assert buckets(*arguments) == 2
     assert message in the_line(capsys)
+
+
+def test_the_frontier_shows_what_mixing_costs_window_by_window(
+    sizes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--padded", "--counts", "free", "--microbatches", "auto", "--frontier")
+    assert plan(sizes, *flags, "--json") == 0
+    rows = the_result(capsys)["frontier"]
+    assert rows[0]["window"] == "1"
+    assert rows[-1]["window"] == "epoch"
+    config = BalanceConfig(
+        batch_size=64, num_workers=8, counts="free", padded=True, num_microbatches="auto"
+    )
+    stops = mixing_frontier(example_costs(LinearCost(), SIZES), config, sizes=SIZES)
+    assert [row["reunion"] for row in rows] == [stop.reunion for stop in stops]
+    assert plan(sizes, *flags) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["window", "imbalance", "padding", "reunion"]
+    assert [line.split()[0] for line in lines[: len(rows)]] == [row["window"] for row in rows]

@@ -125,6 +125,7 @@ def test_the_text_of_a_job_has_units(link: Link | None, text: str) -> None:
         (lambda: Link(0.0, 1.0).transfer_s(-1), "num_bytes .* got -1"),
         (lambda: Worker(speed=0.0), "speed must be finite and positive, got 0.0"),
         (lambda: Worker(speed=inf), "speed must be finite and positive, got inf"),
+        (lambda: Worker(speed=-1.0), "speed must be finite and positive, got -1.0"),
         (lambda: Worker(overhead_s=-0.1), "overhead_s .* got -0.1"),
         (lambda: Job(source="guessed"), "source must be one of .*got 'guessed'"),
         (lambda: Job(source="measured", workers=()), "at least one Worker"),
@@ -134,3 +135,7 @@ def test_the_text_of_a_job_has_units(link: Link | None, text: str) -> None:
 def test_bad_numbers_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_worker_is_of_speed_1_without_overhead_unless_told() -> None:
+    assert Worker() == Worker(speed=1.0, overhead_s=0.0)

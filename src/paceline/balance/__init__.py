@@ -4,6 +4,7 @@ from paceline.balance._config import BalanceConfig, Limits, Tail
 from paceline.balance._delivery import Delivery, MicroBatch, delivery_of, micro_batches_of
 from paceline.balance._epoch_plan import EpochPlan
 from paceline.balance._example_order import ExampleOrder
+from paceline.balance._frontier import WHOLE_EPOCH, MixingStop, mixing_frontier
 from paceline.balance._plan import plan_epoch
 from paceline.balance._quality import PlanQuality, measure_quality
 from paceline.balance._refit import MIN_REFIT_STEPS, refit_workers
@@ -14,6 +15,7 @@ from paceline.balance.split import Counts, Partition, partition, split_padded
 
 __all__ = [
     "MIN_REFIT_STEPS",
+    "WHOLE_EPOCH",
     "BalanceConfig",
     "Counts",
     "Cursor",
@@ -23,6 +25,7 @@ __all__ = [
     "ExampleOrder",
     "Limits",
     "MicroBatch",
+    "MixingStop",
     "Partition",
     "PlanQuality",
     "Regime",
@@ -33,6 +36,7 @@ __all__ = [
     "delivery_of",
     "measure_quality",
     "micro_batches_of",
+    "mixing_frontier",
     "partition",
     "plan_epoch",
     "refit_workers",

@@ -88,13 +88,20 @@ def _cut_shares(
     return Places(owner, micro, num_parts.reshape(-1, num_workers), costs.overhead)
 
 
+def microbatch_overhead(cost: NDArray[np.float64], config: BalanceConfig) -> float:
+    """Return what a micro-batch costs besides its examples; 0 where steps are not cut to cost."""
+    if not config.cuts_to_cost:
+        return 0.0
+    own = config.microbatch_cost
+    return float(cost.mean()) if own is None else own
+
+
 def _microbatch_costs(
     cost: NDArray[np.float64], config: BalanceConfig, pace: Pace
 ) -> MicroBatchCosts:
-    own = config.microbatch_cost
     limits = config.limits
     most = (limits.max_cost, limits.max_tokens, limits.max_bytes, limits.max_examples)
-    overhead = float(cost.mean()) if own is None else own
+    overhead = microbatch_overhead(cost, config)
     return MicroBatchCosts(overhead, pace.rate, pace.start, np.array(most, dtype=np.float64))
 
 

@@ -16,6 +16,7 @@ from paceline.balance._shards import (
     check_sharded,
     spread_shards,
 )
+from paceline.balance._strata import compose_strata
 from paceline.balance.split import (
     Pace,
     check_worker_counts,
@@ -217,10 +218,13 @@ def _compose(
     pace: Pace,
     epoch: int,
 ) -> NDArray[np.int64]:
-    if config.window == 1 or config.num_workers == 1:
+    has_gain = config.num_workers > 1 or config.cuts_to_cost
+    if config.window == 1 or not has_gain:
         return full.reshape(-1, config.batch_size)
     # A third number keeps these draws apart from those of the shuffle.
     seed = (config.seed, epoch, 1)
+    if config.cuts_to_cost:
+        return compose_strata(cost, full, config, seed)
     if config.padded:
         return compose_padded_steps(cost, full, config, pace, seed)
     return compose_steps(cost, full, config, seed)

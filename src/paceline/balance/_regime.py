@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline.balance._config import BalanceConfig, Limits
 from paceline.balance._epoch_plan import speeds_and_overheads
+from paceline.balance._places import microbatch_overhead
 from paceline.balance._plan import plan_epoch
 from paceline.balance._quality import mean_and_excess, over_mean_cost, slot_and_step_costs
 from paceline.cost import Worker, checked_column
@@ -113,9 +114,10 @@ def regime_of(
     mean, excess = mean_and_excess(plan, slot_cost, step_cost, replace(config, window=1))
     remedy, remedied = _remedy(cost, config, workers, sample, plan.makespan())
     steps = np.resize(sample, (plan.num_steps, config.batch_size))
+    each = microbatch_overhead(cost, config)
     found = Regime(
         kind="balancing helps",
-        plain=over_mean(_plain_makespan(cost[steps], config, plan.workers)),
+        plain=over_mean(_plain_makespan(cost[steps], config, plan.workers, each)),
         planned=over_mean(plan.makespan()),
         bound=over_mean(mean + float(excess.sum())),
         expensive_share=float((excess > 0).mean()),
@@ -154,9 +156,15 @@ def _sample(num_examples: int, config: BalanceConfig) -> NDArray[np.int64]:
 
 
 def _plain_makespan(
-    step_costs: NDArray[np.float64], config: BalanceConfig, workers: tuple[Worker, ...]
+    step_costs: NDArray[np.float64],
+    config: BalanceConfig,
+    workers: tuple[Worker, ...],
+    each: float,
 ) -> float:
-    """Return the makespan when each worker takes the next examples of the shuffle."""
+    """Return the makespan when each worker takes the next examples of the shuffle.
+
+    A micro-batch costs `each` besides its examples.
+    """
     num_steps, batch_size = step_costs.shape
     num_parts = config.num_workers * config.least_microbatches
     bounds = np.arange(num_parts + 1) * batch_size // num_parts
@@ -164,7 +172,7 @@ def _plain_makespan(
         part = np.maximum.reduceat(step_costs, bounds[:-1], axis=1) * np.diff(bounds)
     else:
         part = np.add.reduceat(step_costs, bounds[:-1], axis=1)
-    load = part.reshape(num_steps, config.num_workers, -1).sum(axis=2)
+    load = (part + each).reshape(num_steps, config.num_workers, -1).sum(axis=2)
     speed, overhead = speeds_and_overheads(workers)
     return float((overhead + load / speed).max(axis=1).sum())
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from paceline.cli._frontier import frontier_text
 from paceline.cli._plan_buckets import JOB, run_buckets
 
 # NumPy and numba take most of a second to import, which no other command should wait for:
@@ -47,6 +48,7 @@ def add_plan(commands: Any) -> None:
     plan.add_argument("--max-examples", type=float, help="examples of a micro-batch at most")
     tails = ("drop", "pad", "wrap", "zero-weight")
     plan.add_argument("--tail", choices=tails, default="zero-weight", help="of a last short batch")
+    plan.add_argument("--frontier", action="store_true", help="try windows: even against mixed")
     plan.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     plan.set_defaults(run=run_plan)
@@ -67,7 +69,7 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def _run_epoch(options: argparse.Namespace) -> int:
     """Plan two epochs, measure the first, and print what came out."""
-    from paceline.balance import measure_quality, plan_epoch, regime_of
+    from paceline.balance import measure_quality, mixing_frontier, plan_epoch, regime_of
     from paceline.cost import Worker, example_costs
 
     config, workers = _config(options), None
@@ -75,6 +77,10 @@ def _run_epoch(options: argparse.Namespace) -> int:
         workers = tuple(Worker(speed=speed) for speed in _numbers("speeds", options.speeds))
     sizes = _read_sizes(options.sizes)
     costs = example_costs(_cost_model(options.cost), sizes)
+    if options.frontier:
+        stops = mixing_frontier(costs, config, sizes=sizes, workers=workers)
+        print(frontier_text(stops, is_json=options.json))
+        return 0
     num_first = max(WARM_UP_STEPS * config.batch_size, config.num_workers)
     first = slice(0, num_first)
     plan_epoch(costs[first], config, sizes=sizes[first], workers=workers)

@@ -6,8 +6,11 @@ from paceline.torch.balance import (
     BalancedSampler,
     BatchInfo,
     DataLoader,
+    Packed,
     carry_info,
     example_sizes,
+    pack,
+    packed_attention,
 )
 from paceline.torch.checkpoint import AsyncCheckpoint, Checkpoint, PendingCheckpoint
 from paceline.torch.comm import ScheduledDataParallel
@@ -36,6 +39,7 @@ __all__ = [
     "Handle",
     "LaneOptimizer",
     "Lanes",
+    "Packed",
     "PendingCheckpoint",
     "Prefetch",
     "Replica",
@@ -49,6 +53,8 @@ __all__ = [
     "guard",
     "measure_job",
     "measure_link",
+    "pack",
+    "packed_attention",
     "split_backward",
     "trace_workload",
     "watch",

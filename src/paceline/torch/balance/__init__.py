@@ -6,3 +6,4 @@ from paceline.torch.balance._distributed_sampler import BalancedSampler
 from paceline.torch.balance._epoch_walk import BatchPass
 from paceline.torch.balance._example_sizes import example_sizes
 from paceline.torch.balance._loader import DataLoader
+from paceline.torch.balance._packing import Packed, pack, packed_attention
