@@ -16,9 +16,9 @@ from paceline.balance import (
     micro_batches_of,
     plan_epoch,
 )
+from paceline.balance.split._cheapest_cuts import cheapest_cuts
 from paceline.balance.split._padded_micro import (
     MicroBatchCosts,
-    cheapest_cuts,
     plan_padded_micro_batches,
 )
 from paceline.cost import Worker

@@ -367,6 +367,26 @@ def test_a_regime_of_fewer_examples_than_workers_is_refused() -> None:
         regime_of([1.0], config_of())
 
 
+@given(
+    cost=st.lists(st.integers(1, 50), min_size=16, max_size=64),
+    num_workers=st.sampled_from([1, 2, 4]),
+    microbatch_cost=st.sampled_from([None, 0.0, 1.0, 200.0]),
+)
+def test_planned_micro_batches_never_cost_more_than_one_batch_per_worker(
+    cost: list[int], num_workers: int, microbatch_cost: float | None
+) -> None:
+    config = BalanceConfig(
+        batch_size=8,
+        num_workers=num_workers,
+        counts="free",
+        padded=True,
+        num_microbatches="auto",
+        microbatch_cost=microbatch_cost,
+    )
+    regime = regime_of(np.array(cost, dtype=np.float64), config)
+    assert regime.planned <= regime.plain * (1 + 1e-9)
+
+
 def test_equal_lengths_gain_nothing_from_micro_batches_and_are_not_cut() -> None:
     config = BalanceConfig(
         batch_size=32, num_workers=2, counts="free", padded=True, num_microbatches="auto"

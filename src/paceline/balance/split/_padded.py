@@ -97,7 +97,7 @@ def _split_rows(
     counts = np.empty(len(pace.rate), dtype=np.int64)
     for step in range(len(descending)):
         end = earliest_end(descending[step], pace, PRECISION)
-        _fill(descending[step], end, pace, counts)
+        fill(descending[step], end, pace, counts)
         first = 0
         for worker in range(len(pace.rate)):
             parts[step, first : first + counts[worker]] = worker
@@ -124,11 +124,11 @@ def earliest_end(
         total += pace.start[worker] / pace.rate[worker]
     low = total / speed * (1 - precision)
     high = low
-    while not _can_hold(descending, high, pace):
+    while not can_hold(descending, high, pace):
         low, high = high, max(1.25 * high, TINY)
     while high - low > max(precision * high, TINY):
         middle = low + (high - low) / 2
-        if _can_hold(descending, middle, pace):
+        if can_hold(descending, middle, pace):
             high = middle
         else:
             low = middle
@@ -136,7 +136,7 @@ def earliest_end(
 
 
 @compiled
-def _can_hold(
+def can_hold(
     descending: NDArray[np.float64],
     end: float,
     pace: Pace,
@@ -153,7 +153,7 @@ def _can_hold(
 
 
 @compiled
-def _fill(
+def fill(
     descending: NDArray[np.float64],
     end: float,
     pace: Pace,

@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline._compile import compiled, compiled_beyond
+from paceline.balance.split._cheapest_cuts import cheapest_cuts
+from paceline.balance.split._pace import Pace
+from paceline.balance.split._padded import PRECISION, can_hold, earliest_end, fill
 from paceline.balance.split._sorting import descending_order, sort_order
 
 # Cuts that are cheapest in sum may be too few to balance. So finer ones are tried, too: made for
@@ -55,7 +58,8 @@ def plan_padded_micro_batches(
     their slopes [1]. The same is done for 0.4 of the overhead. In both, cuts above 1, 1/2 or 1/4 of
     the slowest worker's share of the load are cut evenly, and micro-batches go, most expensive
     first, to the worker that then ends first. Of these six ways the one whose last worker ends
-    first is kept; ties go to the first.
+    first is kept; ties go to the first. Where the best single micro-batch per worker, as
+    `split_padded` finds it, ends before, it is taken: small batches leave little to cut.
 
     Args:
         amounts: Cost, tokens and bytes of each example, shape `(3, num_steps, batch_size)`. The
@@ -117,7 +121,32 @@ def _plan_steps(
                 if ends_s < least:
                     num_best, least = number, ends_s
                     best, tried = tried, best
+        if _give_one_each(values, costs, least, tried):
+            num_best = len(costs.rate)
+            best, tried = tried, best
         _write(num_best, best, worker[step], micro[step], counts[step])
+
+
+@compiled
+def _give_one_each(
+    values: NDArray[np.float64], costs: MicroBatchCosts, least: float, cuts: Cuts
+) -> bool:
+    """Give each worker one micro-batch within the limits, if all then end before `least`."""
+    pace = Pace(costs.rate, costs.start + costs.overhead * costs.rate)
+    if not can_hold(values[0], least * (1 - PRECISION), pace):
+        return False
+    counts = np.empty(len(costs.rate), dtype=np.int64)
+    fill(values[0], earliest_end(values[0], pace, PRECISION), pace, counts)
+    begin = 0
+    for worker in range(len(counts)):
+        end = begin + counts[worker]
+        if _parts_within(values, begin, end, costs.most) > 1:
+            return False
+        cuts.end[worker] = end
+        cuts.cost[worker] = counts[worker] * values[0, begin] + costs.overhead
+        cuts.worker[worker] = worker
+        begin = end
+    return True
 
 
 @compiled
@@ -127,53 +156,6 @@ def _room(batch_size: int) -> Cuts:
         np.empty(batch_size, dtype=np.float64),
         np.empty(batch_size, dtype=np.int64),
     )
-
-
-@compiled
-def cheapest_cuts(cost: NDArray[np.float64], overhead: float, ends: NDArray[np.int64]) -> int:
-    """Fill `ends` with the contiguous cuts that cost least in sum; return how many.
-
-    Args:
-        cost: Cost of each example, most expensive first; a cut pays its first for all.
-        overhead: Cost of each cut.
-        ends: Room for as many as there are examples.
-    """
-    size = len(cost)
-    best, back = np.zeros(size + 1), np.zeros(size + 1, dtype=np.int64)
-    # A cut from i to j costs best[i] + (j - i) * cost[i]: a line in j. Slopes only fall, so the
-    # lower envelope is a queue: lines enter at its end, and the best one only moves on.
-    queue, head, tail = np.zeros(size + 1, dtype=np.int64), 0, 0
-    for end in range(1, size + 1):
-        new = end - 1
-        height = best[new] - new * cost[new]
-        while tail - head >= 2:
-            low, last = queue[tail - 2], queue[tail - 1]
-            low_height, last_height = best[low] - low * cost[low], best[last] - last * cost[last]
-            gain = (height - low_height) * (cost[low] - cost[last])
-            if gain > (last_height - low_height) * (cost[low] - cost[new]):
-                break
-            tail -= 1
-        queue[tail] = new
-        tail += 1
-        while tail - head >= 2 and _until(end, queue[head + 1], best, cost) <= _until(
-            end, queue[head], best, cost
-        ):
-            head += 1
-        back[end] = queue[head]
-        best[end] = _until(end, queue[head], best, cost) + overhead
-    number, end = 0, size
-    while end > 0:
-        number, end = number + 1, back[end]
-    end = size
-    for cut in range(number - 1, -1, -1):
-        ends[cut] = end
-        end = back[end]
-    return number
-
-
-@compiled
-def _until(end: int, begin: int, best: NDArray[np.float64], cost: NDArray[np.float64]) -> float:
-    return float(best[begin] + (end - begin) * cost[begin])
 
 
 @compiled
