@@ -155,8 +155,8 @@ def train(rank: int, folder: str, fault: str, mode: str, timeout_s: float) -> No
 def _steps(rank: int, folder: Path, fault: str, mode: str) -> str:
     torch.manual_seed(0)
     layer_bytes = 2_000_000 if fault == "other model" and rank == VICTIM else 1_000_000
-    columns = ([value] * NUM_LAYERS for value in (0.005, 0.01))
-    model = EmulatedModel(*columns, [layer_bytes] * NUM_LAYERS)
+    layers = [layer_bytes] * NUM_LAYERS
+    model = EmulatedModel([0.005] * NUM_LAYERS, [0.01] * NUM_LAYERS, layers)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with ExitStack() as stack:
         if mode == "plain":
