@@ -181,7 +181,9 @@ def _count(saved: Mapping[str, Any], name: str, *, least: int) -> int:
 
 def _value(saved: Mapping[str, Any], name: str, kind: type) -> Any:
     if name not in saved:
-        raise StateMismatchError(f"the state has no {name!r} (found: {shown(list(saved))})")
+        raise StateMismatchError(
+            f"the state has no {name!r} (found: {', '.join(map(str, saved)) or 'nothing':.200})"
+        )
     if not isinstance(saved[name], kind):
         raise StateMismatchError(
             f"the state is damaged: {name!r} must be a {kind.__name__}, got {shown(saved[name])}"
