@@ -6,6 +6,7 @@ import traceback
 import warnings
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def malformed(tally: Tally, known: list[Reader], rng: random.Random, num: int) -
         bad = reader.mutate(reader.good, rng)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            answer, found = answer_of(lambda reader=reader, bad=bad: reader.read(bad))
+            answer, found = answer_of(partial(reader.read, bad))
         column = COLUMNS[answer]
         if answer == "accepted" and reader.is_checked:
             column = "recovered" if found == reader.read(reader.good) else "silently_wrong"
@@ -48,7 +49,7 @@ def hunt(folder: Path, seed: str = "0", num: str = "100", name: str = "") -> Non
         places: Counter[Any] = Counter()
         for number in range(int(num)) if name in reader.name else ():
             bad = reader.mutate(reader.good, random.Random(f"{seed} {reader.name} {number}"))
-            answer, found = answer_of(lambda reader=reader, bad=bad: reader.read(bad))
+            answer, found = answer_of(partial(reader.read, bad))
             if answer in ("unclear", "hangs"):
                 frames = traceback.extract_tb(found.__traceback__)[-2:]
                 where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]

@@ -94,7 +94,9 @@ def _planning(folder: Path) -> list[Reader]:
         ),
         Reader("sizes", sizes.read_bytes(), from_file(folder / "sizes.npy", plan_of)),
         Reader(
-            "sizes of floats", _npy(np.float32(SIZES)), from_file(folder / "sizes.npy", plan_of)
+            "sizes of floats",
+            _npy(np.array(SIZES, dtype=np.float32)),
+            from_file(folder / "sizes.npy", plan_of),
         ),
         Reader(
             "sizes cache",

@@ -68,7 +68,8 @@ def train(
     optimizer = torch.optim.SGD(groups)
     model = WRAPS[wrap](bare, optimizer)
     sampler = paceline.BalancedBatchSampler(SIZES, batch_size=BATCH_SIZE, seed=3)
-    loader = paceline.DataLoader(range(len(SIZES)), batch_sampler=sampler)  # type: ignore[arg-type]
+    examples: Any = range(len(SIZES))
+    loader = paceline.DataLoader(examples, batch_sampler=sampler)
     checkpoint = paceline.Checkpoint(
         Path(folder), model=model, optimizer=optimizer, data=loader, keep=2
     )

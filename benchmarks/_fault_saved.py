@@ -2,10 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -126,20 +125,21 @@ def _checkpoints(folder: Path) -> list[Reader]:
     ]
 
 
-@contextmanager
-def _beside(folder: Path) -> Iterator[None]:
+def _beside(folder: Path, *names: str) -> list[Any]:
+    """Import modules that lie in `folder`, and forget their names: they are not ours."""
+    before = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
-        yield
+        return [import_module(name) for name in names]
     finally:
         sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            if getattr(sys.modules[name], "__file__", None) == str(folder / f"{name}.py"):
+                del sys.modules[name]
 
 
 def _example(folder: Path) -> list[Reader]:
-    with _beside(EXAMPLE):
-        import data
-        import progress
-        import shards
+    data, progress, shards = _beside(EXAMPLE, "data", "progress", "shards")
     there = folder / "shards"
     there.mkdir(exist_ok=True)
     documents = [np.arange(1, 5, dtype=np.uint16), np.arange(3, dtype=np.uint16)]

@@ -33,6 +33,11 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
+def told(error: Exception) -> str:
+    """Return what `error` says, for a message: on one line, and short."""
+    return " ".join(str(error).split())[:200]
+
+
 def read_text(path: Path) -> str:
     """Read UTF-8.
 
@@ -63,7 +68,7 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         raise ValueError(f"{path} is not a JSON file: it is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
+        raise ValueError(f"{path} is not a JSON file: {told(error)}") from None
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -76,7 +81,7 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
         rows = list(lines)
     except csv.Error as error:
-        raise ValueError(f"{path} is not a CSV table: {error}") from None
+        raise ValueError(f"{path} is not a CSV table: {told(error)}") from None
     for number, row in enumerate(rows):
         if None in row:
             raise ValueError(f"{path} has more cells in row {number} than in its header")
@@ -105,7 +110,7 @@ def read_array(path: Path) -> "NDArray[Any]":
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
     except (KeyError, *BAD_HEADER) as error:
         raise ValueError(
-            f"{path} is not a .npy file of numbers ({shown(str(error))}); write one with numpy.save"
+            f"{path} is not a .npy file of numbers ({told(error)}); write one with numpy.save"
         ) from None
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._files import shown
+from paceline._files import shown, told
 from paceline.balance._config import BalanceConfig
 from paceline.balance._shards import Shards
 from paceline.errors import StateMismatchError
@@ -122,8 +122,8 @@ def load_plain_order(order: ExampleOrder | None, state: Mapping[str, Any], epoch
     # At the end of an epoch the sampler stands at the next, which its order does not know yet.
     if ahead > MAX_EPOCHS_AHEAD or (order.needs_rows and not 0 <= ahead <= 1):
         raise StateMismatchError(
-            f"the state is damaged: it stands at epoch {shown(epoch)}, its order at "
-            f"{shown(order.epoch)}"
+            f"the state is damaged: its order is {'past' if ahead < 0 else 'long before'} epoch "
+            f"{shown(epoch)}, at {shown(order.epoch)}"
         )
     go_to_epoch(order, epoch)
 
@@ -150,5 +150,5 @@ def _with_arrays(saved: Any) -> Any:
         return flat.reshape(saved["shape"])
     except (TypeError, ValueError, SyntaxError, OverflowError, binascii.Error) as error:
         raise StateMismatchError(
-            f"the state is damaged: an array of its order: {shown(str(error))}"
+            f"the state is damaged: an array of its order: {told(error)}"
         ) from None

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline._files import shown
+from paceline._files import shown, told
 
 # NumPy and numba take most of a second to import: what needs them is imported inside.
 if TYPE_CHECKING:
@@ -80,15 +80,16 @@ def _job_in_file(path: Path) -> "Job":
 
     content = read_json(path)
     try:
+        source = content["source"]
         _check_limits(content)
         return Job(
-            source=content["source"],
+            source=source,
             layers=tuple(LayerCost(**layer) for layer in content["layers"]),
             link=Link(**content["link"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} does not hold a job ({type(error).__name__}: {shown(str(error))}); it needs "
+            f"{path} does not hold a job ({type(error).__name__}: {told(error)}); it needs "
             "source, layers, each with name, forward_s, backward_s and gradient_bytes, and a link "
             "with alpha_s and bytes_per_s"
         ) from None

@@ -97,7 +97,7 @@ def _check_dataset(present: Dataset, saved: Mapping[str, Any]) -> None:
     num_examples = _count(saved, "num_examples", least=0)
     if num_examples != present.num_examples:
         raise StateMismatchError(
-            f"the state is of a dataset of {num_examples} examples, this one has "
+            f"the state is of a dataset of {shown(num_examples)} examples, this one has "
             f"{present.num_examples}; restore with the dataset that it was saved with"
         )
     if _value(saved, "digest", str) != present.digest:
@@ -145,7 +145,7 @@ def _segment(saved: Any) -> Segment:
     speeds, overheads_s = (_value(saved, name, Sequence) for name in ("speeds", "overheads_s"))
     if not len(speeds) == len(overheads_s) == num_workers:
         raise StateMismatchError(
-            f"the state is damaged: {num_workers} workers have {len(speeds)} speeds and "
+            f"the state is damaged: {shown(num_workers)} workers have {len(speeds)} speeds and "
             f"{len(overheads_s)} overheads"
         )
     try:
@@ -181,7 +181,9 @@ def _count(saved: Mapping[str, Any], name: str, *, least: int) -> int:
 
 def _value(saved: Mapping[str, Any], name: str, kind: type) -> Any:
     if name not in saved:
-        raise StateMismatchError(f"the state has no {name!r} (found: {shown(list(saved))})")
+        raise StateMismatchError(
+            f"the state has no {name!r} (found: {', '.join(map(str, saved)) or 'nothing':.200})"
+        )
     if not isinstance(saved[name], kind):
         raise StateMismatchError(
             f"the state is damaged: {name!r} must be a {kind.__name__}, got {shown(saved[name])}"

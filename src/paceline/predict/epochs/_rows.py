@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline._files import shown
+from paceline._files import shown, told
 
 Shift = Literal["known", "dataset", "model", "both"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
@@ -112,7 +112,7 @@ def _column(name: str, values: ArrayLike | None, length: int) -> NDArray[Any]:
     try:
         number = array.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"column {name} must hold numbers: {shown(str(error))}") from error
+        raise ValueError(f"column {name} must hold numbers: {told(error)}") from error
     wrong = ~np.isfinite(number) | (number <= 0) if name not in OPTIONAL else number <= 0
     if name in PROBES:
         wrong = np.isinf(number)

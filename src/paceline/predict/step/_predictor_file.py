@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from paceline._files import read_json, shown
+from paceline._files import read_json, shown, told
 from paceline.errors import StateMismatchError
 from paceline.predict.step._boost import Boosted
 from paceline.predict.step._calibration import Calibration, Offsets
@@ -52,7 +52,7 @@ def load_step_predictor(path: str | Path) -> StepPredictor:
     try:
         document = read_json(path)
     except ValueError as error:
-        raise StateMismatchError(f"{error}; fit it again") from None
+        raise StateMismatchError(f"{path.name} is not JSON ({told(error)}); fit it again") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise StateMismatchError(f"{path.name} is not a {FORMAT} file")
     if document.get("version") != VERSION:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._files import read_csv, shown
+from paceline._files import read_csv, shown, told
 from paceline.predict.step._rows import StepRows, concatenate
 from paceline.predict.work import Device
 
@@ -139,7 +139,7 @@ def _numbers(name: str, texts: NDArray[np.str_]) -> NDArray[np.float64]:
     try:
         return texts.astype(np.float64)
     except ValueError as error:
-        raise ValueError(f"column {name}: {shown(str(error))}") from None
+        raise ValueError(f"column {name}: {told(error)}") from None
 
 
 def _first_of(number: Numbers, names: Sequence[str]) -> NDArray[np.float64]:

@@ -46,7 +46,9 @@ def decode(found: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return found
     if isinstance(found, list):
         return [decode(one, tensors) for one in found]
-    kind, content = next(iter(found.items()), (None, None))
+    if not found:
+        raise ValueError("an empty object stands for nothing")
+    kind, content = next(iter(found.items()))
     if kind == "tensor":
         return tensors[content]
     if kind == "float":
