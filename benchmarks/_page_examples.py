@@ -18,17 +18,25 @@ WAYS = {
 }
 
 
+def ragged_source() -> str:
+    """Return the file with the newest comparison on ragged examples."""
+    kinds = result("ragged_training").values()
+    is_new = any(isinstance(data, dict) and "data" in data for data in kinds)
+    return "ragged_training" if is_new else "ragged_microbatches"
+
+
 def ragged_runs() -> dict[str, dict[str, Any]]:
-    """Return every comparison on ragged examples by its name, the newest file first."""
-    runs = {
+    """Return every comparison on ragged examples by its name."""
+    found = result(ragged_source())
+    if ragged_source() == "ragged_microbatches":
+        return {"functions of Python's standard library, 2 ranks": found["2_ranks"]}
+    return {
         f"{data['data']}, {ranks.removesuffix('_ranks')} ranks": run
-        for data in result("ragged_training").values()
+        for data in found.values()
         if isinstance(data, dict) and "data" in data
         for ranks, run in data.items()
         if ranks.endswith("_ranks")
     }
-    old = result("ragged_microbatches").get("2_ranks")
-    return runs or ({"functions of Python's standard library, 2 ranks": old} if old else {})
 
 
 def over_grouped(run: dict[str, Any], way: str) -> dict[str, float]:

@@ -35,7 +35,7 @@ def policies() -> str:
     ]
     cases, better = found["num_cases"], found["num_better_than_all_baselines"]
     worse = found["num_worse_than_a_baseline"]
-    text = f"Of {cases} cases paceline's plan is faster than every other in {better}, slower in {worse}."
+    text = f"Of {cases} cases paceline's plan beats every other in {better} and loses in {worse}."
     return f"{text}\n\n{table('policy | worst step over the lower bound', rows)}"
 
 

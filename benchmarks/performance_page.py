@@ -5,7 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from _page_examples import bounds, imbalance, orders, over_grouped, planning, ragged, ragged_runs
+from _page_examples import (
+    bounds,
+    imbalance,
+    orders,
+    over_grouped,
+    planning,
+    ragged,
+    ragged_runs,
+    ragged_source,
+)
 from _page_examples import sketches as sketch_costs
 from _page_picture import picture
 from _page_tables import RESULTS, record, result, table
@@ -59,7 +68,7 @@ SECTIONS = (
     Section(
         "Balance",
         "Ragged examples in training",
-        ("ragged_training", "ragged_microbatches"),
+        (ragged_source(),),
         "measured",
         "A byte transformer; the ways take turns. *Reunion* says how many times likelier than by "
         "chance two examples that shared a step share one again in the next epoch: 1.0 is a "
@@ -133,8 +142,8 @@ SECTIONS = (
         "Training",
         ("ordering",),
         "measured",
-        "Excess loss at the end of training, lower is better, each order at its best rate; mean and "
-        "deviation over seeds, and seconds of an epoch.",
+        "Excess loss at the end of training, lower is better, each order at its best rate; mean "
+        "and deviation over seeds, and seconds of an epoch.",
         lambda: orders("ordering"),
     ),
     Section(
@@ -208,15 +217,12 @@ def figures() -> str:
     planned = result("balance")["plan_cpu_s"]["W=8"]["paceline stable"]["median"]
     steps = result("communication_emulated")["rows"]
     even = min(steps, key=lambda row: abs(row["wire_over_compute"] - 1) + (row["ranks"] != 2))
-    ragged_file = (
-        "ragged_training" if run is not result("ragged_microbatches").get("2_ranks") else ""
-    )
     rows = [
         [
             f"tokens per second, {name}, the plain shuffle's global batches (*measured*)",
             f"**{stable['over_default']['median']:.2f} x** default PyTorch, "
             f"**{over_grouped(run, 'stable')['median']:.2f} x** length-grouped batches",
-            dated(ragged_file or "ragged_microbatches"),
+            dated(ragged_source()),
         ],
         [
             "planning a million examples for 8 workers (*measured*)",
