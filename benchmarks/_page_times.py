@@ -2,6 +2,13 @@
 
 from _page_tables import bold, ranged, result, table
 
+DEMO = {
+    "plain": "default PyTorch",
+    "tuned": "tuned PyTorch: length-grouped batches, best bucket size",
+    "paced": "**paceline**, the global batches of the default",
+    "window": "**paceline**, with a window",
+}
+
 
 def wire() -> str:
     """Return live steps on a limited link, in milliseconds."""
@@ -170,7 +177,7 @@ def demo() -> str:
     }
     rows = [
         [
-            name,
+            DEMO.get(name, name),
             f"{way['tokens_per_s']:,.0f}",
             f"{way['p50_s']:.3f} / {way['p90_s']:.3f}",
             f"{way['padding']:.0%}",

@@ -211,7 +211,7 @@ def page() -> str:
 
 
 def figures() -> str:
-    """Return the figures of the first pages: one each of balance, planning and the wire."""
+    """Return the figures of the first pages: balance, planning, the wire, and end to end."""
     name, run = next(iter(ragged_runs().items()))
     stable = run["ways"]["stable"]
     planned = result("balance")["plan_cpu_s"]["W=8"]["paceline stable"]["median"]
@@ -235,8 +235,20 @@ def figures() -> str:
             f"**{even['paceline_over_ddp_best']:.2f} x** its best bucket size",
             dated("communication_emulated"),
         ],
+        [
+            "`paceline demo`, tokens per second end to end (*measured*)",
+            f"**{demo_gain()}**",
+            dated("demo"),
+        ],
     ]
     return table("what | figure | file, date, hardware", rows)
+
+
+def demo_gain() -> str:
+    found = result("demo")
+    tuned = found["paced"].get("over_tuned")
+    beside = "" if tuned is None else f", {tuned:.2f} x tuned PyTorch"
+    return f"{found['speedup']:.2f} x default PyTorch{beside}"
 
 
 def dated(name: str) -> str:
