@@ -6,7 +6,7 @@ from typing import Any
 from _page_examples import WAYS
 
 WIDTH, LEFT, ROW = 720, 330, 26
-INK, OURS, OTHERS = "#555f6b", "#00897b", "#9aa5b1"
+INK, OURS, OTHERS = "#6f7b87", "#00897b", "#9aa5b1"
 
 
 def picture(title: str, ways: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from _page_examples import (
 )
 from _page_examples import sketches as sketch_costs
 from _page_picture import picture
-from _page_tables import RESULTS, record, result, table
+from _page_tables import record, result, table
 from _page_times import (
     demo,
     faults,
@@ -32,6 +32,7 @@ from _page_times import (
     watching,
     wire,
 )
+from _record import RESULTS
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- figures: [^>]*-->\n).*?(<!-- end of figures -->)", re.DOTALL)
