@@ -94,9 +94,9 @@ def planning() -> str:
     return table(" | ".join(["system", *times]), rows)
 
 
-def bounds() -> str:
+def bounds(name: str) -> str:
     """Return herding bounds by round, and the time of a pass."""
-    found = result("herding")["policies"]
+    found = result(name)["policies"]
     rounds = range(len(next(iter(found.values()))["bounds"]))
     rows = [
         [

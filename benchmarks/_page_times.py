@@ -78,6 +78,29 @@ def lanes() -> str:
     )
 
 
+def lanes_on_a_wire() -> str:
+    """Return what a split backward pass gains beside scheduled communication."""
+    found = result("overlap_wire")
+    rows = [[name, ranged(times, 1, 1e-3)] for name, times in found["spread_s"].items()]
+    return table("`ScheduledDataParallel`, 50 MB over 1 Gbit/s | step, ms", rows)
+
+
+def wire_faults() -> str:
+    """Return how runs ended whose link or rank failed."""
+    rows = [
+        [
+            row["fault"],
+            str(row["ranks"]),
+            "completed" if row["ended"] == "completed" else "error",
+            "" if row["seconds_after_fault"] is None else f"{row['seconds_after_fault']:.0f}",
+            {True: "yes", False: "**no**", None: ""}[row["replicas_equal"]],
+        ]
+        for row in result("communication_faults")["rows"]
+    ]
+    head = "fault | ranks | ended with | seconds after the fault | replicas equal"
+    return table(head, rows)
+
+
 def processor_steps() -> str:
     """Return predicted beside measured steps on a CPU."""
     rows = [

@@ -25,12 +25,14 @@ from _page_times import (
     held_out_epochs,
     held_out_steps,
     lanes,
+    lanes_on_a_wire,
     peaks,
     policies,
     processor_steps,
     simulator,
     watching,
     wire,
+    wire_faults,
 )
 from _record import RESULTS
 
@@ -109,7 +111,16 @@ SECTIONS = (
         "Seven published models, 2 to 1,024 ranks. P3's slices have one fixed size.",
         policies,
     ),
+    Section(
+        "Communication",
+        "Links and ranks that fail",
+        ("communication_faults",),
+        "measured",
+        "A collective may take 10 s, or 60 s where the link comes back.",
+        wire_faults,
+    ),
     Section("Overlap", "Lanes", ("overlap",), "measured", "", lanes),
+    Section("Overlap", "Lanes and the wire", ("overlap_wire",), "emulated", "", lanes_on_a_wire),
     Section(
         "Predict", "Steps on a CPU", ("predict_cpu",), "predicted, measured", "", processor_steps
     ),
@@ -136,7 +147,15 @@ SECTIONS = (
         ("herding",),
         "simulated, times measured",
         "1,000 random vectors on each of 16 workers; time relative to D-GraB's pass.",
-        bounds,
+        lambda: bounds("herding"),
+    ),
+    Section(
+        "Order",
+        "Herding bounds, large",
+        ("herding_large",),
+        "simulated, times measured",
+        "10,000 random vectors on each of 100 workers, one trial.",
+        lambda: bounds("herding_large"),
     ),
     Section(
         "Order",
