@@ -49,9 +49,7 @@ def train(rank: int, folder: str, num_steps: int, settings: dict[str, Any]) -> N
     """Train with sampler, loader, wrapper, recorder, guard and checkpoint; write what is held."""
     bare = tiny()
     optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-4)
-    config = BalanceConfig(
-        batch_size=BATCH_SIZE, num_workers=2, padded=True, counts="free", seed=1
-    )
+    config = BalanceConfig(batch_size=BATCH_SIZE, num_workers=2, padded=True, counts="free", seed=1)
     sampler = paceline.BalancedBatchSampler(SIZES, config)
     loader = paceline.DataLoader(
         Sequences(), batch_sampler=sampler, collate_fn=padded, with_info=True

@@ -10,7 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,12 @@ def plan(kind: str, num_examples: int) -> dict[str, float]:
     }
 
 
-def recorded() -> paceline.Timeline:
+def recorded(num_steps: int = NUM_RECORDED_STEPS) -> paceline.Timeline:
     """Return what `watch` records of a small model."""
     model = torch.nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     with paceline.watch(model, optimizer) as run:
-        for _ in range(NUM_RECORDED_STEPS):
+        for _ in range(num_steps):
             model(torch.ones(2, 4)).sum().backward()
             optimizer.step()
     return run.gather()
@@ -86,6 +86,7 @@ def recording(name: str) -> dict[str, float]:
     """Make a timeline, its summary and its trace; return what all that took at its peak."""
     make: Callable[[], paceline.Timeline] = {"recorded": recorded, "simulated": simulated}[name]
     simulate(training_like_graph(200_000)).summary()  # While kernels are compiled.
+    recorded(100).summary()  # While torch starts its threads.
     before = rss_bytes()
     reset_peak()
     timeline = make()
@@ -156,17 +157,24 @@ def alone(function: Callable[..., Any], *args: Any) -> Any:
         return process.submit(function, *args).result()
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    numbers = [options.examples // 100, options.examples // 10, options.examples]
+def plans_and_recordings(num_examples: int) -> dict[str, Any]:
+    numbers = [num_examples // 100, num_examples // 10, num_examples]
     return {
-        "plans": {kind: [alone(plan, kind, num) for num in numbers] for kind in CONFIGS},
         "recordings": {name: alone(recording, name) for name in ("recorded", "simulated")},
-        "soaks": {
-            "whole": soak("whole", options.steps),
-            "sharded": soak("sharded", max(options.steps // 10, 50)),
-            "wrappers": soak("wrappers", options.wrappers),
-        },
+        "plans": {kind: [alone(plan, kind, num) for num in numbers] for kind in CONFIGS},
     }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Plan in processes of their own while the ranks train; only memory is judged."""
+    with ThreadPoolExecutor(1) as beside:
+        others = beside.submit(plans_and_recordings, options.examples)
+        soaks = {
+            "whole": soak("whole", options.steps),
+            "sharded": soak("sharded", max(options.steps // 20, 50)),
+            "wrappers": soak("wrappers", options.wrappers),
+        }
+        return {**others.result(), "soaks": soaks}
 
 
 def main() -> None:

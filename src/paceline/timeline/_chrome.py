@@ -28,8 +28,9 @@ def write_chrome_trace(
         with partial.open("w", encoding="utf-8") as file:
             other = json.dumps({"source": source})
             file.write(f'{{"displayTimeUnit": "ms", "otherData": {other},\n"traceEvents": [\n')
-            events = _events(source, spans, lanes, names)
-            file.write(",\n".join(map(json.dumps, events)) + "\n]}\n")
+            for number, event in enumerate(_events(source, spans, lanes, names)):
+                file.write((",\n" if number else "") + json.dumps(event))
+            file.write("\n]}\n")
         partial.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):
