@@ -42,7 +42,8 @@ def padded(examples: list[torch.Tensor]) -> Batch:
 
 def tiny() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(DIM, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))  # fmt: skip
+    hidden = nn.Linear(DIM, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh()
+    return nn.Sequential(*hidden, nn.Linear(16, 1))
 
 
 def train(rank: int, folder: str, num_steps: int, settings: dict[str, Any]) -> None:
