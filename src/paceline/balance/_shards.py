@@ -164,9 +164,9 @@ def partition_shards(
     if empty.size:
         step, worker = divmod(int(empty[0]), num_workers)
         raise ValueError(
-            f"worker {worker} can read nothing that is left in step {first_step + step} "
-            f"({empty.size} such cases); a rank without examples hangs the next all-reduce. "
-            "Give it access to more shards, or use a larger batch"
+            f"worker {worker} can read nothing that is left in step {first_step + step}; a rank "
+            "without examples hangs the next all-reduce. Give it access to more shards, or use a "
+            "larger batch"
         )
     return owner
 
