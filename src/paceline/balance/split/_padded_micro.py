@@ -232,27 +232,25 @@ def _give_away(number: int, costs: MicroBatchCosts, least: float, cuts: Cuts) ->
 
     Infinite where that is not before `least`. No worker stays without.
     """
-    num_workers, rate = len(costs.rate), costs.rate
-    finish, held, num_empty = costs.start.copy(), np.zeros(num_workers, np.int64), num_workers
+    rate, num_workers, num_empty = costs.rate, len(costs.rate), len(costs.rate)
+    finish, held = costs.start.copy(), np.zeros(num_workers, np.int64)
     latest, work, speed, are_alike = finish[0], 0.0, 0.0, True
     for worker in range(num_workers):
         latest = max(latest, finish[worker])
         work, speed = work + finish[worker] / rate[worker], speed + 1.0 / rate[worker]
         are_alike = are_alike and rate[worker] == rate[0] and finish[worker] == finish[0]
-    negative = np.empty(number)
+    order, negative = np.empty(number, dtype=np.int64), np.empty(number)
     for cut in range(number):
         negative[cut], work = -cuts.cost[cut], work + cuts.cost[cut]
     if work / speed * (1 - PRECISION) >= least:  # However they are given away.
         return np.inf
-    order, room = np.empty(number, dtype=np.int64), np.empty(number, dtype=np.int64)
-    sort_order(negative, order, room)
+    sort_order(negative, order, np.empty_like(order))
     for given in range(number):
         cut, must_fill = order[given], number - given <= num_empty
-        time = rate[0] * cuts.cost[cut]
-        chosen, earliest = given, costs.start[0] + time
-        # Workers that are alike get their first in turn: a second one would end later, unless
-        # it is too short to change the sum.
-        is_turn = are_alike and num_empty > 0 and num_empty == num_workers - given
+        chosen, time = given, rate[0] * cuts.cost[cut]
+        earliest = costs.start[0] + time
+        # Alike workers get their first in turn, unless a second is too short to change a sum.
+        is_turn = are_alike and num_empty == num_workers - given > 0
         if not (is_turn and earliest + time > earliest):
             chosen, earliest = _first_to_end(finish, rate, cuts.cost[cut], held, must_fill)
         cuts.worker[cut] = chosen
