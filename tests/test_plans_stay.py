@@ -56,6 +56,21 @@ BALANCE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "padded, free": ({"padded": True, "counts": "free"}, {"workers": SLOW}, "222de9754bd4"),
     "padded, window": ({"padded": True, "counts": "free", "window": 8}, {}, "a727e1174733"),
     "padded, micro-batches": ({"padded": True, "num_microbatches": 2}, {}, "f92f401ec585"),
+    "padded, cut to cost": (
+        {"padded": True, "counts": "free", "num_microbatches": "auto"},
+        {},
+        "4430654d4e5d",
+    ),
+    "padded, cut to cost, slow workers": (
+        {"padded": True, "counts": "free", "num_microbatches": "auto"},
+        {"workers": SLOW},
+        "545511cd1a49",
+    ),
+    "padded, shares cut to cost": (
+        {"padded": True, "num_microbatches": "auto"},
+        {},
+        "e9158da7f7e2",
+    ),
     "pad": ({"tail": "pad", "longest_first": True}, {}, "97275b994391"),
     "wrap": ({"tail": "wrap"}, {"remaining": np.arange(500)}, "076ea2cc503c"),
     "shards": (
@@ -88,6 +103,14 @@ def test_epochs(name: str) -> None:
     plan = plan_epoch(EXAMPLE_COSTS, config, **others)
     found = digest_of(plan.examples, plan.is_repeat, plan.micro_offsets, plan.step_offsets)
     assert found == expected
+
+
+def test_plans_do_not_depend_on_how_many_slots_are_arranged_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("paceline.balance._plan.BLOCK_SLOTS", 200)  # Three steps of most.
+    for name in BALANCE:
+        test_epochs(name)
 
 
 def problem_of(num_tensors: int, wire_over_compute: float, seed: int = 0) -> WireProblem:

@@ -32,7 +32,7 @@ def split(
         limits=limits or Limits(),
     )
     amounts = np.stack([np.array(costs)] * 3)
-    micro, parts = split_micro_batches(np.arange(len(costs))[None], owners, amounts, config)
+    micro, parts = split_micro_batches(amounts[:, None], owners, config)
     held = [
         [
             [costs[i] for i in np.flatnonzero((owners[0] == worker) & (micro[0] == part))]

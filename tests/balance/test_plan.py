@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 from math import inf, nan
 from typing import Any
@@ -428,3 +429,48 @@ def test_swapped_arguments_are_told_apart() -> None:
     swapped: Any = (BalanceConfig(batch_size=2), [1.0, 2.0])
     with pytest.raises(ValueError, match="costs come first, then the BalanceConfig, got a list"):
         plan_epoch(*swapped)
+
+
+def peak_bytes(costs: NDArray[np.float64], config: BalanceConfig) -> int:
+    """Return the most that NumPy holds while a plan is made."""
+    tracemalloc.start()
+    try:
+        plan_epoch(costs, config)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"padded": True, "counts": "free", "num_microbatches": "auto"}]
+)
+def test_planning_holds_little_more_than_the_order_and_the_plan(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paceline.balance._plan.BLOCK_SLOTS", 2**13)
+    costs = np.random.default_rng(0).lognormal(5.0, 1.0, 200_000)
+    config = BalanceConfig(batch_size=512, num_workers=64, **settings)
+    plan_epoch(costs[:100_000], config)  # While kernels are compiled.
+    assert peak_bytes(costs, config) < 45 * len(costs)
+
+
+def test_an_error_names_the_step_whichever_block_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paceline.balance._plan.BLOCK_SLOTS", 4)
+    limits = Limits(max_cost=2.0)
+    config = BalanceConfig(batch_size=4, num_workers=2, counts="free", shuffle=False, limits=limits)
+    with pytest.raises(ValueError, match=r"need 2 micro-batches per worker in step 3, more than"):
+        plan_epoch([1.0] * 12 + [2.0] * 3 + [1.9], replace(config, num_workers=3))
+
+
+def test_workers_that_are_alike_and_examples_that_cost_nothing_tie_as_others_do() -> None:
+    config = BalanceConfig(
+        batch_size=8, num_workers=4, counts="free", padded=True, num_microbatches="auto",
+        microbatch_cost=0.0, limits=Limits(max_examples=1), shuffle=False,
+    )  # fmt: skip
+    plan = plan_epoch([3.0, 2.0, 0, 0, 0, 0, 0, 0], config)
+    assert [plan.step_examples(0, worker).tolist() for worker in range(4)] == [
+        [0],
+        [1],
+        [2, 3, 4, 5, 6],
+        [7],
+    ]

@@ -1,7 +1,9 @@
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,3 +111,14 @@ def test_a_target_that_cannot_be_written_is_refused(target: str, tmp_path: Path)
     with pytest.raises(ValueError, match=f"folder that can be written to, got .*{target}"):
         two_ranks().to_chrome_trace(tmp_path / target)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_writing_a_long_trace_holds_a_fraction_of_it(tmp_path: Path) -> None:
+    run = Timeline.from_columns("measured", start_s=np.arange(30_000.0), duration_s=np.ones(30_000))
+    tracemalloc.start()
+    try:
+        trace = run.to_chrome_trace(tmp_path / "trace.json")
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < trace.stat().st_size

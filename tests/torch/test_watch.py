@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -310,3 +311,17 @@ def test_watch_without_a_block_says_how_to_write_it() -> None:
     run: Any = watch(*layer_and_optimizer())
     with pytest.raises(AttributeError, match="no 'summary', and records nothing by itself; write"):
         run.summary()
+
+
+def test_a_long_recording_holds_few_bytes_per_span() -> None:
+    model, optimizer = layer_and_optimizer()
+    with watch(model, optimizer) as run:
+        train(model, optimizer, 200)
+        tracemalloc.start()
+        try:
+            train(model, optimizer, 1000)
+            held_bytes = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+    assert run.num_steps == 1200
+    assert held_bytes < 60 * len(STEP) * 1000

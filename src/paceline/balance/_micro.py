@@ -1,5 +1,6 @@
 """Cut each worker's share of a step into micro-batches, light to heavy, within limits."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,11 +29,11 @@ class Rules(NamedTuple):
     most: NDArray[np.float64]
 
 
-def check_limits(amounts: NDArray[np.float64], limits: Limits) -> None:
+def check_limits(amounts: Sequence[NDArray[np.float64]], limits: Limits) -> None:
     """Raise a `ValueError` that names the first example that alone is over a limit.
 
     Args:
-        amounts: Cost, tokens and bytes of each example, shape `(3, num_examples)`.
+        amounts: Cost, tokens and bytes of each example, each of shape `(num_examples,)`.
         limits: What one micro-batch may hold.
     """
     rules = (
@@ -53,10 +54,10 @@ def check_limits(amounts: NDArray[np.float64], limits: Limits) -> None:
 
 
 def split_micro_batches(
-    steps: NDArray[np.int64],
-    owner: NDArray[np.int64],
     amounts: NDArray[np.float64],
+    owner: NDArray[np.int64],
     config: BalanceConfig,
+    first_step: int = 0,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the micro-batch of each example within its worker, and how many each step has.
 
@@ -67,11 +68,11 @@ def split_micro_batches(
     worker with the most: `owner` is changed.
 
     Args:
-        steps: Examples, shape `(num_steps, batch_size)`.
-        owner: Worker of each, same shape.
-        amounts: Cost, tokens and bytes of each example of the dataset, shape
-            `(3, num_examples)`; none alone is over a limit.
+        amounts: Cost, tokens and bytes of each example, shape `(3, num_steps, batch_size)`; none
+            alone is over a limit.
+        owner: Worker of each, shape `(num_steps, batch_size)`.
         config: Limits and the least number.
+        first_step: What an error calls the first of the steps.
 
     Raises:
         ValueError: If a step needs more micro-batches than its examples allow.
@@ -80,44 +81,43 @@ def split_micro_batches(
     most = np.array([limits.max_cost, limits.max_tokens, limits.max_bytes, limits.max_examples])
     rules = Rules(config.num_workers, config.least_microbatches, config.padded, most)
     micro = np.zeros_like(owner)
-    num_parts = np.zeros(len(steps), dtype=np.int64)
-    ascending = np.argsort(amounts[0][steps], axis=1, kind="stable")
-    _split_steps(steps, owner, ascending, amounts, rules, micro, num_parts)
-    too_many = np.flatnonzero(num_parts * config.num_workers > steps.shape[1])
+    num_parts = np.zeros(len(owner), dtype=np.int64)
+    ascending = np.argsort(amounts[0], axis=1, kind="stable")
+    _split_steps(amounts, owner, ascending, rules, micro, num_parts)
+    too_many = np.flatnonzero(num_parts * config.num_workers > owner.shape[1])
     if too_many.size:
         raise ValueError(
             f"the limits need {num_parts[too_many[0]]} micro-batches per worker in step "
-            f"{too_many[0]}, more than {steps.shape[1]} examples over {config.num_workers} workers "
-            "can fill; raise the limits, or use counts='equal'"
+            f"{first_step + too_many[0]}, more than {owner.shape[1]} examples over "
+            f"{config.num_workers} workers can fill; raise the limits, or use counts='equal'"
         )
     return micro, num_parts
 
 
 @compiled_beyond(10_000)
 def _split_steps(
-    steps: NDArray[np.int64],
+    amounts: NDArray[np.float64],
     owner: NDArray[np.int64],
     ascending: NDArray[np.int64],
-    amounts: NDArray[np.float64],
     rules: Rules,
     micro: NDArray[np.int64],
     num_parts: NDArray[np.int64],
 ) -> None:
     num_workers = rules.num_workers
-    part = np.empty(steps.shape[1], dtype=np.int64)
-    for step in range(len(steps)):
+    part = np.empty(owner.shape[1], dtype=np.int64)
+    for step in range(len(owner)):
         parts = rules.least_parts
         for worker in range(num_workers):
             mine = _slots_of(owner[step], ascending[step], worker)
-            values = _amounts_of(amounts, steps[step], mine)
+            values = _amounts_of(amounts[:, step], mine)
             parts = max(parts, _cut(values, rules, np.inf, 0, part))
         num_parts[step] = parts
-        if parts * num_workers > steps.shape[1]:
+        if parts * num_workers > owner.shape[1]:
             return
         _level_counts(owner[step], ascending[step], num_workers, parts)
         for worker in range(num_workers):
             mine = _slots_of(owner[step], ascending[step], worker)
-            values = _amounts_of(amounts, steps[step], mine)
+            values = _amounts_of(amounts[:, step], mine)
             limit = _least_largest(values, rules, parts, part)
             _cut(values, rules, limit, parts, part)
             rank = _light_to_heavy(values[0], part, rules, parts)
@@ -138,13 +138,11 @@ def _slots_of(
 
 
 @compiled
-def _amounts_of(
-    amounts: NDArray[np.float64], examples: NDArray[np.int64], slots: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _amounts_of(amounts: NDArray[np.float64], slots: NDArray[np.int64]) -> NDArray[np.float64]:
     values = np.empty((3, len(slots)))
     for row in range(3):
         for position in range(len(slots)):
-            values[row, position] = amounts[row, examples[slots[position]]]
+            values[row, position] = amounts[row, slots[position]]
     return values
 
 

@@ -1,5 +1,7 @@
 """Plan one epoch: compose its steps, split them over workers, arrange the result."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -9,22 +11,19 @@ from paceline.balance._epoch_plan import EpochPlan, longest_first
 from paceline.balance._example_order import check_keeps_order
 from paceline.balance._micro import check_limits
 from paceline.balance._padded_window import compose_padded_steps
-from paceline.balance._places import Places, place_examples
-from paceline.balance._shards import (
-    Shards,
-    check_readable,
-    check_sharded,
-    spread_shards,
-)
+from paceline.balance._places import Rules, arrange_steps, rules_of
+from paceline.balance._shards import Shards, check_sharded, spread_shards
 from paceline.balance._strata import compose_strata
 from paceline.balance.split import (
     Pace,
     check_worker_counts,
     checked_costs,
-    group_rows,
     pace_of,
 )
 from paceline.cost import Worker, checked_column
+
+# Slots that are arranged at once.
+BLOCK_SLOTS = 2**18
 
 
 def plan_epoch(
@@ -89,13 +88,9 @@ def plan_epoch(
         examples = spread_shards(shards, examples)
     full, tail = _tail(examples, config)
     steps = np.concatenate([_compose(cost, full, config, pace, epoch), tail])
-    places = place_examples(amounts, steps, config, pace, shards)
-    # What fills up the last step stands at its end, before examples go to workers.
-    is_repeat = (np.arange(steps.size) >= len(examples)).reshape(steps.shape)
+    rules = rules_of(cost, steps, config, pace, shards)
     workers = workers or (Worker(),) * config.num_workers
-    plan = _arrange(steps, places, is_repeat, amounts, config, workers)
-    if shards is not None:
-        check_readable(shards, steps, places.worker, config.num_workers)
+    plan = _planned(amounts, steps, len(examples), rules, workers)
     return longest_first(plan) if config.longest_first else plan
 
 
@@ -104,13 +99,12 @@ def _amounts(
     sizes: ArrayLike | None,
     example_bytes: ArrayLike | None,
     limits: Limits,
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], ...]:
     """Return cost, tokens and bytes of each example, none alone over a limit."""
     tokens = _matching("sizes", sizes, len(cost), limits.max_tokens)
     num_bytes = _matching("example_bytes", example_bytes, len(cost), limits.max_bytes)
-    amounts = np.stack([cost, tokens, num_bytes])
-    check_limits(amounts, limits)
-    return amounts
+    check_limits((cost, tokens, num_bytes), limits)
+    return cost, tokens, num_bytes
 
 
 def _order(
@@ -182,7 +176,7 @@ def _matching(
     if values is None:
         if limit < np.inf:
             raise ValueError(f"a limit on {name} of {limit:g} needs {name}, got none")
-        return np.zeros(num_examples)
+        return np.broadcast_to(0.0, num_examples)
     return column_like_costs(name, values, num_examples)
 
 
@@ -230,46 +224,31 @@ def _compose(
     return compose_steps(cost, full, config, seed)
 
 
-def _arrange(
+def _planned(
+    amounts: Sequence[NDArray[np.float64]],
     steps: NDArray[np.int64],
-    places: Places,
-    is_repeat: NDArray[np.bool_],
-    amounts: NDArray[np.float64],
-    config: BalanceConfig,
+    num_examples: int,
+    rules: Rules,
     workers: tuple[Worker, ...],
 ) -> EpochPlan:
-    """Sort slots by step, worker and micro-batch."""
-    num_parts = places.num_parts
-    first = np.cumsum(num_parts, axis=1) - num_parts
-    place = np.take_along_axis(first, places.worker, axis=1) + places.micro
-    slots = np.empty_like(place)
-    counts = group_rows(place, num_parts.sum(axis=1), slots)
-    slots = slots.ravel()
-    micro_offsets = np.concatenate([[0], np.cumsum(counts)])
+    """Arrange blocks of steps in place, so that what it takes besides the plan is little."""
+    # What fills up the last step stands at its end, before examples go to workers.
+    is_repeat = (np.arange(steps.size) >= num_examples).reshape(steps.shape)
+    per_block, blocks = max(BLOCK_SLOTS // steps.shape[1], 1), []
+    for first in range(0, len(steps), per_block):
+        block = slice(first, first + per_block)
+        slots, *rest = arrange_steps(amounts, steps[block], rules, first)
+        for values in (steps[block], is_repeat[block]):
+            values.ravel()[:] = values.ravel()[slots]
+        blocks.append(rest)
+    micro_sizes, num_parts, load = map(np.concatenate, zip(*blocks, strict=True))
     return EpochPlan(
-        num_workers=config.num_workers,
-        examples=steps.ravel()[slots],
-        is_repeat=is_repeat.ravel()[slots],
-        weighs_repeats=config.tail != "zero-weight",
-        micro_offsets=micro_offsets,
+        num_workers=rules.config.num_workers,
+        examples=steps.ravel(),
+        is_repeat=is_repeat.ravel(),
+        weighs_repeats=rules.config.tail != "zero-weight",
+        micro_offsets=np.concatenate([[0], np.cumsum(micro_sizes)]),
         worker_offsets=np.concatenate([[0], np.cumsum(num_parts)]),
-        load=_loads(amounts[0][steps.ravel()[slots]], micro_offsets, places, config.padded),
+        load=load,
         workers=workers,
     )
-
-
-def _loads(
-    slot_costs: NDArray[np.float64],
-    micro_offsets: NDArray[np.int64],
-    places: Places,
-    is_padded: bool,
-) -> NDArray[np.float64]:
-    """Return the cost per (step, worker), padding and micro-batches' own cost included."""
-    first, count = micro_offsets[:-1], np.diff(micro_offsets)
-    if is_padded:
-        part_cost = np.maximum.reduceat(slot_costs, first) * count
-    else:
-        part_cost = np.add.reduceat(slot_costs, first)
-    worker = np.repeat(np.arange(places.num_parts.size), places.num_parts.ravel())
-    load = np.bincount(worker, part_cost + places.microbatch_cost)
-    return load.astype(np.float64).reshape(places.num_parts.shape)

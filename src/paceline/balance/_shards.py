@@ -138,6 +138,7 @@ def partition_shards(
     shard: NDArray[np.int64],
     allowed: NDArray[np.bool_],
     pace: Pace,
+    first_step: int = 0,
 ) -> NDArray[np.int64]:
     """Return the worker of each example, none that cannot read it.
 
@@ -149,6 +150,7 @@ def partition_shards(
         shard: Shard of each example, same shape.
         allowed: Who reads what, shape `(num_shards, num_workers)`.
         pace: Of each worker.
+        first_step: What an error calls the first of the steps.
 
     Raises:
         ValueError: If a worker finds nothing in a step that it can read; names both.
@@ -160,25 +162,30 @@ def partition_shards(
     held = np.bincount(at.ravel(), minlength=len(costs) * num_workers)
     empty = np.flatnonzero(held == 0)
     if empty.size:
+        step, worker = divmod(int(empty[0]), num_workers)
         raise ValueError(
-            f"worker {empty[0] % num_workers} can read nothing that is left in step "
-            f"{empty[0] // num_workers} ({empty.size} such cases); a rank without examples hangs "
-            "the next all-reduce. Give it access to more shards, or use a larger batch"
+            f"worker {worker} can read nothing that is left in step {first_step + step}; a rank "
+            "without examples hangs the next all-reduce. Give it access to more shards, or use a "
+            "larger batch"
         )
     return owner
 
 
 def check_readable(
-    shards: Shards, steps: NDArray[np.int64], owner: NDArray[np.int64], num_workers: int
+    shards: Shards,
+    steps: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    num_workers: int,
+    first_step: int = 0,
 ) -> None:
     """Raise a `ValueError` if a worker got an example that it cannot read, to fill up."""
     bad = np.argwhere(~shards.can_read(num_workers)[shards.shard[steps], owner])
     if len(bad):
         step, column = bad[0].tolist()
         raise ValueError(
-            f"worker {owner[step, column]} can read too few examples of step {step} for as many "
-            "micro-batches as num_microbatches and limits ask for; use a larger batch, fewer "
-            "micro-batches or wider limits"
+            f"worker {owner[step, column]} can read too few examples of step {first_step + step} "
+            "for as many micro-batches as num_microbatches and limits ask for; use a larger batch, "
+            "fewer micro-batches or wider limits"
         )
 
 

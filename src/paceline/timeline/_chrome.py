@@ -11,6 +11,8 @@ import numpy as np
 
 from paceline.timeline._columns import Columns, Kind, Source
 
+ROWS_HELD = 4096
+
 
 def write_chrome_trace(
     source: Source, spans: Columns, lanes: Sequence[str], names: Sequence[str], path: str | Path
@@ -26,8 +28,9 @@ def write_chrome_trace(
         with partial.open("w", encoding="utf-8") as file:
             other = json.dumps({"source": source})
             file.write(f'{{"displayTimeUnit": "ms", "otherData": {other},\n"traceEvents": [\n')
-            events = _events(source, spans, lanes, names)
-            file.write(",\n".join(map(json.dumps, events)) + "\n]}\n")
+            for number, event in enumerate(_events(source, spans, lanes, names)):
+                file.write((",\n" if number else "") + json.dumps(event))
+            file.write("\n]}\n")
         partial.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -49,8 +52,7 @@ def _events(
         start_s=np.round((spans.start_s - origin_s) * 1e6, 3),
         duration_s=np.round(spans.duration_s * 1e6, 3),
     )
-    rows = zip(*(column.tolist() for column in microseconds), strict=True)
-    for rank, lane, kind, name, start_us, duration_us, step, collective in rows:
+    for rank, lane, kind, name, start_us, duration_us, step, collective in _rows(microseconds):
         yield {
             "ph": "X",
             "pid": rank,
@@ -61,6 +63,13 @@ def _events(
             "name": names[name],
             "args": {"step": step} | ({"collective": collective} if collective >= 0 else {}),
         }
+
+
+def _rows(spans: Columns) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of each span; only a block of them is held as Python's objects."""
+    for first in range(0, len(spans.rank), ROWS_HELD):
+        block = (column[first : first + ROWS_HELD].tolist() for column in spans)
+        yield from zip(*block, strict=True)
 
 
 def _label(what: str, rank: int, lane: int, text: str) -> dict[str, Any]:

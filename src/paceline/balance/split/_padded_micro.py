@@ -230,25 +230,29 @@ def _fill_workers(cheapest: NDArray[np.int64], parts: NDArray[np.int64], num_wor
 def _give_away(number: int, costs: MicroBatchCosts, least: float, cuts: Cuts) -> float:
     """Give each micro-batch to the worker that then ends first; return when the last one ends.
 
-    Stops early where that is later than `least`. No worker stays without.
+    Infinite where that is not before `least`. No worker stays without.
     """
-    num_workers = len(costs.rate)
-    finish, held, num_empty = costs.start.copy(), np.zeros(num_workers, np.int64), num_workers
-    latest = finish[0]
+    rate, num_workers, num_empty = costs.rate, len(costs.rate), len(costs.rate)
+    finish, held = costs.start.copy(), np.zeros(num_workers, np.int64)
+    latest, work, speed, are_alike = finish[0], 0.0, 0.0, True
     for worker in range(num_workers):
         latest = max(latest, finish[worker])
-    negative = np.empty(number)
+        work, speed = work + finish[worker] / rate[worker], speed + 1.0 / rate[worker]
+        are_alike = are_alike and rate[worker] == rate[0] and finish[worker] == finish[0]
+    order, negative = np.empty(number, dtype=np.int64), np.empty(number)
     for cut in range(number):
-        negative[cut] = -cuts.cost[cut]
-    order, room = np.empty(number, dtype=np.int64), np.empty(number, dtype=np.int64)
-    sort_order(negative, order, room)
+        negative[cut], work = -cuts.cost[cut], work + cuts.cost[cut]
+    if work / speed * (1 - PRECISION) >= least:  # However they are given away.
+        return np.inf
+    sort_order(negative, order, np.empty_like(order))
     for given in range(number):
         cut, must_fill = order[given], number - given <= num_empty
-        chosen, earliest = 0, np.inf
-        for worker in range(num_workers):
-            end = finish[worker] + costs.rate[worker] * cuts.cost[cut]
-            if end < earliest and not (must_fill and held[worker]):
-                chosen, earliest = worker, end
+        chosen, time = given, rate[0] * cuts.cost[cut]
+        earliest = costs.start[0] + time
+        # Alike workers get their first in turn, unless a second is too short to change a sum.
+        is_turn = are_alike and num_empty == num_workers - given > 0
+        if not (is_turn and earliest + time > earliest):
+            chosen, earliest = _first_to_end(finish, rate, cuts.cost[cut], held, must_fill)
         cuts.worker[cut] = chosen
         finish[chosen] = earliest
         num_empty -= held[chosen] == 0
@@ -257,6 +261,23 @@ def _give_away(number: int, costs: MicroBatchCosts, least: float, cuts: Cuts) ->
         if latest >= least:
             return np.inf
     return float(latest)
+
+
+@compiled
+def _first_to_end(
+    finish: NDArray[np.float64],
+    rate: NDArray[np.float64],
+    cost: float,
+    held: NDArray[np.int64],
+    must_fill: bool,
+) -> tuple[int, float]:
+    """Return the worker that ends first with one more micro-batch, and when."""
+    chosen, earliest = 0, np.inf
+    for worker in range(len(rate)):
+        end = finish[worker] + rate[worker] * cost
+        if end < earliest and not (must_fill and held[worker]):
+            chosen, earliest = worker, end
+    return chosen, earliest
 
 
 @compiled

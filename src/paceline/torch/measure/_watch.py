@@ -1,9 +1,11 @@
 """Record what a live training loop does, per rank and step, without touching it."""
 
 import warnings
+from array import array
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed as dist
 from torch.autograd import Variable
@@ -22,6 +24,7 @@ SPANS = (
     ("after backward", Kind.COMPUTE),
     ("optimizer", Kind.OPTIMIZER),
 )
+KINDS = np.array([kind for _, kind in SPANS])
 BETWEEN, FORWARD, LOSS, BACKWARD, ALL_REDUCE, AFTER, OPTIMIZER = range(len(SPANS))
 MARKS_HELD = 1024
 
@@ -114,8 +117,9 @@ class Watch:
         self._active = True
         self._last: object = self._clock.mark()
         self._pending: list[object] = []
-        self._spans: list[tuple[int, int, int]] = []  # name, step, collective
-        self._times_s: list[float] = self._clock.seconds([self._last])
+        # Name, step and collective of each span. Long runs hold many, so no Python objects.
+        self._spans = array("i")
+        self._times_s = array("d", self._clock.seconds([self._last]))
         self._handles = [
             model.register_forward_pre_hook(self._before_forward),
             model.register_forward_hook(self._after_forward),
@@ -131,13 +135,14 @@ class Watch:
     def timeline(self) -> Timeline:
         """Return this rank's spans so far."""
         self._resolve()
-        name, step, collective = zip(*self._spans, strict=True) if self._spans else ((), (), ())
+        name, step, collective = np.array(self._spans).reshape(-1, 3).T
+        times_s = np.array(self._times_s)
         return Timeline.from_columns(
             "measured",
             rank=self._rank,
-            start_s=self._times_s[:-1],
-            duration_s=[b - a for a, b in zip(self._times_s, self._times_s[1:], strict=False)],
-            kind=[SPANS[code][1] for code in name],
+            start_s=times_s[:-1],
+            duration_s=np.diff(times_s),
+            kind=KINDS[name],
             name=name,
             step=step,
             collective=collective,
@@ -167,7 +172,7 @@ class Watch:
 
     def warn_of_no_step(self) -> None:
         """Say so if there were backward passes and the optimizer never stepped."""
-        num_backward = sum(name == BACKWARD for name, _, _ in self._spans)
+        num_backward = self._spans[::3].count(BACKWARD)
         if num_backward and not self._step:
             warnings.warn(
                 f"rank {self._rank}: watch saw {num_backward} backward passes and no step of its "
@@ -179,7 +184,7 @@ class Watch:
     def _close(self, name: int, collective: int = -1) -> None:
         """End the span that the last mark began."""
         self._pending.append(self._clock.mark())
-        self._spans.append((name, self._step, collective))
+        self._spans.extend((name, self._step, collective))
         if len(self._pending) >= MARKS_HELD:
             self._resolve()
 
