@@ -99,7 +99,7 @@ def _part(
     """Deliver some steps on some ranks; return the state, if the epoch ended, if ranks agree."""
     num_ranks = rng.randint(1, min(MAX_RANKS, len(sizes)))
     num_steps = rng.choice((rng.randint(0, 3), 10**6))
-    states, has_ended = [], False
+    states = []
     for rank in range(num_ranks):
         place = Replica(rank=rank, num_replicas=num_ranks)
         config = BalanceConfig(**settings, num_workers=num_ranks)
@@ -107,22 +107,23 @@ def _part(
         loader: DataLoader[int] = DataLoader(range(len(sizes)), batch_sampler=batches)  # type: ignore[arg-type]
         if state is not None:
             loader.load_state_dict(json.loads(state))
-        has_ended = _deliver(loader, num_steps, came)
+        _deliver(loader, num_steps, came)
         states.append(json.dumps(loader.state_dict(), sort_keys=True))
+    # Whose last batch was delivered is at the start of the next epoch.
+    has_ended = json.loads(states[0])["epoch"] > 0
     return states[0], has_ended, len(set(states)) == 1
 
 
-def _deliver(loader: "DataLoader[int]", num_steps: int, came: Counter[int]) -> bool:
-    """Count what `num_steps` steps deliver; return whether that was the rest of the epoch."""
+def _deliver(loader: "DataLoader[int]", num_steps: int, came: Counter[int]) -> None:
+    """Count what `num_steps` steps deliver, or as many as are left of the epoch."""
     if not num_steps:
-        return False
+        return
     for batch in loader:
         if loader.loss_weight > 0:
             came.update(batch.tolist())
         num_steps -= loader.is_step_end
         if not num_steps:
-            return False
-    return True
+            return
 
 
 def other_plans(tally: Tally, rng: random.Random) -> None:

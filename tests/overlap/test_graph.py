@@ -161,3 +161,26 @@ def test_every_pair_that_conflicts_keeps_its_order(
             touched = {*later.reads, *later.writes}
             if set(earlier.writes) & touched or set(earlier.reads) & set(later.writes):
                 assert run.start_s[b] >= run.end_s[a]
+
+
+def test_what_one_program_orders_is_ordered_whatever_comes_before_it() -> None:
+    other = [task("p0", "comm"), task("p1", "comm"), task("p2", "comm")]
+    mine = [task("w", "main", writes="t"), task("r", "assist", reads="t")]
+    graph = lane_graph(other, mine, lanes=LANES)
+    assert (3, 4) in set(zip(graph.before.tolist(), graph.after.tolist(), strict=True))
+
+
+def test_a_bound_counts_in_its_own_program_whatever_comes_before_it() -> None:
+    other = [task("p0", "comm"), task("p1", "comm"), task("p2", "comm")]
+    mine = [task(f"w{i}", "assist") for i in range(2)] + [task("m", "main")]
+    graph = lane_graph(other, mine, lanes=LANES, max_pending={"assist": 1})
+    assert set(zip(graph.before.tolist(), graph.after.tolist(), strict=True)) == {(3, 5)}
+
+
+def test_a_name_that_two_tasks_have_is_no_place_to_wait_for() -> None:
+    with pytest.raises(ValueError, match="must name one task, but 2 have that name"):
+        lane_graph([task("a"), task("a"), task("b", after=("a",))], lanes=LANES)
+
+
+def test_a_task_takes_no_time_unless_told() -> None:
+    assert Task(name="a", lane="main").duration_s == 0.0

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from paceline._files import shown
 from paceline.errors import CheckpointError
 
 # For 16 MiB in one call, Linux took several times the processor time on ext4.
@@ -131,9 +132,11 @@ def _checked_header(
     """Return where the header ends, and its entries."""
     num_bytes, header_bytes = _num_bytes(file), about["header_bytes"]
     if num_bytes != about["bytes"]:
-        raise CheckpointError(f"{path} has {num_bytes} bytes, but {about['bytes']} were written")
+        expected = shown(about["bytes"])
+        raise CheckpointError(f"{path} has {num_bytes} bytes, but {expected} were written")
     if not 8 <= header_bytes <= num_bytes:  # Checked before memory is asked for.
-        raise CheckpointError(f"{path} has {num_bytes} bytes, and a header of {header_bytes}")
+        told = shown(header_bytes)
+        raise CheckpointError(f"{path} has {num_bytes} bytes, and a header of {told}")
     raw = file.read(header_bytes)
     if sha256(raw).hexdigest() != about["header_sha256"]:
         raise CheckpointError(f"the header of {path} is not what was written")

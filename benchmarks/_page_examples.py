@@ -1,0 +1,140 @@
+"""Tables of what decides which worker gets which example, and in which order."""
+
+from typing import Any
+
+from _page_tables import bold, ranged, result, table
+
+WAYS = {
+    "default": "torch `DistributedSampler`",
+    "group_by_length": "Hugging Face `LengthGroupedSampler`",
+    "group_by_length_distributed": "Hugging Face `DistributedLengthGroupedSampler`",
+    "batch_rebalance": "Hugging Face `BatchRebalanceSampler`",
+    "token_buckets": "lhotse `DynamicBucketingSampler`",
+    "one_batch": "**paceline**, one batch per rank",
+    "stable": "**paceline**, micro-batches by plan",
+    "window": "**paceline**, the same, window of 16 steps",
+    "packed": "**paceline**, packed",
+    "packed_window": "**paceline**, packed, window of 16 steps",
+}
+
+
+def ragged_source() -> str:
+    """Return the file with the newest comparison on ragged examples."""
+    kinds = result("ragged_training").values()
+    is_new = any(isinstance(data, dict) and "data" in data for data in kinds)
+    return "ragged_training" if is_new else "ragged_microbatches"
+
+
+def ragged_runs() -> dict[str, dict[str, Any]]:
+    """Return every comparison on ragged examples by its name."""
+    found = result(ragged_source())
+    if ragged_source() == "ragged_microbatches":
+        return {"functions of Python's standard library, 2 ranks": found["2_ranks"]}
+    return {
+        f"{data['data']}, {ranks.removesuffix('_ranks')} ranks": run
+        for data in found.values()
+        if isinstance(data, dict) and "data" in data
+        for ranks, run in data.items()
+        if ranks.endswith("_ranks")
+    }
+
+
+def over_grouped(run: dict[str, Any], way: str) -> dict[str, float]:
+    """Return a way's tokens per second over those of the better length-grouped batches."""
+    of_way = run["ways"][way]
+    found: dict[str, float] = of_way.get("over_length_grouped") or of_way["over_group_by_length"]
+    return found
+
+
+def ragged() -> str:
+    """Return a table for each kind of data and number of ranks."""
+    head = "way | tokens/s | over default | over length-grouped | padding | reunion"
+    parts = []
+    for name, run in ragged_runs().items():
+        rows = []
+        for way, found in run["ways"].items():
+            met = found.get("reunion", run.get("reunion", {}).get(way))
+            rows.append(
+                [
+                    WAYS[way],
+                    ranged(found["tokens_per_s"], 0),
+                    ranged(found["over_default"]),
+                    ranged(over_grouped(run, way)),
+                    f"{found['padding']:.0%}",
+                    "" if met is None else f"{met:.1f}",
+                ]
+            )
+        parts.append(f"{name[0].upper()}{name[1:]}:\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def imbalance() -> str:
+    """Return imbalance and reunion of every system, on both data sets."""
+    parts = []
+    for kind, cases in result("balance")["quality_simulated"].items():
+        rows = {}
+        for case, systems in cases.items():
+            for system, found in systems.items():
+                cell = f"{found['imbalance']:.3f} ({found['reunion']:.1f})"
+                rows.setdefault(system, {})[case] = cell
+        lines = [
+            [bold(system), *(row.get(case, "") for case in cases)] for system, row in rows.items()
+        ]
+        parts.append(f"Models that are {kind}:\n\n{table(' | '.join(['system', *cases]), lines)}")
+    return "\n\n".join(parts)
+
+
+def planning() -> str:
+    """Return CPU seconds of planning, and memory of plans."""
+    times = result("balance")["plan_cpu_s"]
+    rows = [
+        [bold(system), *(f"{times[ranks][system]['median']:.2f}" for ranks in times)]
+        for system in times["W=8"]
+    ]
+    return table(" | ".join(["system", *times]), rows)
+
+
+def bounds(name: str) -> str:
+    """Return herding bounds by round, and the time of a pass."""
+    found = result(name)["policies"]
+    rounds = range(len(next(iter(found.values()))["bounds"]))
+    rows = [
+        [
+            f"**{name}**" if name == "halve-and-herd" else name,
+            *(f"{bound:.1f}" for bound in one["bounds"]),
+            f"{one['relative_time']:.1f}",
+        ]
+        for name, one in found.items()
+    ]
+    return table(" | ".join(["order", *(f"round {one}" for one in rounds), "time"]), rows)
+
+
+def orders(name: str) -> str:
+    """Return the loss at the end of training in every order, and the seconds of an epoch."""
+    tasks = result(name)
+    methods = dict.fromkeys(method for task in tasks.values() for method in task["methods"])
+    rows = [[method, *(trained(task, method) for task in tasks.values())] for method in methods]
+    heads = (f"{task}, {found['epochs']} epochs" for task, found in tasks.items())
+    return table(" | ".join(["order", *heads]), rows)
+
+
+def trained(task: dict[str, Any], method: str) -> str:
+    found = task["methods"].get(method)
+    if found is None:
+        return ""
+    loss = found["excess_loss"]
+    return f"{loss['mean']:.4f} ± {loss['std']:.4f} ({found['epoch_s']:.2f} s)"
+
+
+def sketches() -> str:
+    """Return what sketching adds to a step, beside other ways to per-example gradients."""
+    ways = ("sketch", "sketch_every_4", "vmap", "grab-sampler")
+    rows = [
+        [model, *(ranged(found[way]) for way in ways), f"{found['peak_over_plain']['sketch']:.3f}"]
+        for model, found in result("sketch_cost").items()
+        if model != "left_out_ways"
+    ]
+    head = (
+        "model | sketch every step | every fourth epoch | vmap | grab-sampler's way | peak memory"
+    )
+    return table(head, rows)
