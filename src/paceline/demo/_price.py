@@ -58,7 +58,8 @@ def whole_batch_s(
 ) -> NDArray[np.float64]:
     """Return what batches cost if each rank pads its own whole, shape `(num_steps, num_ranks)`."""
     longest_s = np.asarray(job.cost(dataset.sizes[batches].max(axis=2).astype(np.float64)))
-    return longest_s * batches.shape[2] + microbatch_s
+    whole_s: NDArray[np.float64] = longest_s * batches.shape[2] + microbatch_s
+    return whole_s
 
 
 def _step_seconds(model: ByteTransformer, shape: tuple[int, int]) -> list[float]:

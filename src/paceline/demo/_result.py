@@ -132,7 +132,7 @@ class DemoResult:
         """
         values = read_json(path)
         try:
-            ways = {name: WayResult(**values.pop(name)) for name in LABELS}
+            ways: dict[str, Any] = {name: WayResult(**values.pop(name)) for name in LABELS}
             return cls(**ways, **values)
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} holds no result of a demo ({shown(error)})") from error
@@ -154,7 +154,10 @@ def result_of(
     losses = [np.concatenate([turn.losses for turn in turns[name]]) for name in ("plain", "paced")]
     difference = np.abs(losses[0] - losses[1])
     return DemoResult(
-        **ways,
+        plain=ways["plain"],
+        tuned=ways["tuned"],
+        paced=ways["paced"],
+        window=ways["window"],
         fastest=max(rates, key=rates.__getitem__),
         speedup=ways["paced"].over_plain,
         speedup_range=(min(ratios), max(ratios)),

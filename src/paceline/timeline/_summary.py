@@ -155,7 +155,7 @@ def _steady_shares(
     later = np.ones(len(run.step), dtype=bool)
     if later.size and _has_warm_up(source, int(run.step.max() - run.step.min()) + 1):
         later = run.step > run.step.min()
-    steady = Columns(*(column[later] for column in run))
+    steady = Columns._make(column[later] for column in run)
     seconds = _exclusive_seconds(steady, row[later], num_ranks, last_arrival_s[later])
     total_s = steady.makespan_s
     shares = seconds / total_s if total_s else seconds

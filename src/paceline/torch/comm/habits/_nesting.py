@@ -11,6 +11,7 @@ FSDP = "torch.distributed.fsdp"
 
 def check_bare(module: torch.nn.Module, own: type[torch.nn.Module], rank: int) -> None:
     """Raise `ValueError` if another data-parallel wrapper is `module` or lies in it."""
+    wrappers: tuple[type[torch.nn.Module], ...]
     wrappers = (own, DistributedDataParallel, DataParallel, *_fully_sharded())
     for name, one in module.named_modules():
         if isinstance(one, wrappers):
