@@ -367,10 +367,14 @@ def test_what_the_order_does_not_see_is_warned_of_once(num_loose: int, more: boo
     one = sampler(order="pair-balance")
     model = Scaled(num_loose)
     order = GradientOrder(GradientSketch(model), one)
-    with pytest.warns(UserWarning, match="the order is learnt without") as warned:
+
+    def learn() -> None:
         for batch in one:
             model(X[batch]).mean().backward()
             order.observe()
+
+    with pytest.warns(UserWarning, match="the order is learnt without") as warned:
+        learn()
     (said,) = [str(warning.message) for warning in warned]
     assert "loose.0 (" in said
     assert ("and 2 more" in said) is more
