@@ -149,7 +149,7 @@ def test_a_result_comes_back_as_it_was_saved(result: DemoResult, tmp_path: Path)
 
 
 def printed(result: DemoResult) -> str:
-    console = Console(file=StringIO(), width=100)
+    console = Console(file=StringIO(), width=80)  # What a pipe has.
     show(result, console)
     return console.file.getvalue()
 
@@ -162,6 +162,22 @@ def test_the_table_says_whether_the_losses_agree(
     assert f"losses                {verdict}, default and Paceline stable: at most" in text
     assert "over default 2.00 x tokens/s [2.00, 2.00], over tuned 0.89 x; 2 rounds" in text
     assert "predicted before" in text
+
+
+@pytest.mark.parametrize(("num_rounds", "is_said"), [(2, True), (3, False)])
+def test_a_race_over_few_rounds_is_called_open(
+    result: DemoResult, num_rounds: int, is_said: bool
+) -> None:
+    assert ("too few rounds" in printed(replace(result, num_rounds=num_rounds))) is is_said
+
+
+def test_the_table_fits_into_a_pipe(result: DemoResult) -> None:
+    fast = replace(result.plain, tokens_per_s=1234567.0, tokens_per_s_range=(123456.0, 234567.0))
+    slow = replace(fast, p50_s=123.4, p90_s=123.4, idle=(0.12, 0.23))
+    table = printed(replace(result, plain=slow, window=slow)).split("\n\n")[0]
+    assert len(table.splitlines()) == 2 + 8
+    assert "…" not in table
+    assert "123,456-234,567" in table
 
 
 @pytest.mark.parametrize(
@@ -177,4 +193,3 @@ def test_the_way_that_won_is_named_whichever_it_is(tuned: float, window: float, 
     paced = [turn((3.0, 3.0), (1.0, 0.5), 120)] * 2
     text = printed(demo_result(plain, paced, tuned=tuned, window=window))
     assert f"fastest               {line}" in text
-    assert max(map(len, text.splitlines()[:10])) <= 90

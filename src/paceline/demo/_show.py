@@ -5,14 +5,17 @@ from rich.table import Table
 
 from paceline.demo._result import LABELS, DemoResult, WayResult
 
+ENOUGH_ROUNDS = 3
+FEW = "; too few rounds for a close race, try more --seconds"
+
 
 def show(result: DemoResult, console: Console) -> None:
     """Print the comparison, the fastest way first said in words."""
     ways = {name: _cells(getattr(result, name)) for name in LABELS}
     table = Table(box=None, pad_edge=False)
-    table.add_column("measured")
+    table.add_column("measured", no_wrap=True)
     for label in LABELS.values():
-        table.add_column(label.replace(" ", "\n", 1), justify="right")
+        table.add_column(label.replace(" ", "\n", 1), justify="right", no_wrap=True)
     for row in ways["plain"]:
         table.add_row(row, *(cells[row] for cells in ways.values()))
     console.print(table)
@@ -25,13 +28,13 @@ def _cells(way: WayResult) -> dict[str, str]:
     low, high = way.tokens_per_s_range
     return {
         "tokens/s": f"{way.tokens_per_s:,.0f}",
-        "  least, largest round": f"{low:,.0f}, {high:,.0f}",
-        "step p50, p90 (s)": f"{way.p50_s:.3f}, {way.p90_s:.3f}",
+        "  range of rounds": f"{low:,.0f}-{high:,.0f}",
+        "step p50, p90 (s)": f"{way.p50_s:.2f}, {way.p90_s:.2f}",
         "mean step (s)": f"{way.measured_step_s:.3f}",
         "  predicted before": f"{way.predicted_step_s:.3f}",
-        "idle share per rank": " ".join(f"{share:.0%}" for share in way.idle),
-        "padding share": f"{way.padding:.0%}",
-        "loss of the last batch": f"{way.final_loss:.4f}",
+        "idle per rank": " ".join(f"{share:.0%}" for share in way.idle),
+        "padding": f"{way.padding:.0%}",
+        "last loss": f"{way.final_loss:.4f}",
     }
 
 
@@ -40,7 +43,7 @@ def _lines(result: DemoResult) -> dict[str, str]:
     verdict = "equal" if result.losses_agree else "DIFFERENT"
     paced = result.paced
     return {
-        "fastest": _fastest(result),
+        "fastest": _fastest(result) + (FEW if result.num_rounds < ENOUGH_ROUNDS else ""),
         "same global batches": f"Paceline stable over default {paced.over_plain:.2f} x tokens/s "
         f"[{low:.2f}, {high:.2f}], over tuned {paced.over_tuned:.2f} x; "
         f"{result.num_rounds} rounds on {result.num_ranks} ranks",

@@ -41,11 +41,9 @@ def length_grouped_batches(
     parts[0][0], parts[longest][0] = parts[longest][0], parts[0][0]
     num_steps = len(order) // (num_ranks * EXAMPLES_PER_RANK)
     grouped = np.concatenate(parts)[: num_steps * num_ranks * EXAMPLES_PER_RANK]
-    steps: NDArray[np.int64] = grouped.reshape(num_steps, EXAMPLES_PER_RANK, num_ranks).swapaxes(
-        1, 2
-    )
-    shuffled: NDArray[np.int64] = torch.randperm(num_steps, generator=generator).numpy()
-    return steps[shuffled]
+    steps = grouped.reshape(num_steps, EXAMPLES_PER_RANK, num_ranks).swapaxes(1, 2)
+    shuffled: NDArray[np.int64] = steps[torch.randperm(num_steps, generator=generator).numpy()]
+    return shuffled
 
 
 def best_bucket_mb(model: ByteTransformer) -> float:
