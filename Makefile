@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 TORCH := 2.13.0
 
-.PHONY: demo test lint types check docs bench clean
+.PHONY: demo test lint types check docs bench dist clean
 
 demo: .venv/.demo
 	$(BIN)/paceline demo
@@ -29,6 +29,12 @@ bench: .venv/.demo
 	$(BIN)/python benchmarks/watch_overhead.py --json
 	$(BIN)/python benchmarks/simulator.py --json
 	$(BIN)/python benchmarks/demo.py --json
+
+# Builds the sdist, the wheel from it, and tries the wheel in an empty environment.
+dist: .venv/.dist
+	rm -rf dist
+	$(BIN)/python -m build
+	PYTHON=$(PYTHON) TORCH=$(TORCH) .ci/try-wheel
 
 # torch comes first and pinned: an open range would pull several gigabytes of CUDA packages.
 .venv/.torch:

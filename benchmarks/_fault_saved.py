@@ -187,9 +187,11 @@ def _demo(folder: Path) -> list[Reader]:
     way = WayResult(
         tokens_per_s=1.0, tokens_per_s_range=(0.5, 2.0), p50_s=1.0, p90_s=2.0, idle=(0.1, 0.2),
         padding=0.1, measured_step_s=1.0, predicted_step_s=1.0, final_loss=2.0,
+        over_plain=1.0, over_tuned=0.5,
     )  # fmt: skip
     result = DemoResult(
-        plain=way, paced=replace(way, p50_s=0.5), speedup=1.5, speedup_range=(1.0, 2.0),
+        plain=way, tuned=way, paced=replace(way, p50_s=0.5), window=way, fastest="paced",
+        speedup=1.5, speedup_range=(1.0, 2.0), tuned_bucket_mb=25.0,
         max_loss_difference=0.0, predicted_step_s=1.0, measured_step_s=1.0, num_ranks=2,
         num_rounds=3, num_examples=96, trace="trace.json", summary="summary.json",
     )  # fmt: skip

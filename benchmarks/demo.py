@@ -1,4 +1,8 @@
-"""Claim: the demo's paced way reaches at least 1.6 times the tokens per second of plain DDP."""
+"""Claim: planned micro-batches train faster than default PyTorch, at equal losses.
+
+The demo's four ways: default; tuned (length-grouped batches, best DDP bucket size); Paceline with
+the same global batches as the default; Paceline with a window of 8 steps.
+"""
 
 import tempfile
 from pathlib import Path

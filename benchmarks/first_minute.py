@@ -26,11 +26,10 @@ def mark(): marks.append(time.perf_counter())
 import torch; mark()
 import paceline.torch; mark()
 import numpy as np
-from paceline.torch import BalancedBatchSampler
-from paceline.torch.ranks import Replica
 num_examples, rank = map(int, sys.argv[1:])
 sizes = np.random.default_rng(0).lognormal(5.5, 0.9, num_examples).round() + 1
 mark()
+from paceline.torch import BalancedBatchSampler, Replica  # Loads what balances, so it counts.
 place = Replica(rank=rank, num_replicas=8)
 next(iter(BalancedBatchSampler(sizes, batch_size=64, counts="free", process_group=place))); mark()
 took = dict(zip(("import_torch_s", "import_paceline_torch_s", "", "first_plan_s"),

@@ -96,6 +96,19 @@ def test_ranks_start_without_what_few_of_them_use() -> None:
     assert result.stdout.split() == ["Checkpoint", "False"]
 
 
+def test_torch_names_load_what_they_need_and_no_more() -> None:
+    code = (
+        "import sys, paceline.torch as p; heavy = ('numba', 'rich', 'torch.distributed.fsdp',"
+        " 'sympy', 'paceline.torch.comm', 'paceline.torch.checkpoint', 'paceline.predict');"
+        " print([name for name in heavy if name in sys.modules]);"
+        " all(getattr(p, name) for name in p.__all__);"
+        " print('torch.distributed.fsdp' in sys.modules, callable(p.guard), p.Lanes.__module__)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.split() == ["[]", "False", "True", "paceline.torch.overlap._lanes"]
+
+
 def allowed_rooms() -> dict[str, set[str]]:
     """Read the tables of docs/design.md: each room, and the rooms that it may import."""
     drawn: dict[str, set[str]] = {}

@@ -1,11 +1,13 @@
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paceline.cli import main
+from paceline.cli import _estimate, main
 from paceline.cli._estimate import parse_link
+from paceline.cli._estimate_report import _columns
 from paceline.cli._model_flags import parse_shape
 from paceline.predict.cpu._rates import CpuRates
 
@@ -94,17 +96,46 @@ def test_the_table_says_what_is_what(capsys: pytest.CaptureFixture[str]) -> None
     shape = ("--input-shape", "8")
     assert run("net.py:build", "--batch", "4", *shape, "--rates", "rates.json") == 0
     printed = capsys.readouterr().out
-    for word in (
-        "median",
-        "low",
-        "high",
-        "step",
-        "predicted",
-        "memory",
-        "bound by",
-        "change first",
-    ):
+    for word in ("median", "low", "high", "predicted", "memory", "bound by", "change first"):
         assert word in printed
+
+
+def test_a_column_of_the_table_has_one_unit() -> None:
+    result = {
+        "step_s": {"median": 0.9, "low": 0.5, "high": 1.5},
+        "epoch_s": {"median": 90.0, "low": 60.0, "high": 180.0},
+        "run_s": {"median": 7200.0, "low": 3600.0, "high": 10800.0},
+        "cost_dollars": {"median": 1234.5, "low": 1.0, "high": 2.0},
+    }
+    assert dict(_columns(result)) == {
+        "step (ms)": ["900", "500", "1,500"],
+        "epoch (s)": ["90", "60", "180"],
+        "run (h)": ["2", "1", "3"],
+        "cost ($)": ["1,234.50", "1.00", "2.00"],
+    }
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("missing", "flags", "extras"),
+    [
+        ("lightgbm", ["--device", "H100"], "torch,report,predict"),
+        ("lightgbm", ["--device", "H100", "--json"], "torch,predict"),
+        ("rich", [], "torch,report"),
+    ],
+)
+def test_all_missing_extras_are_named_before_anything_is_traced(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    missing: str,
+    flags: list[str],
+    extras: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(_estimate, "_describe", None)
+    assert run("net.py:build", "--batch", "4", *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"estimate needs {missing}; install it with: pip install 'paceline[{extras}]'" in line
 
 
 @pytest.mark.usefixtures("here")

@@ -16,6 +16,7 @@ from paceline.demo._data import (
     padded_batch,
     plain_loader,
     plain_sampler,
+    whole_loader,
 )
 from paceline.demo._model import CONTEXT_BYTES, ByteTransformer, example_losses
 from paceline.demo._price import train_step
@@ -146,3 +147,26 @@ def test_weighted_gradients_of_a_paced_step_equal_the_plain_one(dataset: TextDat
         num_parts.append(len(shares))
     assert min(num_parts) > 1
     torch.testing.assert_close(total / 2, plain, rtol=1e-9, atol=1e-12)
+
+
+def test_each_rank_is_fed_its_part_of_whole_batches(dataset: TextDataset) -> None:
+    batches = global_batches(dataset, num_ranks=2, seed=1)
+    for rank in (0, 1):
+        fed = [share for (share,) in whole_loader(dataset, batches, rank=rank)]
+        for share, ids in zip(fed, batches[:, rank], strict=True):
+            assert texts_of(share.batch) == [dataset[i].tolist() for i in ids]
+            assert share.loss_weight == 1.0
+
+
+def test_a_window_keeps_the_examples_of_its_steps(dataset: TextDataset) -> None:
+    batches = global_batches(dataset, num_ranks=2, seed=1)
+    plan = paced_plan(dataset, batches, COST, 0.5, window=2)
+    moved = []
+    for first in range(0, len(batches) - 1, 2):
+        steps = [
+            sorted(chain(*(plan.step_examples(step, rank).tolist() for rank in (0, 1))))
+            for step in (first, first + 1)
+        ]
+        assert sorted(chain(*steps)) == sorted(batches[first : first + 2].ravel().tolist())
+        moved.append(steps[0] != sorted(batches[first].ravel().tolist()))
+    assert any(moved)

@@ -191,12 +191,63 @@ def test_the_dictionary_survives_json_and_says_its_units() -> None:
     assert list(values["critical_s"].values()) == [3.0, 2.0, 2.0, 1.0, 1.0]
 
 
-def test_the_text_has_a_row_per_rank_and_names_the_slowest() -> None:
+def test_the_text_has_shares_per_rank_and_names_the_slowest() -> None:
     lines = str(two_ranks().summary()).splitlines()
-    assert lines[0] == "measured: 1 steps, median 9.5 s, imbalance 1.200"
-    assert lines[2].split() == ["0", "4", "2", "2", "1", "0.5"]
-    assert lines[3].split() == ["1", "6", "0", "2", "1", "0.5"]
-    assert lines[-1] == "the others waited 2 s for rank 1"
+    assert lines[0] == "measured: 1 steps, median 9.5 s, imbalance 1.200 (slowest rank over mean)"
+    assert lines[1].split()[:6] == ["rank", "busy", "waiting", "exposed", "data", "other"]
+    assert lines[2].split() == ["0", "42.1", "21.1", "21.1", "10.5", "5.3"]
+    assert lines[3].split() == ["1", "63.2", "0.0", "21.1", "10.5", "5.3"]
+    assert all(f"{word}: " in lines[4] for word in lines[1].split()[1:6])
+    assert lines[5] == "the others waited 2 s for rank 1"
+    assert lines[6].startswith("next: 21% of rank time is waiting for the wire")
+    assert len(lines) == 7
+
+
+def later_by(run: Timeline, seconds: float, step: int) -> list[Span]:
+    return [
+        row._replace(
+            start_s=row.start_s + seconds,
+            step=step,
+            collective=row.collective + step if row.collective >= 0 else -1,
+        )
+        for row in run
+    ]
+
+
+@pytest.mark.parametrize("source", ["measured", "simulated"])
+def test_shares_leave_the_warm_up_out(source: str) -> None:
+    warm_up = [span(rank, Kind.FORWARD, -90.5, 0) for rank in (0, 1)]
+    rows = [*warm_up, *later_by(two_ranks(), 0.0, 1), *later_by(two_ranks(), 9.5, 2)]
+    summary = Timeline.from_spans(source, rows).summary()
+    assert summary.step_times_s.tolist() == [90.5, 9.5, 9.5]
+    busy = summary.steady_shares[0].tolist()
+    if source == "measured":
+        assert busy == [8.0 / 19, 12.0 / 19]
+        assert "warm-up: the first step took 90.5 s; left out of the shares" in str(summary)
+    else:
+        assert busy == [98.5 / 109.5, 102.5 / 109.5]
+        assert "warm-up" not in str(summary)
+    assert summary.steady_shares.sum(axis=0).tolist() == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        (
+            Kind.COLLECTIVE,
+            "48% of rank time is waiting for the most loaded rank: balance by length",
+        ),
+        (Kind.DATA, "98% of rank time is between steps, mostly waiting for data"),
+        (Kind.FORWARD, "next: 100% of rank time is computing; no wait is worth a change"),
+    ],
+)
+def test_the_last_line_says_what_to_do_next(kind: Kind, advice: str) -> None:
+    joint = 0 if kind == Kind.COLLECTIVE else -1
+    rows = [span(rank, Kind.FORWARD, 0, 0.2) for rank in (0, 1)]
+    late_s = 9.8 if kind == Kind.COLLECTIVE else 0.2
+    rows += [span(0, kind, 0.2, 10, collective=joint), span(1, kind, late_s, 10, collective=joint)]
+    rows += [span(1, Kind.FORWARD, 0.2, late_s)] if late_s > 0.2 else []
+    assert advice in str(Timeline.from_spans("measured", rows).summary()).splitlines()[-1]
 
 
 def naive_classes(run: Timeline, rank: int) -> dict[str, float]:

@@ -138,14 +138,14 @@ def test_aligned_undoes_a_wrong_clock(offset_s: int, numbers: list[int]) -> None
     assert list(Timeline.from_spans("measured", wrong).aligned()) == list(right)
 
 
-def test_a_timeline_prints_as_a_few_lines() -> None:
+def test_a_timeline_prints_as_three_lines() -> None:
     run = Timeline.from_spans("measured", [work(0, 1, 3), work(1, 1, 2), collective(0, 3, 5)])
     headline = "measured: 3 spans on 2 ranks, 4 s starting at 1 s"
     assert repr(run) == f"<Timeline {headline}>"
     assert str(run).splitlines() == [
         headline,
-        "forward              3 s",
-        "collective           2 s",
+        f"steps 0 to 0 on lanes {', '.join(run.lanes)}",
+        "forward 3 s, collective 2 s",
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.torch.comm.habits import OutsideSteps, Ownership, WithheldGradients
+from paceline.torch.comm.habits import OutsideSteps, Ownership, WithheldGradients, check_bare
 from paceline.torch.comm.sharded._layout import ShardLayout
 from paceline.torch.comm.sharded._update import ELEMENTWISE, ShardedUpdate
 from paceline.torch.model import PartialUpdate
@@ -163,3 +163,12 @@ def test_nothing_is_said_where_all_is_well(model: nn.Module) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Ownership(model, torch.optim.SGD(model.parameters(), lr=0.1), 0).check()
+
+
+def test_a_fully_sharded_part_is_refused_though_nothing_imports_it_for_that() -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    part = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+    nn.Module.__init__(part)
+    with pytest.raises(ValueError, match="its '0' is a FullyShardedDataParallel, which averages"):
+        check_bare(nn.Sequential(part), nn.Identity, rank=0)

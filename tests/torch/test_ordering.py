@@ -349,6 +349,37 @@ def test_rows_that_are_not_finite_are_left_out() -> None:
     assert told[2] == order[16:24].tolist()
 
 
+class Scaled(nn.Module):
+    """A linear layer, and parameters that no layer holds."""
+
+    def __init__(self, num_loose: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+        self.loose = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in range(num_loose)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x) * torch.stack(list(self.loose)).sum()
+        return y
+
+
+@pytest.mark.parametrize(("num_loose", "more"), [(1, False), (5, True)])
+def test_what_the_order_does_not_see_is_warned_of_once(num_loose: int, more: bool) -> None:
+    one = sampler(order="pair-balance")
+    model = Scaled(num_loose)
+    order = GradientOrder(GradientSketch(model), one)
+
+    def learn() -> None:
+        for batch in one:
+            model(X[batch]).mean().backward()
+            order.observe()
+
+    with pytest.warns(UserWarning, match="the order is learnt without") as warned:
+        learn()
+    (said,) = [str(warning.message) for warning in warned]
+    assert "loose.0 (" in said
+    assert ("and 2 more" in said) is more
+
+
 def test_a_step_of_which_nothing_is_finite_teaches_nothing() -> None:
     spy = Spy()
     one = sampler(order=spy)

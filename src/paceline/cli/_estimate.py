@@ -1,6 +1,7 @@
 """`paceline estimate`: how long a run takes and costs, before it starts."""
 
 import argparse
+import importlib
 import json
 import re
 import sys
@@ -53,6 +54,7 @@ def run_estimate(options: argparse.Namespace) -> int:
     from paceline.predict import Device, estimate_run
 
     where = None if options.device.lower() == "cpu" else Device.named(options.device)
+    _check_installed(options, where)
     setup = _setup(options, where)
     workload, measured = _describe(options)
     own = _own_step(workload, measured, where, options)
@@ -119,10 +121,22 @@ def _setup(options: argparse.Namespace, where: "Device | None") -> "RunSetup":
     )
 
 
+def _check_installed(options: argparse.Namespace, where: "Device | None") -> None:
+    """Name all that is missing at once, before anything is traced."""
+    modules = {"torch": "torch"}
+    if not options.json:
+        modules["rich"] = "report"
+    if where is not None:
+        modules["lightgbm"] = "predict"
+    with needing("estimate", ",".join(modules.values())):
+        for module in modules:
+            importlib.import_module(module)
+
+
 def _describe(options: argparse.Namespace) -> "tuple[Workload, StepEstimate | None]":
     """Trace the model; if that fails, run it here and say so."""
-    with needing("estimate", "torch"):
-        from paceline.torch.predict import StepSetup, measure_step, trace_workload
+    from paceline.torch.predict import StepSetup, measure_step, trace_workload
+
     function = load_function(options.model)
     example, shape = example_input(options.input_shape)
     try:

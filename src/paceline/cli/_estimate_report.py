@@ -1,9 +1,12 @@
 """What `paceline estimate` prints: a JSON object, or a table of it."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from paceline.cli._model_flags import needing
+
+ENDS = ("median", "low", "high")
 
 if TYPE_CHECKING:
     from paceline.predict import Device, RunEstimate, RunSetup, Workload
@@ -50,22 +53,16 @@ def show(result: dict[str, Any]) -> None:
         from rich.console import Console
         from rich.table import Table
     table = Table(title=f"{result['model']} on {result['workers']} x {result['device']}")
-    for column in ("", "median", "low", "high", ""):
-        table.add_column(column, justify="left" if column == "" else "right")
-    label = result["source"]
-    for key, name, shown in (
-        ("step_s", "step", _duration),
-        ("epoch_s", "epoch", _duration),
-        ("run_s", "run", _duration),
-        ("cost_dollars", "cost", lambda dollars: f"${dollars:,.2f}"),
-    ):
-        if result[key] is not None:
-            numbers = (shown(result[key][end]) for end in ("median", "low", "high"))
-            table.add_row(name, *numbers, label)
-    peak = _memory(result["memory_bytes"]["peak"])
-    table.add_row("memory", peak, "", "", _memory_note(result))
+    table.add_column(result["source"])
+    columns = dict(_columns(result))
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row, end in enumerate(ENDS):
+        table.add_row(end, *(cells[row] for cells in columns.values()))
     console = Console()
     console.print(table)
+    peak = _memory(result["memory_bytes"]["peak"])
+    console.print(f"memory {peak} ({_memory_note(result)})", highlight=False)
     shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items() if share)
     console.print(f"bound by {result['bound_by']} ({shares}; predicted)")
     if result["workers"] > 1:
@@ -74,6 +71,16 @@ def show(result: dict[str, Any]) -> None:
     if result["new_to_predictor"]:
         console.print(f"new to the predictor: {result['new_to_predictor']}")
     console.print(f"change first: {result['advice']}")
+
+
+def _columns(result: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name of each column with its unit, and its cells: one unit for all of them."""
+    for name in ("step", "epoch", "run"):
+        if (found := result[f"{name}_s"]) is not None:
+            unit, per_s = _unit(found["median"])
+            yield f"{name} ({unit})", [_figure(found[end] * per_s) for end in ENDS]
+    if (cost := result["cost_dollars"]) is not None:
+        yield "cost ($)", [f"{cost[end]:,.2f}" for end in ENDS]
 
 
 def _memory_note(result: dict[str, Any]) -> str:
@@ -88,8 +95,17 @@ def _memory(num_bytes: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    for limit, unit, per in ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (120.0, "s", 1.0)):
+    unit, per_s = _unit(seconds)
+    return f"{_figure(seconds * per_s)} {unit}"
+
+
+def _figure(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    """Return the unit that people give so many seconds in, and how many of it a second is."""
+    for limit, unit, per_s in ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (120.0, "s", 1.0)):
         if seconds < limit:
-            return f"{seconds * per:.3g} {unit}"
-    minutes = seconds / 60
-    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+            return unit, per_s
+    return ("min", 1 / 60) if seconds < 7200 else ("h", 1 / 3600)

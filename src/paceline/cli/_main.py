@@ -71,10 +71,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_demo(commands: "argparse._SubParsersAction[OneLineParser]") -> None:
     demo = commands.add_parser(
-        "demo", help="train on real text, plainly and paced, and compare (needs torch)"
+        "demo", help="compare default PyTorch, tuned PyTorch and Paceline on real text"
     )
     demo.add_argument("--ranks", type=int, default=2, help="gloo processes (default 2)")
-    demo.add_argument("--seconds", type=float, default=60.0, help="time to aim for, 30 to 90")
+    demo.add_argument(
+        "--seconds", type=float, default=60.0, help="time to aim for, 15 to 90 (default 60)"
+    )
     demo.add_argument("--output", type=Path, default=Path("paceline-demo"), help="folder to write")
     demo.add_argument("--seed", type=int, default=0, help="of weights and order (default 0)")
     demo.add_argument("--json", action="store_true", help="print one JSON object, last line")
@@ -95,5 +97,8 @@ def _run_demo(options: argparse.Namespace) -> int:
     else:
         show(result, Console())
     if not result.losses_agree:
-        print("paceline: the losses of the two ways differ; please report this", file=sys.stderr)
+        print(
+            "paceline: the losses of default PyTorch and Paceline differ; please report this",
+            file=sys.stderr,
+        )
     return 0 if result.losses_agree else FAILURE

@@ -1,4 +1,4 @@
-"""The main job on real text: plain data-parallel training beside Paceline's."""
+"""The main job on real text: default and tuned PyTorch beside Paceline."""
 
 from paceline.demo._config import DemoConfig
 from paceline.demo._corpus import Corpus, standard_library_functions
@@ -6,7 +6,8 @@ from paceline.demo._data import Batch, Share, TextDataset, padded_batch
 from paceline.demo._model import ByteTransformer, example_losses
 from paceline.demo._price import measured_job, new_optimizer, train_step
 from paceline.demo._result import DemoResult
-from paceline.demo._run import run_demo, show
+from paceline.demo._run import run_demo
+from paceline.demo._show import show
 
 __all__ = [
     "Batch",

@@ -13,7 +13,7 @@ class DemoConfig:
 
     Attributes:
         num_ranks: Gloo processes, at least 2.
-        seconds: Wall time to aim for, 30 to 90.
+        seconds: Wall time to aim for, 15 to 90.
         output: Folder for the trace and the summary; made if it is missing.
         seed: Of the weights and of the order of the examples.
     """
@@ -30,8 +30,8 @@ class DemoConfig:
                 f"ranks must lie in [2, {most}] on this machine, got {self.num_ranks}; with one "
                 "rank there is nobody to wait for"
             )
-        if not 30 <= self.seconds <= 90:
-            raise ValueError(f"seconds must lie in [30, 90], got {self.seconds:g}")
+        if not 15 <= self.seconds <= 90:
+            raise ValueError(f"seconds must lie in [15, 90], got {self.seconds:g}")
 
     def make_output(self) -> None:
         """Create the output folder.

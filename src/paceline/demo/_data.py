@@ -1,4 +1,4 @@
-"""The two ways to feed the ranks: the same global batches, whole or in planned micro-batches."""
+"""Ways to feed the ranks: whole batches, or planned micro-batches of the same examples."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -85,6 +85,15 @@ def plain_loader(
     return ([Share(batch, 1.0)] for batch in loader)
 
 
+def whole_loader(
+    dataset: TextDataset, batches: NDArray[np.int64], *, rank: int
+) -> Iterator[list[Share]]:
+    """Feed one rank its part of `batches`, shape `(num_steps, num_ranks, per_rank)`, unsplit."""
+    indices = batches[:, rank].tolist()
+    loader = DataLoader(dataset, batch_sampler=indices, collate_fn=padded_batch)
+    return ([Share(batch, 1.0)] for batch in loader)
+
+
 def paced_loader(dataset: TextDataset, plan: EpochPlan, *, rank: int) -> Iterator[list[Share]]:
     """Feed one rank the Paceline way: step by step the micro-batches that `plan` gives it."""
     planned = list(micro_batches_of(plan, rank))
@@ -96,15 +105,21 @@ def paced_loader(dataset: TextDataset, plan: EpochPlan, *, rank: int) -> Iterato
 
 
 def paced_plan(
-    dataset: TextDataset, batches: NDArray[np.int64], cost: ExampleCost, microbatch_s: float
+    dataset: TextDataset,
+    batches: NDArray[np.int64],
+    cost: ExampleCost,
+    microbatch_s: float,
+    *,
+    window: int = 1,
 ) -> EpochPlan:
-    """Plan the same global batches, `batches` as `global_batches` returns them."""
+    """Plan the global batches that `global_batches` returns; examples may move `window` steps."""
     _, num_ranks, per_rank = batches.shape
     config = BalanceConfig(
         batch_size=num_ranks * per_rank,
         num_workers=num_ranks,
         counts="free",
         padded=True,
+        window=window,
         num_microbatches="auto",
         microbatch_cost=microbatch_s,
     )

@@ -1,4 +1,4 @@
-"""Measure what a step costs, and predict both ways from it."""
+"""Measure what a step costs, and predict every way from it."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,13 +12,13 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from paceline.cost import Job, QuadraticCost, Worker, fit_nonnegative
-from paceline.demo._data import Batch, Share, TextDataset, paced_plan
+from paceline.demo._data import Batch, Share, TextDataset
 from paceline.demo._model import CONTEXT_BYTES, NUM_BYTES, ByteTransformer, example_losses
 from paceline.plan import data_parallel_graph
 from paceline.timeline import Kind, simulate
 from paceline.torch import measure_job, watch
 
-# Micro-batches (examples, bytes each) that span what both ways will see. The smallest tell what a
+# Micro-batches (examples, bytes each) that span what all ways will see. The smallest tell what a
 # micro-batch costs by itself.
 SHAPES = ((1, 16), (1, 96), (2, 48), (2, 256), (8, 64), (32, 64), (24, 192), (8, 512), (4, 1024))
 NUM_REPEATS = 3
@@ -31,7 +31,7 @@ def measured_job(model: ByteTransformer, num_ranks: int) -> tuple[Job, float]:
     what a micro-batch costs besides its examples. All ranks measure at once, as they will
     train at once. The mean of the ranks' medians counts, equal on every rank.
     """
-    shares = [Share(_random_batch(4, CONTEXT_BYTES // 4), 1.0)]
+    shares = [Share(random_batch(4, CONTEXT_BYTES // 4), 1.0)]
     job = measure_job(model, shares[0].batch.text, loss=lambda logits: _loss(logits, shares[0]))
     mean = torch.from_numpy(np.array([_step_seconds(model, shape) for shape in SHAPES]))
     dist.all_reduce(mean)
@@ -45,26 +45,28 @@ def measured_job(model: ByteTransformer, num_ranks: int) -> tuple[Job, float]:
     return replace(job, cost=QuadraticCost(linear, quadratic), workers=workers), microbatch_s
 
 
-def predicted_step_s(
+def predicted_steps_s(job: Job, compute_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the simulated seconds of each step.
+
+    `compute_s` holds the passes of each rank, shape `(num_steps, num_ranks)`.
+    """
+    return simulate(data_parallel_graph(job, compute_s)).summary().step_times_s
+
+
+def whole_batch_s(
     job: Job, microbatch_s: float, dataset: TextDataset, batches: NDArray[np.int64]
-) -> dict[str, float]:
-    """Return the simulated mean seconds per step of both ways over `batches`."""
+) -> NDArray[np.float64]:
+    """Return what batches cost if each rank pads its own whole, shape `(num_steps, num_ranks)`."""
     longest_s = np.asarray(job.cost(dataset.sizes[batches].max(axis=2).astype(np.float64)))
-    compute_s = {
-        "plain": longest_s * batches.shape[2] + microbatch_s,
-        "paced": paced_plan(dataset, batches, job.cost, microbatch_s).load,
-    }
-    return {
-        way: simulate(data_parallel_graph(job, seconds)).makespan_s / len(batches)
-        for way, seconds in compute_s.items()
-    }
+    whole_s: NDArray[np.float64] = longest_s * batches.shape[2] + microbatch_s
+    return whole_s
 
 
 def _step_seconds(model: ByteTransformer, shape: tuple[int, int]) -> list[float]:
     """Return the median seconds of both passes, and of the optimizer, of this rank itself."""
     trained = deepcopy(model)
     optimizer = new_optimizer(trained)
-    shares = [Share(_random_batch(*shape), 1.0)]
+    shares = [Share(random_batch(*shape), 1.0)]
     with watch(trained, optimizer) as run:
         for _ in range(1 + NUM_REPEATS):
             dist.barrier()
@@ -100,7 +102,8 @@ def new_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
-def _random_batch(num_examples: int, num_bytes: int) -> Batch:
+def random_batch(num_examples: int, num_bytes: int) -> Batch:
+    """Return a micro-batch without padding."""
     text = torch.randint(NUM_BYTES, (num_examples, num_bytes))
     return Batch(text=text, lengths=torch.full((num_examples,), num_bytes))
 

@@ -1,7 +1,7 @@
 """What the demo found, as plain numbers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
@@ -13,7 +13,15 @@ from paceline._files import read_json, shown
 from paceline.demo._config import EXAMPLES_PER_RANK, DemoConfig
 from paceline.timeline import Timeline
 
-# Losses of both ways may differ by the order of 32-bit sums, amplified by training.
+WINDOW = 8
+# What a key of the result stands for.
+LABELS = {
+    "plain": "default PyTorch",
+    "tuned": "tuned PyTorch",
+    "paced": "Paceline stable",
+    "window": f"Paceline window {WINDOW}",
+}
+# Losses of plain and paced may differ by the order of 32-bit sums, amplified by training.
 LOSS_TOLERANCE = 1e-4
 
 
@@ -36,15 +44,17 @@ class WayResult:
     """One way, over the rounds that count. All measured but `predicted_step_s`.
 
     Attributes:
-        tokens_per_s: Median over rounds, real bytes of text only.
+        tokens_per_s: Real bytes of text only, over all rounds that count.
         tokens_per_s_range: Least and largest round.
         p50_s: Median step time.
         p90_s: 90th percentile of step times.
         idle: Share of the time in which each rank computes nothing.
         padding: Share of positions that hold no text.
         measured_step_s: Mean step time.
-        predicted_step_s: Simulated mean step time, from the job measured before.
+        predicted_step_s: Simulated mean of the same steps, from the job measured before.
         final_loss: Mean loss of the last global batch.
+        over_plain: Tokens per second over those of the plain way.
+        over_tuned: Tokens per second over those of the tuned way.
     """
 
     tokens_per_s: float
@@ -56,20 +66,26 @@ class WayResult:
     measured_step_s: float
     predicted_step_s: float
     final_loss: float
+    over_plain: float
+    over_tuned: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """Both ways, and what sets them apart.
+    """All ways, and what sets them apart.
 
     Attributes:
         plain: DistributedSampler, DDP, padding to the longest of the rank's batch.
-        paced: The same global batches, split by cost with free counts.
-        speedup: Median over rounds of paced over plain tokens per second.
+        tuned: Length-grouped batches, sorted inside mega-batches of 50, and the best bucket size.
+        paced: The global batches of the plain way in planned micro-batches with free counts.
+        window: The same, with examples moved within `WINDOW` steps.
+        fastest: Key of the way with most tokens per second.
+        speedup: Paced over plain tokens per second, all rounds.
         speedup_range: Least and largest round.
-        max_loss_difference: Largest difference of the two losses of any step.
+        max_loss_difference: Largest difference of the losses of plain and paced in any step.
         predicted_step_s: Simulated mean step time of the paced way.
         measured_step_s: Measured mean step time of the paced way.
+        tuned_bucket_mb: DDP's bucket size that was fastest in a trial.
         num_ranks: Gloo processes.
         num_rounds: Rounds that count; one more came before, to warm up.
         num_examples: Examples that each way trained on, warm-up included.
@@ -78,12 +94,16 @@ class DemoResult:
     """
 
     plain: WayResult
+    tuned: WayResult
     paced: WayResult
+    window: WayResult
+    fastest: str
     speedup: float
     speedup_range: tuple[float, float]
     max_loss_difference: float
     predicted_step_s: float
     measured_step_s: float
+    tuned_bucket_mb: float
     num_ranks: int
     num_rounds: int
     num_examples: int
@@ -92,7 +112,7 @@ class DemoResult:
 
     @property
     def losses_agree(self) -> bool:
-        """Whether both ways trained the same model, up to the order of sums."""
+        """Whether plain and paced trained the same model, up to the order of sums."""
         return self.max_loss_difference <= LOSS_TOLERANCE
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,28 +132,39 @@ class DemoResult:
         """
         values = read_json(path)
         try:
-            plain, paced = WayResult(**values.pop("plain")), WayResult(**values.pop("paced"))
-            return cls(plain=plain, paced=paced, **values)
+            ways: dict[str, Any] = {name: WayResult(**values.pop(name)) for name in LABELS}
+            return cls(**ways, **values)
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} holds no result of a demo ({shown(error)})") from error
 
 
 def result_of(
-    plain: Sequence[Turn], paced: Sequence[Turn], predicted_s: dict[str, float], config: DemoConfig
+    turns: Mapping[str, Sequence[Turn]],
+    predicted_s: Mapping[str, float],
+    config: DemoConfig,
+    *,
+    tuned_bucket_mb: float,
 ) -> DemoResult:
-    """Sum both ways up; the first turn of each only warms up, but its losses count."""
-    ratios = [b.tokens_per_s / a.tokens_per_s for a, b in zip(plain[1:], paced[1:], strict=True)]
-    paced_result = _way_result(paced[1:], predicted_s["paced"])
-    losses = [np.concatenate([turn.losses for turn in turns]) for turns in (plain, paced)]
+    """Sum all ways up; the first turn of each only warms up, but its losses count."""
+    counted = {name: list(of_way)[1:] for name, of_way in turns.items()}
+    rates = {name: _tokens_per_s(of_way) for name, of_way in counted.items()}
+    ways = {name: _way_result(counted[name], predicted_s[name], name, rates) for name in LABELS}
+    rounds = zip(counted["plain"], counted["paced"], strict=True)
+    ratios = [paced.tokens_per_s / plain.tokens_per_s for plain, paced in rounds]
+    losses = [np.concatenate([turn.losses for turn in turns[name]]) for name in ("plain", "paced")]
     difference = np.abs(losses[0] - losses[1])
     return DemoResult(
-        plain=_way_result(plain[1:], predicted_s["plain"]),
-        paced=paced_result,
-        speedup=float(np.median(ratios)),
+        plain=ways["plain"],
+        tuned=ways["tuned"],
+        paced=ways["paced"],
+        window=ways["window"],
+        fastest=max(rates, key=rates.__getitem__),
+        speedup=ways["paced"].over_plain,
         speedup_range=(min(ratios), max(ratios)),
         max_loss_difference=float(difference.max()) if np.isfinite(difference).all() else inf,
-        predicted_step_s=paced_result.predicted_step_s,
-        measured_step_s=paced_result.measured_step_s,
+        predicted_step_s=ways["paced"].predicted_step_s,
+        measured_step_s=ways["paced"].measured_step_s,
+        tuned_bucket_mb=tuned_bucket_mb,
         num_ranks=config.num_ranks,
         num_rounds=len(ratios),
         num_examples=len(difference) * config.num_ranks * EXAMPLES_PER_RANK,
@@ -142,7 +173,14 @@ def result_of(
     )
 
 
-def _way_result(turns: Sequence[Turn], predicted_s: float) -> WayResult:
+def _tokens_per_s(turns: Sequence[Turn]) -> float:
+    """Sum over turns: the median of a few turns would depend on which lengths they happened on."""
+    return sum(turn.num_tokens for turn in turns) / sum(turn.timeline.makespan_s for turn in turns)
+
+
+def _way_result(
+    turns: Sequence[Turn], predicted_s: float, name: str, rates: Mapping[str, float]
+) -> WayResult:
     summaries = [turn.timeline.summary() for turn in turns]
     steps_s = np.concatenate([summary.step_times_s for summary in summaries])
     speeds = [turn.tokens_per_s for turn in turns]
@@ -150,7 +188,7 @@ def _way_result(turns: Sequence[Turn], predicted_s: float) -> WayResult:
     num_padded = sum(turn.num_padded for turn in turns)
     num_tokens = sum(turn.num_tokens for turn in turns)
     return WayResult(
-        tokens_per_s=float(np.median(speeds)),
+        tokens_per_s=rates[name],
         tokens_per_s_range=(min(speeds), max(speeds)),
         p50_s=float(np.median(steps_s)),
         p90_s=float(np.quantile(steps_s, 0.9)),
@@ -159,4 +197,6 @@ def _way_result(turns: Sequence[Turn], predicted_s: float) -> WayResult:
         measured_step_s=float(steps_s.mean()),
         predicted_step_s=predicted_s,
         final_loss=turns[-1].losses[-1],
+        over_plain=rates[name] / rates["plain"],
+        over_tuned=rates[name] / rates["tuned"],
     )

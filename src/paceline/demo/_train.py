@@ -1,10 +1,8 @@
-"""What each rank of the demo does: train the same model in both ways, in turn."""
+"""What each rank of the demo does: train the same model in every way, in turn."""
 
 import time
-from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from multiprocessing.sharedctypes import Synchronized
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,33 +11,28 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paceline.demo._config import DemoConfig
 from paceline.demo._corpus import Corpus
-from paceline.demo._data import (
-    Share,
-    TextDataset,
-    global_batches,
-    paced_loader,
-    paced_plan,
-    plain_loader,
-)
+from paceline.demo._data import TextDataset
 from paceline.demo._model import ByteTransformer
-from paceline.demo._price import measured_job, new_optimizer, predicted_step_s, train_step
-from paceline.demo._result import DemoResult, Turn, result_of
+from paceline.demo._price import measured_job, new_optimizer, train_step
+from paceline.demo._progress import Notes
+from paceline.demo._result import LABELS, DemoResult, Turn, result_of
+from paceline.demo._tuned import best_bucket_mb
+from paceline.demo._ways import Price, Way, ways_of
 from paceline.timeline import Timeline
 from paceline.torch import watch
 
 STEPS_PER_ROUND = 3
-MIN_ROUNDS = 3
+MIN_ROUNDS = 2  # The first warms up.
 
 
-@dataclass(slots=True)
-class Way:
-    """One of the two ways to train: its replica, its feed, and what it did so far."""
+class Trainee:
+    """The replica of one way, and what it did so far."""
 
-    name: str
-    model: DistributedDataParallel
-    optimizer: torch.optim.Optimizer
-    batches: Iterator[list[Share]]
-    turns: list[Turn]
+    def __init__(self, way: Way, model: ByteTransformer) -> None:
+        self.way = way
+        self.model = DistributedDataParallel(deepcopy(model), bucket_cap_mb=way.bucket_mb)
+        self.optimizer = new_optimizer(self.model)
+        self.turns: list[Turn] = []
 
     def run(self, num_steps: int) -> None:
         """Train `num_steps` steps and add them as one turn."""
@@ -47,53 +40,48 @@ class Way:
         dist.barrier()
         with watch(self.model, self.optimizer) as recorder:
             for _ in range(num_steps):
-                shares = next(self.batches)
+                shares = next(self.way.batches)
                 losses.append(train_step(self.model, self.optimizer, shares))
                 for batch, _ in shares:
                     counts += torch.tensor([int(batch.lengths.sum()), batch.num_padded])
         mean_losses = torch.stack(losses)
         dist.all_reduce(mean_losses)
         dist.all_reduce(counts)
-        timeline = replace(recorder.gather(), lanes=(self.name,))
+        timeline = replace(recorder.gather(), lanes=(self.way.name,))
         mean = tuple((mean_losses / dist.get_world_size()).tolist())
         self.turns.append(Turn(timeline, mean, int(counts[0]), int(counts[1])))
 
 
-def train_both_ways(
-    rank: int, config: DemoConfig, corpus: Path, end_s: float, progress: "Synchronized[float]"
-) -> None:
-    """Train until the monotonic clock reads about `end_s`; rank 0 writes the result."""
+def train_all_ways(rank: int, config: DemoConfig, corpus: Path, notes: Notes, end_s: float) -> None:
+    """Train until the monotonic clock reads about `end_s`; rank 0 notes progress and writes."""
+    say = notes.add if rank == 0 else lambda line: None
     torch.manual_seed(config.seed)
-    begin_s = time.monotonic()
     dataset = TextDataset(Corpus.load(corpus))
     model = ByteTransformer()
-    batches = global_batches(dataset, num_ranks=config.num_ranks, seed=config.seed)
-    job, microbatch_s = measured_job(model, config.num_ranks)
-    where = {"rank": rank, "num_ranks": config.num_ranks, "seed": config.seed}
-    feeds = {
-        "plain": plain_loader(dataset, **where),
-        "paced": paced_loader(
-            dataset, paced_plan(dataset, batches, job.cost, microbatch_s), rank=rank
-        ),
-    }
-    ways = []
-    for name, feed in feeds.items():
-        replica = DistributedDataParallel(deepcopy(model))
-        ways.append(Way(name, replica, new_optimizer(replica), feed, []))
+    say(f"measuring what a step costs on {config.num_ranks} ranks")
+    price = Price(*measured_job(model, config.num_ranks))
+    bucket_mb = best_bucket_mb(model)
+    say(f"tuned: bucket_cap_mb={bucket_mb:g} was fastest; predicting all ways")
+    ways = ways_of(dataset, price, bucket_mb, rank=rank, seed=config.seed)
+    rates = ", ".join(f"{LABELS[way.name]} {way.tokens_per_s:,.0f}" for way in ways)
+    say(f"predicted tokens/s: {rates}")
+    trainees = [Trainee(way, model) for way in ways]
     num_rounds, last_s = 0, 0.0
-    while _go_on(num_rounds, end_s - last_s, len(batches)):
-        round_begin_s = time.monotonic()
-        for way in ways:
-            way.run(STEPS_PER_ROUND)
+    while _go_on(num_rounds, end_s - last_s, len(ways[0].predicted_s)):
+        say(f"training, round {num_rounds}" if num_rounds else "training, warm-up")
+        begin_s = time.monotonic()
+        # Each round begins with another way, so that none always follows the same one.
+        first = num_rounds % len(trainees)
+        for trainee in (*trainees[first:], *trainees[:first]):
+            trainee.run(STEPS_PER_ROUND)
         num_rounds += 1
-        last_s = time.monotonic() - round_begin_s
-        progress.value = min(1.0, (time.monotonic() - begin_s) / (end_s - begin_s))
+        last_s = time.monotonic() - begin_s
     if rank == 0:
-        done = batches[STEPS_PER_ROUND : num_rounds * STEPS_PER_ROUND]
-        plain, paced = ways
-        predicted_s = predicted_step_s(job, microbatch_s, dataset, done)
-        result = result_of(plain.turns, paced.turns, predicted_s, config)
-        _write(result, [*plain.turns, *paced.turns], config.output)
+        done = slice(STEPS_PER_ROUND, num_rounds * STEPS_PER_ROUND)
+        predicted_s = {way.name: float(way.predicted_s[done].mean()) for way in ways}
+        turns = {trainee.way.name: trainee.turns for trainee in trainees}
+        result = result_of(turns, predicted_s, config, tuned_bucket_mb=bucket_mb)
+        _write(result, [turn for way in turns.values() for turn in way], config.output)
 
 
 def _go_on(num_rounds: int, end_s: float, num_batches: int) -> bool:

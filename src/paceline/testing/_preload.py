@@ -1,6 +1,11 @@
-"""Set numba up once, in the server that forks ranks: each rank would take half a second for it."""
+"""Load what most ranks use, in the server that forks them: each would take half a second for it."""
 
 import numba
+
+import paceline.torch
+
+for _name in paceline.torch.__all__:
+    getattr(paceline.torch, _name)
 
 
 def _same(value: int) -> int:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from paceline.timeline._columns import BUSY_KINDS, Columns, Kind, Source
 from paceline.timeline._critical_path import critical_path
+from paceline.timeline._words import next_step, share_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -33,6 +34,8 @@ class Summary:
         imbalance: Busy seconds per step, slowest rank over mean, weighted by it: 1.0 is perfect.
         critical_path: Indices of the spans that set the makespan, first to last.
         critical_s: Its seconds per `(rank, kind)`, most expensive first, without unexplained time.
+        steady_shares: Busy, exposed, waiting, data and other share of each rank's time, after the
+            first step if the run was no simulation: that one warms up. Shape `(5, num_ranks)`.
     """
 
     source: Source
@@ -47,6 +50,7 @@ class Summary:
     imbalance: float
     critical_path: NDArray[np.int64]
     critical_s: dict[tuple[int, Kind], float]
+    steady_shares: NDArray[np.float64]
 
     @property
     def makespan_s(self) -> float:
@@ -97,18 +101,16 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        rows = [
-            f"{self.source}: {len(self.step_times_s)} steps, median {self.step_time_s:.4g} s, "
-            f"imbalance {self.imbalance:.3f}",
-            "rank      busy   waiting   exposed      data     other  (s)",
-        ]
-        parts = (self.busy_s, self.waiting_s, self.exposed_comm_s, self.data_s, self.other_idle_s)
-        for rank, *seconds in zip(self.ranks, *parts, strict=True):
-            rows.append(f"{rank:4d}" + "".join(f"{value:10.4g}" for value in seconds))
+        steps_s = self.step_times_s
+        headline = f"{self.source}: {len(steps_s)} steps, median {self.step_time_s:.4g} s, "
+        rows = [f"{headline}imbalance {self.imbalance:.3f} (slowest rank over mean)"]
+        if _has_warm_up(self.source, len(steps_s)):
+            rows.append(f"warm-up: the first step took {steps_s[0]:.4g} s; left out of the shares")
+        rows += share_rows(self.ranks, self.steady_shares)
         if self.slowest_rank is not None:
             most_s = self.waited_for_s.sum(axis=0).max()
             rows.append(f"the others waited {most_s:.4g} s for rank {self.slowest_rank}")
-        return "\n".join(rows)
+        return "\n".join([*rows, next_step(self.steady_shares)] if len(self.ranks) else rows)
 
 
 def summarize(source: Source, run: Columns) -> Summary:
@@ -134,7 +136,31 @@ def summarize(source: Source, run: Columns) -> Summary:
         imbalance=_imbalance(run, row, len(ranks)),
         critical_path=path,
         critical_s=_critical_seconds(run, path),
+        steady_shares=_steady_shares(source, run, row, len(ranks), last_arrival_s),
     )
+
+
+def _has_warm_up(source: Source, num_steps: int) -> bool:
+    """Whether the first step is apart: simulated ones cost what all cost."""
+    return source in ("measured", "emulated") and num_steps > 1
+
+
+def _steady_shares(
+    source: Source,
+    run: Columns,
+    row: NDArray[np.int64],
+    num_ranks: int,
+    last_arrival_s: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    later = np.ones(len(run.step), dtype=bool)
+    if later.size and _has_warm_up(source, int(run.step.max() - run.step.min()) + 1):
+        later = run.step > run.step.min()
+    steady = Columns._make(column[later] for column in run)
+    seconds = _exclusive_seconds(steady, row[later], num_ranks, last_arrival_s[later])
+    total_s = steady.makespan_s
+    shares = seconds / total_s if total_s else seconds
+    other = np.maximum(float(total_s > 0) - shares.sum(axis=0), 0.0)
+    return np.concatenate([shares, other[None]])
 
 
 def _last_to_arrive(

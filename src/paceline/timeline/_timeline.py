@@ -137,8 +137,11 @@ class Timeline:
     def __str__(self) -> str:
         seconds = np.bincount(self.kind, self.duration_s, minlength=len(Kind))
         present = np.unique(self.kind).tolist()
-        lines = [f"{Kind(kind).name.lower():<12}{seconds[kind]:10.4g} s" for kind in present]
-        return "\n".join([self._headline(), *lines])
+        if not present:
+            return self._headline()
+        lanes = f"steps {self.step.min()} to {self.step.max()} on lanes {', '.join(self.lanes)}"
+        kinds = (f"{Kind(kind).name.lower()} {seconds[kind]:.4g} s" for kind in present)
+        return "\n".join([self._headline(), lanes, ", ".join(kinds)])
 
     def _headline(self) -> str:
         counts = f"{len(self)} spans on {len(np.unique(self.rank))} ranks"

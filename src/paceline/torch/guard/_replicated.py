@@ -1,7 +1,7 @@
 """What must be equal on all ranks: tensors, the plan of the data, the environment."""
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 import torch
@@ -11,18 +11,20 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import DistributedSampler
 
 import paceline
-from paceline.torch.balance import BalancedBatchSampler, BalancedSampler, DataLoader
-from paceline.torch.comm import ScheduledDataParallel
 from paceline.torch.ranks import Facts
 
-Data = TorchDataLoader[Any] | BalancedBatchSampler | DistributedSampler[Any]
+# `paceline.torch` imports this room at once, and loads that of samplers when it is used.
+if TYPE_CHECKING:
+    from paceline.torch.balance import BalancedBatchSampler
+
+Data: TypeAlias = Union[TorchDataLoader[Any], "BalancedBatchSampler", DistributedSampler[Any]]
 
 
 def bare_of(model: torch.nn.Module) -> torch.nn.Module:
     """Return the model inside a data-parallel wrapper; all its updates have ended."""
-    if isinstance(model, ScheduledDataParallel):
+    if isinstance(model, paceline.ScheduledDataParallel):
         model.flush()
-    if isinstance(model, DistributedDataParallel | ScheduledDataParallel):
+    if isinstance(model, DistributedDataParallel | paceline.ScheduledDataParallel):
         inside: torch.nn.Module = model.module
         return inside
     return model
@@ -66,14 +68,14 @@ def position(data: Data | None) -> Facts:
     sampler = sampler_of(data)
     if isinstance(sampler, DistributedSampler):
         return {"epoch": str(sampler.epoch)}
-    cursor = data.cursor if isinstance(data, DataLoader) else sampler.cursor
+    cursor = data.cursor if isinstance(data, paceline.DataLoader) else sampler.cursor
     place = {"epoch": str(cursor.epoch), "steps of the epoch": str(cursor.num_steps)}
     # At the start of an epoch there may be no plan: its order may be yet to be learnt.
     plan = sampler.planner.digest(cursor) if cursor.num_steps else "not begun"
     return {**place, "plan": plan}
 
 
-def sampler_of(data: Data) -> BalancedBatchSampler | DistributedSampler[Any]:
+def sampler_of(data: Data) -> "BalancedBatchSampler | DistributedSampler[Any]":
     """Return the sampler that decides which rank gets what.
 
     Raises:
@@ -81,9 +83,9 @@ def sampler_of(data: Data) -> BalancedBatchSampler | DistributedSampler[Any]:
     """
     found: object = data
     if isinstance(data, TorchDataLoader):
-        is_batched = isinstance(data.batch_sampler, BalancedBatchSampler)
+        is_batched = isinstance(data.batch_sampler, paceline.BalancedBatchSampler)
         found = data.batch_sampler if is_batched else data.sampler
-    if not isinstance(found, BalancedBatchSampler | DistributedSampler):
+    if not isinstance(found, paceline.BalancedBatchSampler | DistributedSampler):
         raise ValueError(
             "data must be a loader or sampler that splits examples over ranks (a paceline "
             "sampler or loader, or torch's DistributedSampler), got "
@@ -93,8 +95,8 @@ def sampler_of(data: Data) -> BalancedBatchSampler | DistributedSampler[Any]:
     return found
 
 
-def _data_facts(sampler: BalancedBatchSampler | DistributedSampler[Any]) -> Facts:
-    if isinstance(sampler, BalancedBatchSampler | BalancedSampler):
+def _data_facts(sampler: "BalancedBatchSampler | DistributedSampler[Any]") -> Facts:
+    if isinstance(sampler, paceline.BalancedBatchSampler | paceline.BalancedSampler):
         return sampler.facts
     # torch leaves what a sampler may hold open.
     source: Any = sampler.dataset

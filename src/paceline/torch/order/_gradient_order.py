@@ -1,5 +1,6 @@
 """Sketches of all ranks, in the order of the examples, for an order that learns."""
 
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,8 @@ from paceline.torch.ranks import device_of
 
 SCALE_BYTES = 4
 INT8_MAX = 127.0
+# Parameters that a warning names.
+NAMED = 3
 
 
 class GradientOrder:
@@ -68,6 +71,7 @@ class GradientOrder:
         self._group = group
         self._run: BatchPass | None = None
         self._step = 0
+        self._has_warned = False
         self._rows: _ExpectedRows | None = None
         sampler.on_begin(self._begin)
 
@@ -108,6 +112,7 @@ class GradientOrder:
         part = expected.parts[step]
         worker, weight = expected.worker[part], expected.loss_weight[part]
         packed = self._own_rows(step, int((worker == self._rank).sum()), loss_scale)
+        self._warn_of_left_out()
         if self._num_ranks > 1:
             packed = self._all_gather(packed, np.bincount(worker, minlength=self._num_ranks))
         content = packed.cpu().numpy()
@@ -121,6 +126,19 @@ class GradientOrder:
         kept = expected.by_place[part]
         kept = kept[scales[kept] < largest]
         self._policy.observe(expected.examples[part][kept], values[kept], scales[kept])
+
+    def _warn_of_left_out(self) -> None:
+        """Say once, on rank 0 and after a step, what the order is learnt without."""
+        left_out = self._sketch.left_out
+        if left_out and self._rank == 0 and not self._has_warned:
+            self._has_warned = True
+            named = ", ".join(f"{name} ({why})" for name, why in list(left_out.items())[:NAMED])
+            more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+            warnings.warn(
+                f"rank 0: the order is learnt without {named}{more}, whose gradients are not "
+                "sketched; the others decide. GradientSketch.left_out holds them all",
+                stacklevel=4,
+            )
 
     def _own_rows(self, step: int, num_expected: int, loss_scale: float) -> Tensor:
         """Return this rank's rows as bytes, each followed by its scale."""

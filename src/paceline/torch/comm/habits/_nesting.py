@@ -1,24 +1,31 @@
 """One wrapper averages gradients; a second one inside or around it is refused."""
 
+import sys
 from typing import NoReturn
 
 import torch
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-FOREIGN = (DistributedDataParallel, FullyShardedDataParallel, DataParallel)
+FSDP = "torch.distributed.fsdp"
 
 
 def check_bare(module: torch.nn.Module, own: type[torch.nn.Module], rank: int) -> None:
     """Raise `ValueError` if another data-parallel wrapper is `module` or lies in it."""
+    wrappers: tuple[type[torch.nn.Module], ...]
+    wrappers = (own, DistributedDataParallel, DataParallel, *_fully_sharded())
     for name, one in module.named_modules():
-        if isinstance(one, (own, *FOREIGN)):
+        if isinstance(one, wrappers):
             where = f"its {name!r}" if name else "it"
             raise ValueError(
                 f"rank {rank}: ScheduledDataParallel takes a bare model, but {where} is a "
                 f"{type(one).__name__}, which averages gradients by itself; pass "
                 "what that wrapper holds (its .module)"
             )
+
+
+def _fully_sharded() -> tuple[type[torch.nn.Module], ...]:
+    """Return FSDP's wrapper if anybody imported it, which takes a second: else nothing is one."""
+    return (sys.modules[FSDP].FullyShardedDataParallel,) if FSDP in sys.modules else ()
 
 
 def check_outermost(rank: int) -> None:
