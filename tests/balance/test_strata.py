@@ -37,7 +37,7 @@ def test_each_step_has_a_run_of_every_stratum_of_its_window(
     costs = rng.integers(0, top + 1, len(shuffled)).astype(np.float64)
     steps = compose_strata(costs, shuffled, config, (seed,))
     assert steps.shape == (num_steps, batch_size)
-    num_runs = min(RUNS_PER_WORKER * num_workers, batch_size)
+    num_runs = max(min(RUNS_PER_WORKER * num_workers, batch_size // 2), 1)
     ends = [(i + 1) * batch_size // num_runs for i in range(num_runs)]
     for first in range(0, num_steps, window):
         here = steps[first : first + window]

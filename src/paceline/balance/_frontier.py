@@ -56,9 +56,9 @@ def mixing_frontier(
 
     Examples:
         >>> config = BalanceConfig(
-        ...     batch_size=4, num_workers=2, counts="free", padded=True, num_microbatches="auto"
+        ...     batch_size=16, num_workers=2, counts="free", padded=True, num_microbatches="auto"
         ... )
-        >>> stops = mixing_frontier(range(1, 65), config, windows=(1, 8))
+        >>> stops = mixing_frontier(range(1, 257), config, windows=(1, 8))
         >>> stops[0].reunion < stops[1].reunion, stops[0].imbalance > stops[1].imbalance
         (True, True)
     """

@@ -52,7 +52,8 @@ def _compose(
 ) -> NDArray[np.int64]:
     """Return the rearranged examples of windows, shape `(num_windows, examples of a window)`."""
     ascending = np.argsort(costs[windows], axis=1, kind="stable")
-    num_runs = min(RUNS_PER_WORKER * config.num_workers, config.batch_size)
+    # A run of one example has no neighbours.
+    num_runs = max(min(RUNS_PER_WORKER * config.num_workers, config.batch_size // 2), 1)
     ends = np.arange(1, num_runs + 1) * config.batch_size // num_runs
     sizes = np.diff(ends, prepend=0)
     stratum = np.repeat(np.arange(num_runs), sizes * num_steps)
