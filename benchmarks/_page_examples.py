@@ -10,7 +10,6 @@ WAYS = {
     "group_by_length_distributed": "Hugging Face `DistributedLengthGroupedSampler`",
     "batch_rebalance": "Hugging Face `BatchRebalanceSampler`",
     "token_buckets": "lhotse `DynamicBucketingSampler`",
-    "one_batch": "**paceline**, one batch per rank",
     "stable": "**paceline**, micro-batches by plan",
     "window": "**paceline**, the same, window of 16 steps",
     "packed": "**paceline**, packed",
@@ -18,32 +17,15 @@ WAYS = {
 }
 
 
-def ragged_source() -> str:
-    """Return the file with the newest comparison on ragged examples."""
-    kinds = result("ragged_training").values()
-    is_new = any(isinstance(data, dict) and "data" in data for data in kinds)
-    return "ragged_training" if is_new else "ragged_microbatches"
-
-
 def ragged_runs() -> dict[str, dict[str, Any]]:
     """Return every comparison on ragged examples by its name."""
-    found = result(ragged_source())
-    if ragged_source() == "ragged_microbatches":
-        return {"functions of Python's standard library, 2 ranks": found["2_ranks"]}
     return {
         f"{data['data']}, {ranks.removesuffix('_ranks')} ranks": run
-        for data in found.values()
+        for data in result("ragged_training").values()
         if isinstance(data, dict) and "data" in data
         for ranks, run in data.items()
         if ranks.endswith("_ranks")
     }
-
-
-def over_grouped(run: dict[str, Any], way: str) -> dict[str, float]:
-    """Return a way's tokens per second over those of the better length-grouped batches."""
-    of_way = run["ways"][way]
-    found: dict[str, float] = of_way.get("over_length_grouped") or of_way["over_group_by_length"]
-    return found
 
 
 def ragged() -> str:
@@ -53,15 +35,14 @@ def ragged() -> str:
     for name, run in ragged_runs().items():
         rows = []
         for way, found in run["ways"].items():
-            met = found.get("reunion", run.get("reunion", {}).get(way))
             rows.append(
                 [
                     WAYS[way],
                     ranged(found["tokens_per_s"], 0),
                     ranged(found["over_default"]),
-                    ranged(over_grouped(run, way)),
+                    ranged(found["over_length_grouped"]),
                     f"{found['padding']:.0%}",
-                    "" if met is None else f"{met:.1f}",
+                    f"{found['reunion']:.1f}",
                 ]
             )
         parts.append(f"{name[0].upper()}{name[1:]}:\n\n{table(head, rows)}")
@@ -72,7 +53,7 @@ def imbalance() -> str:
     """Return imbalance and reunion of every system, on both data sets."""
     parts = []
     for kind, cases in result("balance")["quality_simulated"].items():
-        rows = {}
+        rows: dict[str, dict[str, str]] = {}
         for case, systems in cases.items():
             for system, found in systems.items():
                 cell = f"{found['imbalance']:.3f} ({found['reunion']:.1f})"

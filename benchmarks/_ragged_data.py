@@ -33,9 +33,12 @@ def ragged_corpus(name: str, num_examples: int) -> Corpus:
 
 def _speech(random: np.random.Generator) -> NDArray[np.int64]:
     frames = random.permutation(np.load(SPEECH))
-    return np.maximum(frames // SUBSAMPLING, 2).astype(np.int64)
+    sizes: NDArray[np.int64] = np.maximum(frames // SUBSAMPLING, 2).astype(np.int64)
+    return sizes
 
 
 def _vision(random: np.random.Generator, num_examples: int) -> NDArray[np.int64]:
-    sides = np.exp(random.uniform(*np.log(IMAGE_SIDES), size=(num_examples, 2)))
-    return np.ceil(sides / PATCH).astype(np.int64).prod(axis=1)
+    low, high = np.log(IMAGE_SIDES).tolist()
+    sides = np.exp(random.uniform(low, high, size=(num_examples, 2)))
+    sizes: NDArray[np.int64] = np.ceil(sides / PATCH).astype(np.int64).prod(axis=1)
+    return sizes

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -59,9 +59,10 @@ class RaggedModel(torch.nn.Module):
 
     def _packed_loss(self, packed: Packed) -> torch.Tensor:
         x = self.inner.embed(packed.values) + self.inner.position(packed.position_ids)
-        for block in self.inner.blocks:
+        for block in cast("Iterator[Any]", self.inner.blocks):
             qkv = block.qkv(block.norm_attention(x)).view(len(x), 3, block.num_heads, -1)
-            mixed = packed_attention(*qkv.unbind(1), packed, is_causal=True)
+            query, key, value = qkv.unbind(1)
+            mixed = packed_attention(query, key, value, packed, is_causal=True)
             x = x + block.project(mixed.flatten(1))
             x = x + block.mlp(block.norm_mlp(x))
         logits = self.inner.head(self.inner.norm(x))
@@ -91,7 +92,7 @@ def measured_costs(num_ranks: int) -> Costs:
 
 def config_of(name: str, num_ranks: int, microbatch_s: float, seed: int = 0) -> BalanceConfig:
     """Return how one of our ways plans."""
-    settings = {"padded": True, "num_microbatches": "auto"} | OURS[name]
+    settings: dict[str, Any] = {"padded": True, "num_microbatches": "auto"} | OURS[name]
     return BalanceConfig(
         batch_size=PER_RANK * num_ranks,
         num_workers=num_ranks,

@@ -166,7 +166,7 @@ def main() -> None:
         "ways": ways,
         "dynamic_idle_share_by_epoch": dynamic,
     }
-    finish("ragged_training", options, result, "torch")
+    finish("slow_rank", options, result, "torch")
 
 
 if __name__ == "__main__":
