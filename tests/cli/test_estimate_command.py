@@ -202,6 +202,16 @@ def test_a_step_that_fails_for_real_is_answered(capsys: pytest.CaptureFixture[st
     assert "a step of the model fails on these inputs: mat1 and mat2" in last
 
 
+@pytest.mark.usefixtures("here")
+def test_a_function_that_raises_is_named_with_what_it_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("broken.py").write_text("def build():\n    raise KeyError('weights')\n", encoding="utf-8")
+    assert run("broken.py:build", "--batch", "4", "--input-shape", "7") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: build() raised KeyError: 'weights'; it must return the model" in last
+
+
 def test_a_file_that_does_not_import_is_answered(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,11 +31,11 @@ def measure_step(
     and the slowest.
 
     Raises:
-        ValueError: If a step fails on these inputs.
+        ValueError: If the model cannot be made, or a step fails on these inputs.
     """
     with threads(1):
+        module, example_input = _built(model, example_input, input_shape)
         try:
-            module, example_input = build(model, example_input, input_shape)
             inputs = inputs_for(example_input, input_shape, setup.batch_size)
             _, work = record_step(module, inputs, setup)
             seconds = sorted(time_steps(module, lambda _: inputs, setup, num_steps=num_steps))
@@ -81,3 +81,14 @@ def threads(num_threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _built(
+    model: nn.Module | Callable[[], Any],
+    example_input: ExampleInput | None,
+    input_shape: tuple[int, ...] | None,
+) -> tuple[nn.Module, ExampleInput | None]:
+    try:
+        return build(model, example_input, input_shape)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error

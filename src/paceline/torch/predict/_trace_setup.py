@@ -98,7 +98,7 @@ def build(
     """Return the module, and its example input where the function gives one."""
     if isinstance(model, nn.Module):
         return model, example_input
-    made = model()
+    made = _called(model)
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
         own = None if input_shape is not None else made[1]
         return made[0], example_input if example_input is not None else own
@@ -108,3 +108,15 @@ def build(
             f"it returned {type(made).__name__}"
         )
     return made, example_input
+
+
+def _called(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        name = getattr(function, "__name__", "the function")
+        first = str(error).strip().split("\n", 1)[0]
+        raise RuntimeError(
+            f"{name}() raised {type(error).__name__}: {first}; it must return the model when it is "
+            "called without arguments"
+        ) from error
