@@ -71,8 +71,11 @@ def lose_rank_2(rank: int, folder: str) -> None:
         if rank == 2:
             os.kill(os.getpid(), signal.SIGSTOP)
         found["stopped"] = error_of(model)
-        # The first of the others to have its error lets rank 2 go on; nobody waits for it.
+        # Rank 2 goes on once both others have their errors: before, it could still answer one.
+        if rank == 1:
+            Path(folder, "told").open("w").close()
         if rank == 0:
+            Path(folder, "told").open().close()
             os.kill(pids[2], signal.SIGCONT)
         model = wrapped("sharded")
         if rank == 2:
@@ -91,6 +94,7 @@ def lose_rank_2(rank: int, folder: str) -> None:
 def test_the_rank_that_is_stopped_has_left_or_is_dead_is_named_in_every_mode(
     tmp_path: Path,
 ) -> None:
+    os.mkfifo(tmp_path / "told")  # Opening one end waits for the other.
     run_ranks(lose_rank_2, 3, str(tmp_path), timeout_s=4)
     for rank in (0, 1):
         modes, found = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
