@@ -14,7 +14,7 @@ from _fault_runs import Runs, train
 from _fault_tally import BROKEN, Tally
 from faults import RUNS, _nothing_left, broken_kinds, on_ranks, pure
 
-from paceline import DataLoader
+from paceline import Checkpoint, DataLoader
 from paceline.balance.cursor import _planner
 from paceline.balance.cursor._rest import remaining_examples
 from paceline.testing.faults import Fault
@@ -146,15 +146,24 @@ def test_a_guard_that_says_nothing_is_found() -> None:
 
 
 def train_and_forget(rank: int, fault: Fault | None, *arguments: Any) -> None:
-    """Train, but begin the epoch anew after each crash."""
-    with patch.object(DataLoader, "load_state_dict", lambda *_: None):
+    """Train, but begin the epoch anew after each crash; checkpoints are there at once."""
+    save = Checkpoint.save
+
+    def save_and_wait(checkpoint: Checkpoint, step: int) -> None:
+        save(checkpoint, step)
+        checkpoint.flush()
+
+    with (
+        patch.object(DataLoader, "load_state_dict", lambda *_: None),
+        patch.object(Checkpoint, "save", save_and_wait),
+    ):
         train(rank, fault, *arguments)
 
 
 def test_a_run_that_forgets_its_place_in_the_data_is_found(tmp_path: Path) -> None:
     tally = Tally()
-    # The newest checkpoint is that of step 2 or 4, inside the epoch.
-    fault = Fault(action="kill", rank=0, step=5)
+    # The newest checkpoint is that of step 2, inside the epoch.
+    fault = Fault(action="kill", rank=0, step=3)
     Runs(tmp_path, train_and_forget).run(tally, [fault], [2], "ddp")
     assert tally.tried == 1
     assert tally.recovered == 0
