@@ -6,7 +6,7 @@ rank, which is what every rank pays in each epoch. A package that is not there r
 `ImportError`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from paceline.balance import EpochPlan
+from paceline.cost import Worker
 
 BATCH_SIZE = 256
 LINEAR, QUADRATIC = 6144, 1
@@ -194,13 +197,10 @@ def _stripes() -> Prepare:
 
 
 def _dynamic_buckets() -> Prepare:
-    lhotse, sampling = import_module("lhotse"), import_module("lhotse.dataset.sampling")
+    sampling = import_module("lhotse.dataset.sampling")
 
     def prepare(sizes: NDArray[np.int64], costs: NDArray[np.float64], workers: int) -> PlanRank:
-        cuts = lhotse.CutSet.from_cuts(
-            lhotse.MonoCut(id=str(index), start=0, duration=float(size), channel=0)
-            for index, size in enumerate(sizes)
-        ).to_eager()
+        cuts = length_cuts(sizes)
         # Its batches are limited by max duration instead of a number of examples, with the same
         # cost model; this limit makes a step of all workers cost what 256 examples cost.
         most = float(costs.mean()) * BATCH_SIZE / workers / LINEAR
@@ -217,12 +217,55 @@ def _dynamic_buckets() -> Prepare:
                 rank=rank,
             )
             sampler.set_epoch(epoch)
-            # It repeats cuts under another name until all ranks have equally many batches.
-            return [[int(cut.id.partition("_dup")[0]) for cut in batch] for batch in sampler]
+            return examples_of_cuts(sampler)
 
         return plan
 
     return prepare
+
+
+def as_plan(ranks: list[Batches], costs: NDArray[np.float64], *, padded: bool) -> EpochPlan:
+    """Turn the batches of all ranks into a plan, so that one ruler measures all."""
+    num_steps = min(map(len, ranks))
+    batches = [
+        np.asarray(ranks[rank][step]) for step in range(num_steps) for rank in range(len(ranks))
+    ]
+    examples, counts = np.concatenate(batches), np.array([len(batch) for batch in batches])
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    is_repeat = np.ones(len(examples), dtype=bool)
+    is_repeat[np.unique(examples, return_index=True)[1]] = False
+    slot_costs = costs[examples]
+    if padded:
+        load = np.maximum.reduceat(slot_costs, offsets[:-1]) * counts
+    else:
+        load = np.add.reduceat(slot_costs, offsets[:-1])
+    return EpochPlan(
+        num_workers=len(ranks),
+        examples=examples,
+        is_repeat=is_repeat,
+        weighs_repeats=True,
+        micro_offsets=offsets,
+        worker_offsets=np.arange(num_steps * len(ranks) + 1),
+        load=load.reshape(num_steps, len(ranks)),
+        workers=(Worker(),) * len(ranks),
+    )
+
+
+def length_cuts(sizes: Iterable[float]) -> Any:
+    """Return lhotse's picture of examples: cuts that last as long as an example is."""
+    lhotse = import_module("lhotse")
+    return lhotse.CutSet.from_cuts(
+        lhotse.MonoCut(id=str(index), start=0, duration=float(size), channel=0)
+        for index, size in enumerate(sizes)
+    ).to_eager()
+
+
+def examples_of_cuts(batches: Iterable[Any]) -> list[list[int]]:
+    """Return the examples of lhotse's batches.
+
+    It repeats cuts under another name until all ranks have equally many batches.
+    """
+    return [[int(cut.id.partition("_dup")[0]) for cut in batch] for batch in batches]
 
 
 def _shuffled(num_examples: int, epoch: int) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from _balance_peers import examples_of_cuts, length_cuts
 from torch.utils.data import DistributedSampler, TensorDataset
 
 PER_RANK = 16
@@ -76,11 +77,7 @@ def _batch_rebalance(sizes: list[int], rank: int, num_ranks: int) -> StepsOfEpoc
 
 
 def _token_buckets(sizes: list[int], rank: int, num_ranks: int) -> StepsOfEpoch:
-    lhotse, sampling = import_module("lhotse"), import_module("lhotse.dataset.sampling")
-    cuts = lhotse.CutSet.from_cuts(
-        lhotse.MonoCut(id=str(index), start=0, duration=float(size), channel=0)
-        for index, size in enumerate(sizes)
-    ).to_eager()
+    sampling, cuts = import_module("lhotse.dataset.sampling"), length_cuts(sizes)
     most = PER_RANK * sum(sizes) / len(sizes)
 
     def steps(epoch: int) -> Steps:
@@ -94,9 +91,7 @@ def _token_buckets(sizes: list[int], rank: int, num_ranks: int) -> StepsOfEpoch:
             rank=rank,
         )
         sampler.set_epoch(epoch)
-        # It repeats cuts under another name until all ranks have equally many batches.
-        batches = ([int(cut.id.partition("_dup")[0]) for cut in batch] for batch in sampler)
-        return [[(ids, 1.0)] for ids in batches]
+        return [[(ids, 1.0)] for ids in examples_of_cuts(sampler)]
 
     return steps
 

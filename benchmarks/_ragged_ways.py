@@ -1,22 +1,30 @@
 """Ways to feed ragged examples to ranks: those of peers, and plans with and without padding."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from _balance_peers import as_plan
 from _ragged_peers import PEERS, PER_RANK, Steps, StepsOfEpoch, peer_steps
 from torch import distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from paceline.balance import BalanceConfig, micro_batches_of, plan_epoch
+from paceline.balance import BalanceConfig, measure_quality, micro_batches_of, plan_epoch
 from paceline.cost import QuadraticCost, example_costs
-from paceline.demo import ByteTransformer, TextDataset, example_losses, measured_job, padded_batch
+from paceline.demo import (
+    ByteTransformer,
+    Share,
+    TextDataset,
+    example_losses,
+    measured_job,
+    padded_batch,
+)
 from paceline.torch import Packed, pack, packed_attention
 
 MODEL = {"dim": 64, "num_layers": 2, "num_heads": 4}
@@ -29,19 +37,6 @@ OURS: dict[str, dict[str, Any]] = {
     "packed_window": {"padded": False, "window": WINDOW},
 }
 WAYS = (*PEERS, *OURS)
-
-
-class MicroBatch(NamedTuple):
-    """A collated micro-batch, and what its mean loss counts in the step."""
-
-    batch: Any
-    loss_weight: float
-
-
-class Collate(Protocol):
-    """Makes a micro-batch of examples."""
-
-    def __call__(self, examples: Sequence[torch.Tensor]) -> Any: ...
 
 
 class RaggedModel(torch.nn.Module):
@@ -129,14 +124,16 @@ class Way:
     def __init__(self, name: str, steps: StepsOfEpoch, *, lr: float = 1e-3, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.steps = steps
-        self.collate: Collate = pack if name.startswith("packed") else padded_batch
+        self.collate: Callable[[Sequence[torch.Tensor]], Any] = (
+            pack if name.startswith("packed") else padded_batch
+        )
         self.model = DistributedDataParallel(RaggedModel())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr)
 
-    def batches(self, dataset: TextDataset, steps: Steps) -> list[list[MicroBatch]]:
+    def batches(self, dataset: TextDataset, steps: Steps) -> list[list[Share]]:
         """Return the collated micro-batches of steps."""
         return [
-            [MicroBatch(self.collate([dataset[i] for i in ids]), weight) for ids, weight in step]
+            [Share(self.collate([dataset[i] for i in ids]), weight) for ids, weight in step]
             for step in steps
         ]
 
@@ -147,7 +144,7 @@ class Way:
             self.train(self.batches(dataset, steps[first : first + size]))
             yield time.perf_counter() - begin_s
 
-    def train(self, steps: list[list[MicroBatch]]) -> float:
+    def train(self, steps: list[list[Share]]) -> float:
         """Train the steps; return the seconds that they took."""
         dist.barrier()
         begin_s = time.perf_counter()
@@ -156,7 +153,7 @@ class Way:
         dist.barrier()
         return time.perf_counter() - begin_s
 
-    def _train_step(self, step: list[MicroBatch]) -> None:
+    def _train_step(self, step: list[Share]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         for part in step:
             with nullcontext() if part is step[-1] else self.model.no_sync():
@@ -164,7 +161,7 @@ class Way:
         self.optimizer.step()
 
 
-def tokens_of(steps: list[list[MicroBatch]]) -> tuple[int, int]:
+def tokens_of(steps: list[list[Share]]) -> tuple[int, int]:
     """Return how many tokens steps hold over all ranks, and how many positions are padding."""
     counts = torch.zeros(2, dtype=torch.int64)
     for batch, _ in (part for step in steps for part in step):
@@ -181,17 +178,16 @@ def reunion_of(ranks: list[StepsOfEpoch], num_examples: int) -> float:
 
     Args:
         ranks: What each rank gets in an epoch.
-        num_examples: Examples of an epoch.
+        num_examples: Of the dataset.
     """
-    step_of, steps = np.full(num_examples, -1), [rank(0) for rank in ranks]
-    for index, parts in enumerate(zip(*steps, strict=True)):
-        step_of[[i for step in parts for ids, _ in step for i in ids]] = index
-    again = pairs = 0
-    for parts in zip(*(rank(1) for rank in ranks), strict=True):
-        before = step_of[[i for step in parts for ids, _ in step for i in ids]]
-        _, counts = np.unique(before[before >= 0], return_counts=True)
-        again += int((counts * (counts - 1)).sum())
-        pairs += int(counts.sum() * (counts.sum() - 1))
-    _, sizes = np.unique(step_of[step_of >= 0], return_counts=True)
-    by_chance = (sizes * (sizes - 1)).sum() / (sizes.sum() * (sizes.sum() - 1))
-    return again / pairs / float(by_chance)
+    costs = np.ones(num_examples)
+    one, other = (
+        as_plan([_whole_steps(steps(epoch)) for steps in ranks], costs, padded=False)
+        for epoch in (0, 1)
+    )
+    config = BalanceConfig(batch_size=PER_RANK * len(ranks), num_workers=len(ranks))
+    return measure_quality(one, costs, config, other).reunion or 0.0
+
+
+def _whole_steps(steps: Steps) -> list[list[int]]:
+    return [[index for ids, _ in step for index in ids] for step in steps]

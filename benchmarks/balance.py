@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _balance_peers import BATCH_SIZE, LINEAR, PEERS, QUADRATIC, Batches, Prepare
+from _balance_peers import BATCH_SIZE, LINEAR, PEERS, QUADRATIC, Prepare, as_plan
 from _record import finish, parser, spread
 from numpy.typing import NDArray
 
 from paceline.balance import BalanceConfig, EpochPlan, measure_quality, plan_epoch
-from paceline.cost import QuadraticCost, Worker, example_costs
+from paceline.cost import QuadraticCost, example_costs
 
 COST = QuadraticCost(LINEAR, QUADRATIC)
 NUM_WORKERS = (8, 64)
@@ -69,33 +69,6 @@ def size_sets(libri: Path) -> dict[str, NDArray[np.int64]]:
 
 def our_config(num_workers: int, variant: dict[str, Any]) -> BalanceConfig:
     return BalanceConfig(batch_size=BATCH_SIZE, num_workers=num_workers, tail="drop", **variant)
-
-
-def as_plan(ranks: list[Batches], costs: NDArray[np.float64], *, padded: bool) -> EpochPlan:
-    """Turn the batches of all ranks into a plan, so that one ruler measures all."""
-    num_steps = min(map(len, ranks))
-    batches = [
-        np.asarray(ranks[rank][step]) for step in range(num_steps) for rank in range(len(ranks))
-    ]
-    examples, counts = np.concatenate(batches), np.array([len(batch) for batch in batches])
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    is_repeat = np.ones(len(examples), dtype=bool)
-    is_repeat[np.unique(examples, return_index=True)[1]] = False
-    slot_costs = costs[examples]
-    if padded:
-        load = np.maximum.reduceat(slot_costs, offsets[:-1]) * counts
-    else:
-        load = np.add.reduceat(slot_costs, offsets[:-1])
-    return EpochPlan(
-        num_workers=len(ranks),
-        examples=examples,
-        is_repeat=is_repeat,
-        weighs_repeats=True,
-        micro_offsets=offsets,
-        worker_offsets=np.arange(num_steps * len(ranks) + 1),
-        load=load.reshape(num_steps, len(ranks)),
-        workers=(Worker(),) * len(ranks),
-    )
 
 
 def rounded_quality(

@@ -88,13 +88,13 @@ def train(rank: int, num_epochs: int, num_seeds: int, corpus: Path, output: Path
     chosen = {name: best_rate(curves, target) for name, curves in tuning.items()}
     shared: list[Any] = [chosen]
     dist.broadcast_object_list(shared)
-    scored = []
+    runs = []
     for seed in range(num_seeds):
         order = random.Random(seed).sample(WAYS, len(WAYS))
         found = {name: job.curve(name, shared[0][name], seed) for name in order}
-        scored.append({name: found[name] for name in WAYS})
+        runs.append({name: found[name] for name in WAYS})
     if rank == 0:
-        result = {"target": target, "learning_rates": chosen, "curves": scored}
+        result = {"target": target, "learning_rates": chosen, "curves": runs}
         output.write_text(json.dumps(result), encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import distributed as dist
 
 from paceline.torch.ranks._gather import all_gather_bytes, device_of
+from paceline.torch.ranks._meeting import named
 
 NUM_NAMED = 4
 Facts = dict[str, str]
@@ -30,7 +31,7 @@ class Odd:
     is_majority: bool
 
     def __str__(self) -> str:
-        who = f"rank{'s' * (len(self.ranks) > 1)} {', '.join(map(str, self.ranks))}"
+        who = named(self.ranks)
         verb = "differ" if len(self.ranks) > 1 else "differs"
         if self.is_majority:
             return f"{who} {verb} from the other ranks"

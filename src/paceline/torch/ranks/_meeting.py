@@ -1,6 +1,7 @@
 """Wait for the other ranks, not for ever, and name those that do not come."""
 
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from paceline.errors import RankStalledError
 
 LOGGER = logging.getLogger("paceline")
 PATIENCE_S, MEETING_S = 10.0, 300.0
+NUM_NAMED = 8
 
 
 def meet(
@@ -50,8 +52,8 @@ def meet(
         waited_s = until_s
         missing = [rank for rank in ranks if store.add(f"{place}/{rank}", 0) < number]
         text = (
-            f"rank {own} has waited {waited_s:g} s in {place} for rank{'s' * (len(missing) > 1)} "
-            f"{', '.join(map(str, missing))}, which did not come; {way_out}"
+            f"rank {own} has waited {waited_s:g} s in {place} for {named(missing)}, which did not "
+            f"come; {way_out}"
         )
         LOGGER.warning(text)
     # It counts as never having come, unless the last of the others comes this very moment.
@@ -60,6 +62,12 @@ def meet(
         return
     store.add(f"{place}/{own}", -1)
     raise RankStalledError(text)
+
+
+def named(ranks: Sequence[int]) -> str:
+    """Return "rank 1" or "ranks 1, 2 and 5 more"; the first eight are named."""
+    more = f" and {len(ranks) - NUM_NAMED} more" if len(ranks) > NUM_NAMED else ""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:NUM_NAMED]))}{more}"
 
 
 def own_store(group: dist.ProcessGroup | None) -> Any:

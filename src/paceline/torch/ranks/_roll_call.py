@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import PrefixStore
 
 from paceline.errors import PacelineError, TransferError
 from paceline.torch.ranks._gather import fresh_key
-from paceline.torch.ranks._meeting import own_store
+from paceline.torch.ranks._meeting import named, own_store
 
 # How often the store is asked whether some rank calls.
 BEAT_S = 0.5
@@ -25,7 +25,6 @@ PATIENCE_S = 5.0
 # How long a store that does not answer is waited for besides.
 STORE_S = 2.0
 STORE = "the host of the process group's store (torchrun, or else rank 0)"
-NUM_NAMED = 8
 # Backends raise plain RuntimeErrors, with the path of their source in the text.
 COMMUNICATION = re.compile(r"gloo|nccl", re.IGNORECASE)
 
@@ -99,7 +98,7 @@ class RollCall:
                 sleep(BEAT_S / 5)
                 silent = self._silent()
         if silent:
-            self._tell(_names(silent, "does not answer: stopped, dead or cut off"))
+            self._tell(f"{named(silent)} does not answer: stopped, dead or cut off")
         elif self._is_asked:
             self._tell(self._late())
 
@@ -122,8 +121,9 @@ class RollCall:
             return min(gone, key=lambda text: TransferError.__name__ in text)
         first = max(place for place, _ in answers.values())
         behind = [rank for rank, (place, _) in answers.items() if place < first]
-        text = "answers but is behind the others"
-        return _names(behind, text) or "all ranks answer: a link is down or too slow"
+        if behind:
+            return f"{named(behind)} answers but is behind the others"
+        return "all ranks answer: a link is down or too slow"
 
 
 def is_of_communication(error: BaseException) -> bool:
@@ -131,11 +131,3 @@ def is_of_communication(error: BaseException) -> bool:
     if isinstance(error, PacelineError) or not isinstance(error, RuntimeError):
         return False
     return isinstance(error, dist.DistError) or COMMUNICATION.search(str(error)) is not None
-
-
-def _names(ranks: list[int], what: str) -> str:
-    if not ranks:
-        return ""
-    rest = f" and {len(ranks) - NUM_NAMED} more" if len(ranks) > NUM_NAMED else ""
-    shown = ", ".join(map(str, ranks[:NUM_NAMED]))
-    return f"rank{'s' * (len(ranks) > 1)} {shown}{rest} {what}"

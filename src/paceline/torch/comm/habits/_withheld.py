@@ -36,7 +36,7 @@ class WithheldGradients:
         *,
         may_drop: bool = False,
     ) -> None:
-        self._parameters = [one for one in parameters if type(one) is Parameter]
+        self._parameters = [one for one in parameters if is_withholdable(one)]
         self._type = _withheld_type(before_use, may_drop)
         self._is_holding = False
 
