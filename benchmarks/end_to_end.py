@@ -27,8 +27,9 @@ from paceline.testing import run_ranks
 from paceline.torch import pack
 
 NUM_RANKS, NUM_TRAINED, NUM_VALIDATED, CHUNK_STEPS = 2, 960, 96, 10
-WAYS = ("default", "group_by_length", "batch_rebalance", "token_buckets", *OURS)
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+PEERS = ("group_by_length", "batch_rebalance", "token_buckets")
+WAYS = ("default", *PEERS, *OURS)
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 TUNING_SEED, EPOCHS_OF_A_SEED = 99, 1000
 # Seconds of training, and the validation loss after them.
 Curve = list[tuple[float, float]]
@@ -104,24 +105,29 @@ def best_rate(curves: dict[float, Curve], target: float) -> float:
 
 
 def scored(found: dict[str, Any], target: float) -> dict[str, Any]:
-    """Return times to the target, relative to default's of the same seed, and last losses."""
+    """Return times to the target, relative to those of the same seed, and last losses."""
     times = {
         name: np.array([time_to(run[name], target) for run in found["curves"]]) for name in WAYS
     }
     reached = {name: np.isfinite(of_way) for name, of_way in times.items()}
-    both = {name: reached[name] & reached["default"] for name in WAYS}
+    best_peer = min(PEERS, key=lambda name: np.median(times[name]))
     return {
         name: {
             "learning_rate": found["learning_rates"][name],
             "seeds_at_target": int(reached[name].sum()),
             "time_to_target_s": spread(times[name][reached[name]]) if reached[name].any() else None,
-            "over_default": spread((times[name] / times["default"])[both[name]])
-            if both[name].any()
-            else None,
+            "over_default": relative(times[name], times["default"]),
+            "over_best_peer": relative(times[name], times[best_peer]),
             "last_loss": spread([run[name][-1][1] for run in found["curves"]]),
         }
         for name in WAYS
     }
+
+
+def relative(times: np.ndarray, others: np.ndarray) -> dict[str, float] | None:
+    """Return the ratios of the seeds with which both are at the target."""
+    both = np.isfinite(times) & np.isfinite(others)
+    return spread(times[both] / others[both]) if both.any() else None
 
 
 def main() -> None:
