@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 TORCH := 2.13.0
 
-.PHONY: demo test lint types check docs bench dist clean
+.PHONY: demo test lint types check docs bench dist newcomer clean
 
 demo: .venv/.demo
 	$(BIN)/paceline demo
@@ -35,6 +35,10 @@ dist: .venv/.dist
 	rm -rf dist
 	$(BIN)/python -m build
 	PYTHON=$(PYTHON) TORCH=$(TORCH) .ci/try-wheel
+
+# Runs the commands of docs/first-script.md in an empty environment: some five minutes.
+newcomer:
+	$(PYTHON) .ci/newcomer
 
 # torch comes first and pinned: an open range would pull several gigabytes of CUDA packages.
 .venv/.torch:

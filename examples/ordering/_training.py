@@ -6,6 +6,9 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import torch
+
+# Loaded before there is a process group: its functions' defaults would hold the group for ever.
+import torch.distributed.nn
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -56,7 +59,11 @@ def run(
     x: Tensor,
     y: Tensor,
 ) -> list[float]:
-    """Train on all ranks; return the loss over all examples after each epoch."""
+    """Train on all ranks; return the loss over all examples after each epoch.
+
+    The model is gone when the group is destroyed, which then ends its threads. One that let go of
+    a tensor while the interpreter shuts down would abort the process.
+    """
     dist.init_process_group(options.backend, timeout=timedelta(seconds=120))
     try:
         return _train(options, model, loss_of, x, y)

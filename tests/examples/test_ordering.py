@@ -41,6 +41,32 @@ def run_all(rank: int) -> None:
             assert second < first, script
 
 
+ENDED = """
+import runpy, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+sys.argv = ["lenet.py", "--num_examples", "16", "--epochs", "1", "--grad_acc", "2"]
+runpy.run_path(f"{sys.path[0]}/lenet.py", run_name="__main__")
+names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+print("left:", [name for name in names if "gloo" in name])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+def test_no_thread_is_left_that_could_abort_the_end_of_the_program() -> None:
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED, str(EXAMPLE)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | place,
+    )
+    assert done.stdout.splitlines()[-1:] == ["left: []"], done.stderr[-3000:]
+
+
 @pytest.mark.slow
 def test_each_example_runs_and_its_loss_falls() -> None:
     run_ranks(run_all, 2)

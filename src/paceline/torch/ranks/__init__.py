@@ -1,6 +1,5 @@
 """What ranks tell each other: who they are, what they hold, what they measured."""
 
-from paceline.torch.ranks import _defaults as _defaults
 from paceline.torch.ranks._agreement import (
     broadcast_from_rank_0,
     check_same_model,
