@@ -20,7 +20,7 @@ from paceline.testing import run_ranks
 from paceline.torch import BalancedBatchSampler, DataLoader, ScheduledDataParallel
 
 LENGTHS = np.random.default_rng(5).integers(2, 40, 76)
-CONFIG = BalanceConfig(batch_size=16, counts="free", padded=True)
+CONFIG = BalanceConfig(batch_size=16, counts="free", padded=True, microbatch_cost=1.0)
 NUM_EPOCHS, NUM_STEPS = 2, 10
 Found = list[dict[str, Any]]
 

@@ -57,10 +57,10 @@ class BalanceConfig:
             of a step, ordered light to heavy. `"auto"`: for padded models, each step is cut
             into the micro-batches that end first, and workers may have different numbers of
             them; otherwise as few as the limits allow. Unset, 1; but `"auto"` for a padded model
-            whose loader puts the end of each step into the batch.
-        microbatch_cost: With `"auto"`, what a micro-batch costs besides its examples, in the
-            unit of the costs; unset for the mean cost of an example. See
-            `plan_padded_micro_batches`.
+            with a `microbatch_cost` whose loader puts the end of each step into the batch.
+        microbatch_cost: What a micro-batch costs besides its examples, in the unit of the costs;
+            measured by `paceline.torch.measure_cost`. With `"auto"`, unset for the mean cost of an
+            example.
         limits: What one micro-batch may hold.
         tail: What happens to a last global batch that is not full. `"drop"` leaves it
             out; `"pad"` fills it by repeating its own examples, `"wrap"` by repeating

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from paceline.torch.checkpoint import AsyncCheckpoint, Checkpoint, PendingCheckpoint
     from paceline.torch.comm import ScheduledDataParallel
     from paceline.torch.comm.ddp import BucketTimes, BucketWatch, DDPAdvice, watch_buckets
-    from paceline.torch.measure import Watch, measure_job, measure_link, watch
+    from paceline.torch.measure import (
+        MeasuredCost,
+        Watch,
+        measure_cost,
+        measure_job,
+        measure_link,
+        watch,
+    )
     from paceline.torch.order import GradientOrder, GradientSketch
     from paceline.torch.overlap import Handle, LaneOptimizer, Lanes, Prefetch
     from paceline.torch.overlap.split import SplitBackward, split_backward
@@ -49,6 +56,7 @@ _HOME = {
     "Handle": "overlap",
     "LaneOptimizer": "overlap",
     "Lanes": "overlap",
+    "MeasuredCost": "measure",
     "Packed": "balance",
     "PendingCheckpoint": "checkpoint",
     "Prefetch": "overlap",
@@ -60,6 +68,7 @@ _HOME = {
     "carry_info": "balance",
     "example_sizes": "balance",
     "gather_timeline": "ranks",
+    "measure_cost": "measure",
     "measure_job": "measure",
     "measure_link": "measure",
     "pack": "balance",
@@ -86,6 +95,7 @@ __all__ = [
     "Handle",
     "LaneOptimizer",
     "Lanes",
+    "MeasuredCost",
     "Packed",
     "PendingCheckpoint",
     "Prefetch",
@@ -98,6 +108,7 @@ __all__ = [
     "example_sizes",
     "gather_timeline",
     "guard",
+    "measure_cost",
     "measure_job",
     "measure_link",
     "pack",

@@ -223,7 +223,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
     def use_step_ends(self) -> None:
         """Learn that each batch tells whether it ends its step.
 
-        Then a padded model's steps are cut by plan unless the config says otherwise.
+        Then a padded model's steps are cut by plan if the config says what a micro-batch costs,
+        unless it says how many there are.
         """
         self._walk.use_step_ends()
 

@@ -167,9 +167,13 @@ class EpochWalk:
         self.planner.plan_ahead(self.cursor)
 
     def use_step_ends(self) -> None:
-        """Cut the steps of a padded model by plan, unless its config says otherwise."""
+        """Cut the steps of a padded model by plan where a micro-batch has a price.
+
+        Without one a plan may lose: on a GPU ten small micro-batches can take ten times as long.
+        """
         config = self.planner.config
-        if config.padded and config.num_microbatches is None:
+        is_priced = config.microbatch_cost is not None
+        if config.padded and is_priced and config.num_microbatches is None:
             state = self.planner.state_dict(self.cursor) if self.is_under_way else None
             self.planner = self.planner.recut("auto")
             if state is not None:

@@ -40,7 +40,7 @@ class DataLoader(TorchDataLoader[T]):
         dataset: As long as the sampler's sizes.
         batch_sampler: What yields the indices.
         with_info: Whether each batch carries its weight and whether it ends its step. Then
-            micro-batches of a padded model are cut by plan, unless its config says otherwise.
+            micro-batches of a padded model are cut by plan if its config has a `microbatch_cost`.
         num_workers: As in torch's loader, like all that follow.
         collate_fn: Turns a list of examples into a batch.
         pin_memory: Whether batches are copied into pinned memory.

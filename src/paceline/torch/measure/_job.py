@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from paceline.cost import Job, LayerCost, Worker
 from paceline.errors import MeasurementError
 from paceline.torch.measure._link import measure_link
+from paceline.torch.measure._unchanged import unchanged
 from paceline.torch.model import call_model, clock_of, mean_square
 from paceline.torch.ranks import Group, from_rank_0, process_group_of
 
@@ -65,7 +66,7 @@ def measure_job(
         raise ValueError(f"num_steps must be at least {NUM_WARMUP + 1}, got {num_steps}")
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     probe = _Probe(bare)
-    with _unchanged(bare), probe.hooks():
+    with unchanged(bare), probe.hooks():
         steps = [probe.run_step(batch, loss or mean_square) for _ in range(num_steps)]
     seconds = np.median(np.stack(steps[NUM_WARMUP:]), axis=0)
     num_workers, link = 1, None
@@ -164,27 +165,3 @@ class _Probe:
     def _on_gradient(self, layer: int, parameter: torch.Tensor) -> None:
         self._marks.append((layer, self._clock.mark()))
         self._bytes[layer] += parameter.numel() * parameter.element_size()
-
-
-@contextmanager
-def _unchanged(model: torch.nn.Module) -> Iterator[None]:
-    """Put back gradients, buffers and random state on leaving."""
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    is_cuda = any(parameter.is_cuda for parameter, _ in gradients)
-    devices = [torch.cuda.current_device()] if is_cuda else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            for parameter, _ in gradients:
-                parameter.grad = None
-            yield
-        finally:
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            with torch.no_grad():
-                for module, name, buffer, saved in buffers:
-                    setattr(module, name, buffer.copy_(saved))
