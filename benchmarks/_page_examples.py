@@ -17,22 +17,22 @@ WAYS = {
 }
 
 
-def ragged_runs() -> dict[str, dict[str, Any]]:
-    """Return every comparison on ragged examples by its name."""
+def ragged_runs(file: str) -> dict[str, dict[str, Any]]:
+    """Return every comparison on ragged examples of a file by its name."""
     return {
         f"{data['data']}, {ranks.removesuffix('_ranks')} ranks": run
-        for data in result("ragged_training").values()
+        for data in result(file).values()
         if isinstance(data, dict) and "data" in data
         for ranks, run in data.items()
         if ranks.endswith("_ranks")
     }
 
 
-def ragged() -> str:
+def ragged(file: str) -> str:
     """Return a table for each kind of data and number of ranks."""
     head = "way | tokens/s | over default | over length-grouped | padding | reunion"
     parts = []
-    for name, run in ragged_runs().items():
+    for name, run in ragged_runs(file).items():
         rows = []
         for way, found in run["ways"].items():
             rows.append(
@@ -47,6 +47,40 @@ def ragged() -> str:
             )
         parts.append(f"{name[0].upper()}{name[1:]}:\n\n{table(head, rows)}")
     return "\n\n".join(parts)
+
+
+def time_to_loss() -> str:
+    """Return how soon each way reaches the target, and where it ends."""
+    found = result("end_to_end")
+    rows = [
+        [
+            WAYS[way],
+            f"{one['learning_rate']:g}",
+            f"{one['seeds_at_target']}",
+            *(
+                ranged(one[key]) if one[key] else "never"
+                for key in ("time_to_target_s", "over_default", "over_best_peer")
+            ),
+            ranged(one["last_loss"], 3),
+        ]
+        for way, one in found["ways"].items()
+    ]
+    head = "way | learning rate | seeds there | s | over default | over best peer | last loss"
+    return f"Target: a loss of {found['target_loss']:.3f}.\n\n{table(head, rows)}"
+
+
+def no_gain() -> str:
+    """Return the cost of balancing where it cannot help."""
+    rows = [
+        [
+            case,
+            str(one["ranks"]),
+            str(one["examples_per_rank"]),
+            ranged(one["time_over_default"], 3),
+        ]
+        for case, one in result("no_gain")["cases"].items()
+    ]
+    return table("case | ranks | examples per rank | time over default", rows)
 
 
 def imbalance() -> str:

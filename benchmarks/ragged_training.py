@@ -88,7 +88,8 @@ def main() -> None:
                 found = json.loads(output.read_text(encoding="utf-8"))
                 runs[f"{ranks}_ranks"] = compared(found)
         result[data] = runs
-    finish("ragged_training", options, result, "torch", "transformers", "lhotse")
+    name = "ragged_training" if "text" in options.data else "ragged_" + "_".join(options.data)
+    finish(name, options, result, "torch", "transformers", "lhotse")
 
 
 if __name__ == "__main__":
