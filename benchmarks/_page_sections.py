@@ -68,8 +68,8 @@ SECTIONS = (
         ("end_to_end",),
         "measured",
         "Two ranks. Every way has its own best learning rate, chosen with a seed that is not "
-        "scored. The target is what default training ends with. Ratios are to runs of one seed; *best "
-        "peer* is the peer with the lowest median.",
+        "scored. The target is what default training ends with. Ratios are to runs of one seed; "
+        "*best peer* is the peer with the lowest median.",
         time_to_loss,
     ),
     Section(
