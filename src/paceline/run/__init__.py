@@ -1,0 +1,5 @@
+"""A run in a folder: what was recorded, what it says, and what would change it."""
+
+from paceline.run._steps import UNKNOWN, Steps
+
+__all__ = ["UNKNOWN", "Steps"]

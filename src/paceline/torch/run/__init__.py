@@ -1,0 +1,1 @@
+"""Records a training script that knows nothing of it."""
