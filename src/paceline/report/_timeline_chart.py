@@ -1,0 +1,103 @@
+"""The section of bars: what each lane of each rank did, measured above, simulated below."""
+
+import math
+from typing import Any
+
+from bokeh.models import ColumnDataSource, Range1d
+
+from paceline.report._axes import hover, name_rows, new_figure
+from paceline.report._chart import Chart, Source
+from paceline.report._colours import CLASS_COLOURS, MEANINGS
+from paceline.report._spans import Bars, bars_of
+from paceline.report._units import Unit, unit_for
+from paceline.timeline import Timeline
+
+STEPS_IN_VIEW = 8
+ROW_PIXELS = (14, 30)
+MOST_PIXELS = 560
+BAR = 0.78  # Of the height of a row.
+CAPTION = (
+    "Steps {first} to {last} of the run, one row for each rank. All rows share one clock, and both "
+    "figures one scale: where the lower one ends earlier, that is time saved."
+)
+ALONE = "Steps {first} to {last} of the run, one row for each rank, on one clock."
+CUT = " Further steps or ranks of this timeline are left out, so that the page stays small."
+SIMULATED = (
+    " Simulated: the same steps with their compute shared evenly by all ranks, all else as "
+    "measured. That is the most that balanced batches could give."
+)
+
+
+def timeline_chart(measured: Timeline, simulated: Timeline | None) -> Chart:
+    """Draw the first steps of both timelines, each from its own begin."""
+    runs = [bars_of(measured), *([bars_of(simulated)] if simulated is not None else [])]
+    end_s = max(float(bars.end_s.max(initial=0.0)) for bars in runs)
+    unit = unit_for(end_s)
+    shared = _range(runs[0], end_s * unit.per_s)
+    sources: list[Source] = ["measured", "simulated"]
+    drawings = [
+        _figure(bars, source, shared, unit) for bars, source in zip(runs, sources, strict=False)
+    ]
+    first, last = runs[0].steps
+    caption = (CAPTION if len(runs) > 1 else ALONE).format(first=first, last=last)
+    caption += SIMULATED * (len(runs) > 1) + CUT * any(bars.is_cut for bars in runs)
+    present = {label for bars in runs for label in bars.label}
+    return Chart(
+        name="timeline",
+        title="Timeline",
+        sources=sources[: len(runs)],
+        caption=caption,
+        figures=drawings,
+        legend=[(MEANINGS[c], colour) for c, colour in CLASS_COLOURS.items() if c in present],
+        zoom="time",
+    )
+
+
+def _range(bars: Bars, end: float) -> Range1d:
+    """Show a few steps at first; the bounds are where zooming out ends."""
+    num_steps = bars.steps[1] - bars.steps[0] + 1
+    shown = end * min(1.0, STEPS_IN_VIEW / num_steps)
+    return Range1d(0.0, shown, bounds=(0.0, end), name="time", tags=[0.0, shown])
+
+
+def _figure(bars: Bars, source: Source, shared: Range1d, unit: Unit) -> Any:
+    num_rows = len(bars.rows)
+    pixels = min(max(MOST_PIXELS / max(num_rows, 1), ROW_PIXELS[0]), ROW_PIXELS[1])
+    drawing = new_figure(
+        f"timeline-{source}",
+        x_range=shared,
+        y_range=Range1d(0, num_rows),
+        x_label=f"{source} time in {unit.name}",
+        height=math.ceil(num_rows * pixels) + 58,
+        zooms=True,
+    )
+    middle = num_rows - 0.5 - bars.row
+    columns = {
+        "left": bars.start_s * unit.per_s,
+        "right": bars.end_s * unit.per_s,
+        "top": middle + BAR / 2,
+        "bottom": middle - BAR / 2,
+        "length": (bars.end_s - bars.start_s) * unit.per_s,
+        "colour": [CLASS_COLOURS[label] for label in bars.label],
+        "what": [MEANINGS[label] for label in bars.label],
+        "name": bars.name,
+        "step": bars.step,
+        "rank": [bars.rows[row] for row in bars.row.tolist()],
+    }
+    drawn = drawing.quad(
+        left="left",
+        right="right",
+        top="top",
+        bottom="bottom",
+        fill_color="colour",
+        line_color=None,
+        source=ColumnDataSource(columns),
+    )
+    name_rows(drawing, bars.rows)
+    length = f"@length{{0.000}} {unit.name}, {source}"
+    hover(
+        drawing,
+        [drawn],
+        [("", "@what (@name)"), ("", "@rank, step @step"), ("", length)],
+    )
+    return drawing
