@@ -129,7 +129,13 @@ def chromium_tab(path: str, flags: Sequence[str] = ()) -> Iterator[Tab]:
             *flags,
         ]
         browser = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$@" {READS}<&{to_browser[0]} {WRITES}>&{from_browser[1]}', "sh", *command],
+            [
+                "/bin/sh",
+                "-c",
+                f'exec "$@" {READS}<&{to_browser[0]} {WRITES}>&{from_browser[1]}',
+                "sh",
+                *command,
+            ],
             pass_fds=(to_browser[0], from_browser[1]),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -47,7 +47,7 @@ def band_of(values: ArrayLike, starts: NDArray[np.int64]) -> Band:
     )
 
 
-def means(values: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+def means(values: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the mean of each bucket along the last axis, which is that of steps."""
     counts = np.diff(starts, append=values.shape[-1])
-    return np.add.reduceat(values, starts, axis=-1, dtype=np.float64) / counts
+    return np.add.reduceat(values, starts, axis=-1) / counts

@@ -43,11 +43,9 @@ def section(chart: Chart, drawings: Sequence[str]) -> Html:
         element("div", _heading(chart, title), _zoom_buttons(chart.zoom), class_="head"),
         element("p", chart.caption, class_="caption", id=f"{chart.name}-caption"),
         _legend(chart.legend),
-        *(_drawing(chart, drawing, number) for number, drawing in enumerate(drawings)),
+        element("div", *(_drawing(chart, *pair) for pair in enumerate(drawings))),
+        _numbers(chart.numbers),
     ]
-    if chart.numbers:
-        summary = element("summary", "Numbers")
-        parts.append(element("details", summary, chart.numbers))
     kind = "chart half" if chart.is_half else "chart"
     return element("section", *parts, class_=kind, id=chart.name, aria_labelledby=title)
 
@@ -57,7 +55,7 @@ def _heading(chart: Chart, identity: str) -> Html:
     return element("h2", chart.title, " ", *labels, id=identity)
 
 
-def _drawing(chart: Chart, drawing: str, number: int) -> Html:
+def _drawing(chart: Chart, number: int, drawing: str) -> Html:
     zooms = {"tabindex": "0", "data_zoom": chart.zoom} if chart.zoom else {}
     what = f"{chart.title}, figure {number + 1}" if len(chart.figures) > 1 else chart.title
     about = {"role": "img", "aria_label": what, "aria_describedby": f"{chart.name}-caption"}
@@ -75,15 +73,20 @@ def _zoom_buttons(zoom: str) -> Html:
         ("reset", "reset", "show what was shown at first"),
     )
     made = (
-        element("button", sign, type="button", data_do=do, data_zoom=zoom, title=name, aria_label=name)
+        element(
+            "button", sign, type="button", data_do=do, data_zoom=zoom, title=name, aria_label=name
+        )
         for do, sign, name in buttons
     )
     return element("div", *made, class_="zoom", role="group", aria_label="zoom")
 
 
+def _numbers(numbers: Html | None) -> Html:
+    # Sections beside each other have the same rows, so that their figures are level.
+    return element("details", element("summary", "Numbers"), numbers) if numbers else element("div")
+
+
 def _legend(entries: Sequence[tuple[str, str]]) -> Html:
-    if not entries:
-        return Html("")
     items = (
         element("li", element("i", style=f"background:{colour}"), meaning)
         for meaning, colour in entries

@@ -3,8 +3,6 @@
 Source: the palette of M. Okabe and K. Ito, "Color Universal Design", 2008.
 """
 
-from paceline.timeline import Kind
-
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8A939B"
 
@@ -27,13 +25,4 @@ MEANINGS = {
     "waiting": "waiting for a slower rank",
     "wire": "communication, all ranks there",
     "copy": "copies",
-}
-KIND_CLASSES = {
-    Kind.COMPUTE: "other",
-    Kind.FORWARD: "forward",
-    Kind.BACKWARD: "backward",
-    Kind.OPTIMIZER: "optimizer",
-    Kind.COLLECTIVE: "wire",
-    Kind.DATA: "data",
-    Kind.COPY: "copy",
 }

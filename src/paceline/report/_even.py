@@ -10,18 +10,18 @@ from paceline.timeline import Kind, TaskGraph, Timeline, simulate
 
 # The parts of a step in the order in which a rank goes through them.
 PARTS = (
-    ("data", Kind.DATA),
-    ("between", Kind.COMPUTE),
+    ("waiting for data", Kind.DATA),
+    ("between steps", Kind.DATA),
     ("forward", Kind.FORWARD),
-    ("loss", Kind.COMPUTE),
+    ("loss", Kind.FORWARD),
     ("backward", Kind.BACKWARD),
     ("all-reduce", Kind.COLLECTIVE),
-    ("after", Kind.COMPUTE),
+    ("after backward", Kind.COMPUTE),
     ("optimizer", Kind.OPTIMIZER),
 )
 NAMES = tuple(name for name, _ in PARTS)
 KINDS = tuple(int(kind) for _, kind in PARTS)
-EVEN = [NAMES.index("forward"), NAMES.index("backward")]
+EVEN = [NAMES.index(name) for name in ("forward", "loss", "backward")]
 COLLECTIVE = NAMES.index("all-reduce")
 
 
@@ -41,7 +41,9 @@ def simulate_even(steps: Sequence[Steps], first: int, num_steps: int) -> Timelin
     seconds = _part_seconds(steps, first, num_steps)
     ranks, parts = np.arange(len(steps)), np.arange(len(PARTS))
     step = np.arange(first, first + seconds.shape[1])
-    step_of, rank_of, part_of = (grid.ravel() for grid in np.meshgrid(step, ranks, parts, indexing="ij"))
+    step_of, rank_of, part_of = (
+        grid.ravel() for grid in np.meshgrid(step, ranks, parts, indexing="ij")
+    )
     return simulate(
         TaskGraph.from_columns(
             seconds.transpose(1, 0, 2).ravel(),

@@ -35,7 +35,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     """Return a table whose first column names the rows."""
     head = element("tr", *(element("th", cell, scope="col") for cell in header))
     body = (
-        element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:]))
+        element(
+            "tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])
+        )
         for row in rows
     )
     inner = element("table", element("thead", head), element("tbody", *body))

@@ -55,7 +55,9 @@ def html_of(page: Page) -> str:
     sections = [
         section(chart, [places[figure.name] for figure in chart.figures]) for chart in page.charts
     ]
-    body = element("main", _header(name, page), page.verdict, _tiles(page.run), *sections, _footer(page))
+    body = element(
+        "main", _header(name, page), page.verdict, _tiles(page.run), *sections, _footer(page)
+    )
     head = "".join(
         [
             '<meta charset="utf-8">',
@@ -91,15 +93,14 @@ def _header(name: str, page: Page) -> Html:
 
 
 def _tiles(run: StepsTable) -> Html:
-    steady = slice(run.num_warmup, None)
-    total_s = float(run.steady_step_s.sum())
-    padding = run.padding_share[steady]
+    total_s = float(run.step_s.sum())
+    padding = run.padding_share
     known = padding[padding == padding]
     values = [
-        ("step time, median", time_text(float(np.median(run.steady_step_s)))),
-        ("examples per second", number_text(float(run.examples[steady].sum()) / total_s)),
-        ("positions per second", number_text(float(run.elements[steady].sum()) / total_s)),
-        ("slowest rank over mean", number_text(float(run.imbalance[steady].mean()))),
+        ("step time, median", time_text(float(np.median(run.step_s)))),
+        ("examples per second", number_text(float(run.examples.sum()) / total_s)),
+        ("positions per second", number_text(float(run.elements.sum()) / total_s)),
+        ("slowest rank over mean", number_text(float(run.imbalance.mean()))),
         ("padding", f"{known.mean():.0%}" if known.size else "not known"),
     ]
     tiles = (

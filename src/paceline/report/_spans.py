@@ -5,11 +5,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.report._colours import KIND_CLASSES
 from paceline.timeline import Kind, Timeline
 
 MAX_BARS = 8000
 MAX_RANKS = 32
+CLASS_OF_KIND = {
+    Kind.COMPUTE: "other",
+    Kind.FORWARD: "forward",
+    Kind.BACKWARD: "backward",
+    Kind.OPTIMIZER: "optimizer",
+    Kind.COLLECTIVE: "wire",
+    Kind.DATA: "data",
+    Kind.COPY: "copy",
+}
+# Recorders put the rest of a loop's body beside the wait for data; it is none.
+BETWEEN = "between steps"
 
 
 class Bars(NamedTuple):
@@ -58,8 +68,8 @@ def bars_of(timeline: Timeline) -> Bars:
     is_wait = np.arange(len(index)) >= len(shown)
     start_s = np.where(joint[index] & ~is_wait, arrival_s[index], shown.start_s[index])
     end_s = np.where(is_wait, arrival_s[index], shown.end_s[index])
-    classes = [KIND_CLASSES[Kind(kind)] for kind in shown.kind.tolist()]
-    labels = ["waiting" if wait else classes[i] for i, wait in zip(index, is_wait, strict=True)]
+    names = [shown.names[shown.name[i]] for i in index]
+    kinds = [Kind(kind) for kind in shown.kind[index].tolist()]
     origin_s = float(run.start_s.min()) if len(run) else 0.0
     steps = shown.step if len(shown) else np.zeros(1, dtype=np.int32)
     return Bars(
@@ -67,12 +77,18 @@ def bars_of(timeline: Timeline) -> Bars:
         start_s=start_s - origin_s,
         end_s=end_s - origin_s,
         step=shown.step[index],
-        label=labels,
-        name=[shown.names[shown.name[i]] for i in index],
+        label=[_class(*bar) for bar in zip(kinds, names, is_wait, strict=True)],
+        name=names,
         rows=[f"rank {rank}" + f" {run.lanes[lane]}" * lanes for rank, lane in places.T.tolist()],
         steps=(int(steps.min()), int(steps.max())),
         is_cut=not kept.all(),
     )
+
+
+def _class(kind: Kind, name: str, is_wait: bool) -> str:
+    if is_wait:
+        return "waiting"
+    return "other" if name == BETWEEN else CLASS_OF_KIND[kind]
 
 
 def _kept(run: Timeline) -> NDArray[np.bool_]:

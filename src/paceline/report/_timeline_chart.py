@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 from bokeh.models import ColumnDataSource, Range1d
 
 from paceline.report._axes import hover, name_rows, new_figure
@@ -15,12 +16,14 @@ from paceline.timeline import Timeline
 STEPS_IN_VIEW = 8
 ROW_PIXELS = (14, 30)
 MOST_PIXELS = 560
-BAR = 0.78  # Of the height of a row.
+# Of the height of a row: who is idle is seen without colours, too.
+BUSY, IDLE = 0.8, 0.4
+IDLE_CLASSES = ("data", "waiting", "wire")
 CAPTION = (
-    "Steps {first} to {last} of the run, one row for each rank. All rows share one clock, and both "
+    "Steps {first} to {last}, a row for each rank; thin bars are idle time. All rows share one clock, and both "
     "figures one scale: where the lower one ends earlier, that is time saved."
 )
-ALONE = "Steps {first} to {last} of the run, one row for each rank, on one clock."
+ALONE = "Steps {first} to {last}, a row for each rank, on one clock; thin bars are idle time."
 CUT = " Further steps or ranks of this timeline are left out, so that the page stays small."
 SIMULATED = (
     " Simulated: the same steps with their compute shared evenly by all ranks, all else as "
@@ -72,11 +75,12 @@ def _figure(bars: Bars, source: Source, shared: Range1d, unit: Unit) -> Any:
         zooms=True,
     )
     middle = num_rows - 0.5 - bars.row
+    half = np.where(np.isin(bars.label, IDLE_CLASSES), IDLE, BUSY) / 2
     columns = {
         "left": bars.start_s * unit.per_s,
         "right": bars.end_s * unit.per_s,
-        "top": middle + BAR / 2,
-        "bottom": middle - BAR / 2,
+        "top": middle + half,
+        "bottom": middle - half,
         "length": (bars.end_s - bars.start_s) * unit.per_s,
         "colour": [CLASS_COLOURS[label] for label in bars.label],
         "what": [MEANINGS[label] for label in bars.label],

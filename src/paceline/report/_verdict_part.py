@@ -1,39 +1,25 @@
 """The verdict as the top of a page: what costs time, why, what to do, and what to leave."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from paceline.report._html import Html, element
+from paceline.run import Cause, Verdict
 
 HEALTHY = "Nothing here is worth a change."
 
 
-class Cause(Protocol):
-    """One thing that costs time; see `paceline.run.Cause`."""
-
-    @property
-    def share(self) -> float: ...
-    @property
-    def gain_low(self) -> float: ...
-    @property
-    def gain_high(self) -> float: ...
-    @property
-    def what(self) -> str: ...
-    @property
-    def why(self) -> str: ...
-    @property
-    def next(self) -> str: ...
-
-
-def verdict_part(causes: Sequence[Cause], not_worth_it: Sequence[str]) -> Html:
+def verdict_part(verdict: Verdict) -> Html:
     """Return the section of the verdict; causes come largest first."""
     title = element("h2", "Verdict", id="verdict-title")
-    if causes:
-        found = element("ol", *(_cause(cause) for cause in causes))
+    if verdict.causes:
+        found = element("ol", *(_cause(cause) for cause in verdict.causes))
     else:
         found = element("p", HEALTHY, class_="healthy")
-    parts = [title, found, *_rest(not_worth_it)]
-    return element("section", *parts, class_="verdict", id="verdict", aria_labelledby="verdict-title")
+    parts = [title, found, *_rest("Also seen", verdict.notes)]
+    parts += _rest("Not worth it here", verdict.not_worth)
+    return element(
+        "section", *parts, class_="verdict", id="verdict", aria_labelledby="verdict-title"
+    )
 
 
 def _cause(cause: Cause) -> Html:
@@ -45,13 +31,15 @@ def _cause(cause: Cause) -> Html:
         element("h3", cause.what),
         element("p", cause.why),
         element("p", element("code", cause.next), class_="next"),
-        element("p", "A step would take ", element("b", gain), " less time, simulated.", class_="gain"),
+        element(
+            "p", "A step would take ", element("b", gain), " less time, simulated.", class_="gain"
+        ),
         class_="cause",
     )
 
 
-def _rest(not_worth_it: Sequence[str]) -> list[Html]:
-    if not not_worth_it:
+def _rest(title: str, lines: Sequence[str]) -> list[Html]:
+    if not lines:
         return []
-    lines = element("ul", *(element("li", line) for line in not_worth_it))
-    return [element("div", element("h3", "Not worth it here"), lines, class_="rest")]
+    items = element("ul", *(element("li", line) for line in lines))
+    return [element("div", element("h3", title), items, class_="rest")]
