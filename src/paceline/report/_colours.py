@@ -1,20 +1,21 @@
 """Colours that people with any colour vision tell apart, on white and on black.
 
-Source: the palette of M. Okabe and K. Ito, "Color Universal Design", 2008.
+Those of spans are those of `Timeline.plot`; waiting has the one that they leave.
 """
 
-ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
-BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8A939B"
+from paceline.timeline import KIND_COLOURS, Kind
 
+BLUE, VERMILION = KIND_COLOURS[Kind.BACKWARD], "#D55E00"
+PURPLE, ORANGE = KIND_COLOURS[Kind.COLLECTIVE], KIND_COLOURS[Kind.DATA]
 CLASS_COLOURS = {
-    "forward": SKY,
+    "forward": KIND_COLOURS[Kind.FORWARD],
     "backward": BLUE,
-    "optimizer": GREEN,
-    "other": GREY,
+    "optimizer": KIND_COLOURS[Kind.OPTIMIZER],
+    "other": KIND_COLOURS[Kind.COMPUTE],
     "data": ORANGE,
     "waiting": VERMILION,
     "wire": PURPLE,
-    "copy": YELLOW,
+    "copy": KIND_COLOURS[Kind.COPY],
 }
 MEANINGS = {
     "forward": "forward",

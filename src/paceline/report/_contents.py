@@ -1,6 +1,8 @@
 """Which sections the page of a run has."""
 
+from paceline.report._chart import Chart
 from paceline.report._even import simulate_even
+from paceline.report._forecast import forecast_chart
 from paceline.report._page import Page
 from paceline.report._share_charts import distribution_chart, shares_chart
 from paceline.report._step_axis import step_axis
@@ -29,7 +31,8 @@ def page_of(run: Run) -> Page:
     num = min(STEPS_DRAWN, run.num_steps)
     measured = run.timeline(first=first, num=num)
     simulated = simulate_even(run.steps, first, num) if run.num_ranks > 1 else None
-    charts = [
+    forecast = forecast_chart(table.step_s, axis)
+    charts: list[Chart | None] = [
         timeline_chart(measured, simulated),
         shares_chart(table),
         step_time_chart(table, axis),
@@ -38,5 +41,11 @@ def page_of(run: Run) -> Page:
         communication_chart(table, axis, NOT_RECORDED),
         imbalance_chart(table, axis),
         padding_chart(table, axis),
+        forecast,
     ]
-    return Page(info=run.info, run=table, verdict=verdict_part(run.verdict()), charts=charts)
+    return Page(
+        info=run.info,
+        run=table,
+        verdict=verdict_part(run.verdict()),
+        charts=[*filter(None, charts)],
+    )

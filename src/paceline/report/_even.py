@@ -26,10 +26,11 @@ COLLECTIVE = NAMES.index("all-reduce")
 
 
 def simulate_even(steps: Sequence[Steps], first: int, num_steps: int) -> Timeline:
-    """Simulate `num_steps` recorded steps from `first` on, each pass as long as its mean over ranks.
+    """Simulate `num_steps` recorded steps from `first` on with even compute.
 
-    Everything else takes as long as it was measured, the wire as long as it took the rank that came
-    last. It is the most that balanced batches could give, not what a plan achieves.
+    Each pass takes as long on every rank as it took in the mean over ranks, the wire as long as it
+    took the rank that came last; all else is as measured. It is the most that balanced batches
+    could give, not what a plan achieves.
 
     Examples:
         >>> def rank(forward_s):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
@@ -84,12 +85,20 @@ def _header(name: str, page: Page) -> Html:
     steps, ranks = page.run.num_steps, page.run.num_ranks
     state = {"running": "still running", "failed": "failed", "interrupted": "interrupted"}
     facts = [
-        f"{number_text(steps) if steps >= 1000 else steps} steps on {ranks} rank{'s' * (ranks > 1)}",
-        str(page.info.get("started", "")),
+        f"{steps:,} steps on {ranks} rank{'s' * (ranks > 1)}",
+        _day(page.info.get("started")),
         state.get(str(page.info.get("state")), ""),
     ]
     about = " · ".join(filter(None, facts))
     return element("header", element("h1", name), element("p", about, class_="about"))
+
+
+def _day(started: object) -> str:
+    """Return a moment as people write it, or as it was given if it is none."""
+    try:
+        return datetime.fromisoformat(str(started)).strftime("%-d %B %Y, %H:%M %Z")
+    except ValueError:
+        return str(started or "")
 
 
 def _tiles(run: StepsTable) -> Html:
@@ -100,6 +109,7 @@ def _tiles(run: StepsTable) -> Html:
         ("step time, median", time_text(float(np.median(run.step_s)))),
         ("examples per second", number_text(float(run.examples.sum()) / total_s)),
         ("positions per second", number_text(float(run.elements.sum()) / total_s)),
+        ("of rank time computing", f"{run.computing:.0%}"),
         ("slowest rank over mean", number_text(float(run.imbalance.mean()))),
         ("padding", f"{known.mean():.0%}" if known.size else "not known"),
     ]

@@ -23,7 +23,17 @@ def report(run: Run) -> str:
 
 
 def write_report(run: Run, path: str | Path) -> Path:
-    """Write the page of a run; return its path."""
+    """Write the page of a run to `path`, a file of HTML; return its path.
+
+    Raises:
+        ValueError: If the file cannot be written.
+    """
     target = Path(path)
-    target.write_text(report(run), encoding="utf-8")
+    text = report(run)
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"the report must go to a file that can be written, got {target}: {error.strerror}"
+        ) from error
     return target

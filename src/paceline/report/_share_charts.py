@@ -16,10 +16,10 @@ from paceline.report._units import number_text, time_text, unit_for
 MAX_RANKS = 32
 ROW_PIXELS = 30
 BINS = (5, 60)
-LAST_BIN = 3.0  # Times what 99 % of the steps take; slower ones are counted there.
+LAST_BIN = 1.5  # Times what 99 % of the steps take; slower ones are counted there.
 QUANTILES = {
-    "fastest": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95,
-    "99 %": 0.99, "slowest": 1.0,
+    "fastest": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95,
+    "99%": 0.99, "slowest": 1.0,
 }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def shares_chart(run: StepsTable) -> Chart:
     bars = [
         _share_bars(drawing, row, left[row], percent[row], names) for row in range(len(percent))
     ]
-    hover(drawing, bars, [("", "@rank: @share{0.0} % @what, measured")])
+    hover(drawing, bars, [("", "@rank: @share{0.0}% @what, measured")])
     warm = f" The first {run.num_warm_up} steps, which warm up, are left out." * (
         run.num_warm_up > 0
     )
@@ -111,7 +111,7 @@ def distribution_chart(run: StepsTable) -> Chart:
     marks_s = np.quantile(run.step_s, [0.5, 0.95])
     text = (
         f"{number_text(run.num_steps)} steps. Solid line: the median, {time_text(marks_s[0])}. "
-        f"Dashed: 95 % of the steps are faster than {time_text(marks_s[1])}."
+        f"Dashed: 95% of the steps are faster than {time_text(marks_s[1])}."
     )
     if run.step_s.max() > histogram.edges_s[-1]:
         text += " Slower ones are in the last bar."
@@ -123,7 +123,7 @@ def distribution_chart(run: StepsTable) -> Chart:
         sources=["measured"],
         caption=text,
         figures=[_histogram_figure(histogram, marks_s)],
-        legend=[("steps", BLUE), ("median and 95 %", VERMILION)],
+        legend=[("steps", BLUE), ("median and 95%", VERMILION)],
         numbers=table(("steps, fastest first", "step time, measured"), rows),
         is_half=True,
     )

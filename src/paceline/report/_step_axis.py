@@ -8,7 +8,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline.report._axes import hover, new_figure, range_from_zero
 from paceline.report._buckets import Band, band_of, bucket_starts
-from paceline.report._units import number_text
 
 LABEL = "step after warm-up"
 
@@ -38,9 +37,9 @@ class StepAxis(NamedTuple):
         if num_buckets == self.num_steps:
             return ""
         return (
-            f" The {number_text(self.num_steps)} steps are drawn in {num_buckets} buckets of about "
-            f"{self.num_steps / num_buckets:.0f}, in all figures over steps: a line is the mean of a "
-            "bucket, its band reaches from the lowest to the highest step."
+            f" The {self.num_steps:,} steps are drawn in {num_buckets} buckets of about "
+            f"{self.num_steps / num_buckets:.0f}, in all figures over steps: a line is the mean of "
+            "a bucket, its band reaches from the lowest to the highest step."
         )
 
 

@@ -73,10 +73,10 @@ def padding_chart(run: StepsTable, axis: StepAxis) -> Chart:
     drawings = []
     if is_known:
         drawing = over_steps("padding", axis, "% of positions", float(np.nanmax(padding)))
-        draw_band(drawing, axis, padding, colour=ORANGE, shown="{0.0} %", source="measured")
+        draw_band(drawing, axis, padding, colour=ORANGE, shown="{0.0}%", source="measured")
         drawings = [drawing]
         text = (
-            f"Positions of the inputs that hold padding: {np.nanmean(padding):.0f} % in the mean "
+            f"Positions of the inputs that hold padding: {np.nanmean(padding):.0f}% in the mean "
             "step, and computed like all others."
         )
     return Chart(

@@ -47,12 +47,12 @@ class StepsTable(NamedTuple):
     @property
     def num_ranks(self) -> int:
         """Ranks."""
-        return self.seconds.shape[1]
+        return int(self.seconds.shape[1])
 
     @property
     def num_steps(self) -> int:
         """Steps after the warm-up."""
-        return self.seconds.shape[2]
+        return int(self.seconds.shape[2])
 
     @property
     def shares(self) -> Array:
@@ -61,17 +61,25 @@ class StepsTable(NamedTuple):
         return np.asarray(total_s / np.maximum(total_s.sum(axis=0), np.finfo(float).tiny))
 
     @property
+    def computing(self) -> float:
+        """Share of the ranks' time in the passes and the update."""
+        return float(self.shares[: CLASSES.index("other")].sum(axis=0).mean())
+
+    @property
     def imbalance(self) -> Array:
         """Compute of the slowest rank over the mean rank, per step; 1 is perfect."""
         load_s = self.seconds[FORWARD] + self.seconds[BACKWARD]
         mean_s = load_s.mean(axis=0)
-        return np.divide(load_s.max(axis=0), mean_s, out=np.ones_like(mean_s), where=mean_s > 0)
+        even: Array = np.ones_like(mean_s)
+        np.divide(load_s.max(axis=0), mean_s, out=even, where=mean_s > 0)
+        return even
 
     @property
     def padding_share(self) -> Array:
         """Padding over all positions, per step; NaN where it is not known."""
-        unknown = np.full(self.num_steps, np.nan)
-        return np.divide(self.padding, self.elements, out=unknown, where=self.elements > 0)
+        share = np.full(self.num_steps, np.nan)
+        np.divide(self.padding, self.elements, out=share, where=self.elements > 0)
+        return share
 
 
 def steps_table(run: Run) -> StepsTable:

@@ -10,7 +10,7 @@ from paceline.report._axes import hover, name_rows, new_figure
 from paceline.report._chart import Chart, Source
 from paceline.report._colours import CLASS_COLOURS, MEANINGS
 from paceline.report._spans import Bars, bars_of
-from paceline.report._units import Unit, unit_for
+from paceline.report._units import Unit, time_text, unit_for
 from paceline.timeline import Timeline
 
 STEPS_IN_VIEW = 8
@@ -20,8 +20,8 @@ MOST_PIXELS = 560
 BUSY, IDLE = 0.8, 0.4
 IDLE_CLASSES = ("data", "waiting", "wire")
 CAPTION = (
-    "Steps {first} to {last}, a row for each rank; thin bars are idle time. All rows share one clock, and both "
-    "figures one scale: where the lower one ends earlier, that is time saved."
+    "Steps {first} to {last}, a row for each rank; thin bars are idle time. All rows share one "
+    "clock, and both figures one scale."
 )
 ALONE = "Steps {first} to {last}, a row for each rank, on one clock; thin bars are idle time."
 CUT = " Further steps or ranks of this timeline are left out, so that the page stays small."
@@ -43,6 +43,7 @@ def timeline_chart(measured: Timeline, simulated: Timeline | None) -> Chart:
     ]
     first, last = runs[0].steps
     caption = (CAPTION if len(runs) > 1 else ALONE).format(first=first, last=last)
+    caption += _lengths(runs)
     caption += SIMULATED * (len(runs) > 1) + CUT * any(bars.is_cut for bars in runs)
     present = {label for bars in runs for label in bars.label}
     return Chart(
@@ -54,6 +55,11 @@ def timeline_chart(measured: Timeline, simulated: Timeline | None) -> Chart:
         legend=[(MEANINGS[c], colour) for c, colour in CLASS_COLOURS.items() if c in present],
         zoom="time",
     )
+
+
+def _lengths(runs: list[Bars]) -> str:
+    took = [time_text(float(bars.end_s.max(initial=0.0))) for bars in runs]
+    return f" They took {took[0]} (measured)" + (f", {took[1]} (simulated)." if took[1:] else ".")
 
 
 def _range(bars: Bars, end: float) -> Range1d:

@@ -24,13 +24,14 @@ def verdict_part(verdict: Verdict) -> Html:
 
 def _cause(cause: Cause) -> Html:
     share = element("b", f"{cause.share:.0%}")
-    gain = f"{cause.gain_low:.0%} to {cause.gain_high:.0%}"
+    low, high = f"{cause.gain_low:.0%}", f"{cause.gain_high:.0%}"
+    gain = f"about {low}" if low == high else f"{low} to {high}"
     return element(
         "li",
         element("p", share, element("small", " of rank time, measured"), class_="share"),
         element("h3", cause.what),
-        element("p", cause.why),
-        element("p", element("code", cause.next), class_="next"),
+        element("p", cause.why, class_="why"),
+        element("pre", element("code", cause.next)),
         element(
             "p", "A step would take ", element("b", gain), " less time, simulated.", class_="gain"
         ),
