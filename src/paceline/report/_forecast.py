@@ -1,17 +1,18 @@
 """How well the time of the run was known while it ran: forecasts, and the truth."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from bokeh.models import ColumnDataSource, Range1d, Span
 from numpy.typing import NDArray
 
 from paceline.predict.remaining import RemainingTime
-from paceline.report._axes import hover, new_figure, range_from_zero
+from paceline.report._axes import hover, new_figure
 from paceline.report._buckets import bucket_starts
 from paceline.report._chart import Chart
 from paceline.report._colours import BLUE, VERMILION
 from paceline.report._step_axis import LABEL, StepAxis
-from paceline.report._units import number_text, time_text, unit_for
+from paceline.report._units import time_text
 
 LEAST_STEPS = 20
 # Each update looks at up to 256 steps, so longer runs are followed in groups of steps.
@@ -19,6 +20,7 @@ MAX_UPDATES = 2000
 NUM_FORECASTS = 200
 # What the first steps say is so wide that nothing else would be seen.
 SKIPPED = 0.02
+LEAST_REACH = 1.0  # %
 
 
 class Forecasts(NamedTuple):
@@ -70,35 +72,42 @@ def forecast_chart(step_s: NDArray[np.float64], axis: StepAxis) -> Chart | None:
     if len(step_s) < LEAST_STEPS:
         return None
     found, total_s = forecasts_of(step_s), float(step_s.sum())
-    unit = unit_for(total_s)
-    top = max(total_s, float(np.quantile(found.high_s, 0.98)))
-    drawing = new_figure(
-        "forecast",
-        x_range=axis.range,
-        y_range=range_from_zero(top * unit.per_s),
-        x_label=LABEL,
-        y_label=f"whole run in {unit.name}",
-        zooms=True,
-    )
-    columns = {"x": found.step, "low": found.low_s, "middle": found.median_s, "high": found.high_s}
-    scaled = {name: c * (1 if name == "x" else unit.per_s) for name, c in columns.items()}
-    drawing.varea(x="x", y1="low", y2="high", source=scaled, fill_color=BLUE, fill_alpha=0.22)
-    line = drawing.line(x="x", y="middle", source=scaled, line_color=BLUE, line_width=1.5)
-    whole = [total_s * unit.per_s] * 2
-    drawing.line([0, len(step_s)], whole, line_color=VERMILION, line_width=1.5, line_dash="dashed")
-    words = f"@middle{{0.00}} {unit.name}, from @low{{0.00}} to @high{{0.00}}, predicted"
-    hover(drawing, [line], [("", f"after step @x{{0}}: {words}")])
     return Chart(
         name="forecast",
-        title="Predicted against measured",
+        title="Prediction",
         sources=["predicted", "measured"],
         caption=(
-            "The time of all steps, as it is predicted after each of them from those before alone. "
-            f"They took {time_text(total_s)}; {found.share_held(total_s):.0%} of the "
-            f"{number_text(len(found.step))} ranges hold that."
+            "The time of the whole run, predicted after each step from those before alone, against "
+            f"the {time_text(total_s)} that it took, measured. "
+            f"{found.share_held(total_s):.0%} of {len(found.step)} ranges hold that."
         ),
-        figures=[drawing],
+        figures=[_figure(found, total_s, axis)],
         legend=[("predicted, with its range", BLUE), ("measured", VERMILION)],
         zoom="steps",
         is_half=True,
     )
+
+
+def _figure(found: Forecasts, total_s: float, axis: StepAxis) -> Any:
+    error = {
+        name: 100 * (ends_s / total_s - 1)
+        for name, ends_s in zip(("low", "middle", "high"), found[1:], strict=True)
+    }
+    # A few wide ranges at the begin would flatten all others.
+    reach = max(float(np.quantile(np.abs([error["low"], error["high"]]), 0.95)), LEAST_REACH)
+    drawing = new_figure(
+        "forecast",
+        x_range=axis.range,
+        y_range=Range1d(-1.2 * reach, 1.2 * reach),
+        x_label=LABEL,
+        y_label="% above measured",
+        zooms=True,
+    )
+    data = ColumnDataSource({"x": found.step, **error})
+    drawing.varea(x="x", y1="low", y2="high", source=data, fill_color=BLUE, fill_alpha=0.22)
+    line = drawing.line(x="x", y="middle", source=data, line_color=BLUE, line_width=1.5)
+    truth = {"line_color": VERMILION, "line_width": 1.5, "line_dash": "dashed"}
+    drawing.add_layout(Span(location=0, dimension="width", **truth))
+    words = "@middle{0.0}%, from @low{0.0}% to @high{0.0}%, predicted"
+    hover(drawing, [line], [("", f"after step @x{{0}}: {words}")])
+    return drawing

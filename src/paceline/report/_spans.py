@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from paceline.timeline import Kind, Timeline
 
-MAX_BARS = 8000
+MAX_BARS = 6000
 MAX_RANKS = 32
 CLASS_OF_KIND = {
     Kind.COMPUTE: "other",

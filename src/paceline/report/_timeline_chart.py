@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.models import ColumnDataSource, Range1d
+from numpy.typing import NDArray
 
 from paceline.report._axes import hover, name_rows, new_figure
 from paceline.report._chart import Chart, Source
@@ -80,34 +81,42 @@ def _figure(bars: Bars, source: Source, shared: Range1d, unit: Unit) -> Any:
         height=math.ceil(num_rows * pixels) + 58,
         zooms=True,
     )
-    middle = num_rows - 0.5 - bars.row
-    half = np.where(np.isin(bars.label, IDLE_CLASSES), IDLE, BUSY) / 2
+    name_rows(drawing, bars.rows)
+    for label in CLASS_COLOURS:
+        index = np.flatnonzero(np.array(bars.label) == label)
+        if index.size:
+            _draw_class(drawing, bars, index, label, unit, source)
+    return drawing
+
+
+def _draw_class(
+    drawing: Any, bars: Bars, index: NDArray[np.int64], label: str, unit: Unit, source: Source
+) -> None:
+    middle = len(bars.rows) - 0.5 - bars.row[index]
+    half = (IDLE if label in IDLE_CLASSES else BUSY) / 2
+    left, right = bars.start_s[index] * unit.per_s, bars.end_s[index] * unit.per_s
     columns = {
-        "left": bars.start_s * unit.per_s,
-        "right": bars.end_s * unit.per_s,
-        "top": middle + half,
-        "bottom": middle - half,
-        "length": (bars.end_s - bars.start_s) * unit.per_s,
-        "colour": [CLASS_COLOURS[label] for label in bars.label],
-        "what": [MEANINGS[label] for label in bars.label],
-        "name": bars.name,
-        "step": bars.step,
-        "rank": [bars.rows[row] for row in bars.row.tolist()],
+        "left": left,
+        "right": right,
+        "top": (middle + half).astype(np.float32),
+        "bottom": (middle - half).astype(np.float32),
+        "length": (right - left).astype(np.float32),
+        "step": bars.step[index],
+        "name": [bars.name[i] for i in index],
+        "place": [bars.rows[row] for row in bars.row[index]],
     }
     drawn = drawing.quad(
         left="left",
         right="right",
         top="top",
         bottom="bottom",
-        fill_color="colour",
+        fill_color=CLASS_COLOURS[label],
         line_color=None,
         source=ColumnDataSource(columns),
     )
-    name_rows(drawing, bars.rows)
-    length = f"@length{{0.000}} {unit.name}, {source}"
-    hover(
-        drawing,
-        [drawn],
-        [("", "@what (@name)"), ("", "@rank, step @step"), ("", length)],
-    )
-    return drawing
+    rows = [
+        ("", f"{MEANINGS[label]} (@name)"),
+        ("", "@place, step @step"),
+        ("", f"@length{{0.000}} {unit.name}, {source}"),
+    ]
+    hover(drawing, [drawn], rows)
