@@ -14,6 +14,7 @@ from paceline.cli._fit import add_fit
 from paceline.cli._herding import add_herding
 from paceline.cli._model_flags import needing
 from paceline.cli._plan import add_plan
+from paceline.cli._run import add_run
 from paceline.errors import MissingExtraError, PacelineError
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"paceline {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_demo, add_plan, add_estimate, add_collect, add_fit, add_herding):
+    for add in (_add_demo, add_run, add_plan, add_estimate, add_collect, add_fit, add_herding):
         add(commands)
     return parser
 
