@@ -15,6 +15,7 @@ from paceline.cli._fit import add_fit
 from paceline.cli._herding import add_herding
 from paceline.cli._model_flags import needing
 from paceline.cli._plan import add_plan
+from paceline.cli._run import add_run
 from paceline.cli._whatif import add_whatif
 from paceline.errors import MissingExtraError, PacelineError
 
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"paceline {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    adders = (_add_demo, add_plan, add_estimate, add_collect, add_fit, add_herding)
+    adders = (_add_demo, add_run, add_plan, add_estimate, add_collect, add_fit, add_herding)
     for add in (*adders, add_compare, add_whatif):
         add(commands)
     return parser
