@@ -43,6 +43,9 @@ def watch(
     For DistributedDataParallel the all-reduce is the wait at the end of `backward()`; for any other
     model in a process group, the time between `backward()` and `optimizer.step()`.
 
+    A forward pass without gradients, or in `eval()` mode of a model that was seen to train, is no
+    part of a step: its time counts as between steps.
+
     Costs a few microseconds per step on a CPU and an event per mark on CUDA, where
     nothing waits for the device until the timeline is read or 1,024 marks are held.
 
@@ -115,11 +118,11 @@ class Watch:
         self._collective = 0
         self._in_backward = False
         self._active = True
-        self._last: object = self._clock.mark()
+        self._was_training = False
         self._pending: list[object] = []
         # Name, step and collective of each span. Long runs hold many, so no Python objects.
         self._spans = array("i")
-        self._times_s = array("d", self._clock.seconds([self._last]))
+        self._times_s = array("d", self._clock.seconds([self._clock.mark()]))
         self._handles = [
             model.register_forward_pre_hook(self._before_forward),
             model.register_forward_hook(self._after_forward),
@@ -148,6 +151,17 @@ class Watch:
             collective=collective,
             names=tuple(name for name, _ in SPANS),
         )
+
+    def drain(self) -> Timeline:
+        """Return this rank's spans since the last call, and forget them."""
+        spans = self.timeline()
+        self._spans, self._times_s = array("i"), self._times_s[-1:]
+        return spans
+
+    def is_training(self, module: torch.nn.Module) -> bool:
+        """Return whether a forward pass of `module` now is part of a training step."""
+        self._was_training = self._was_training or module.training
+        return torch.is_grad_enabled() and (module.training or not self._was_training)
 
     def gather(self, *, timeout_s: float = MEETING_S) -> Timeline:
         """Return the spans of all ranks on one clock; every rank of the group must call it.
@@ -192,11 +206,15 @@ class Watch:
         self._times_s.extend(self._clock.seconds(self._pending))
         self._pending.clear()
 
-    def _before_forward(self, _module: torch.nn.Module, _args: Any) -> None:
+    def _before_forward(self, module: torch.nn.Module, _args: Any) -> None:
+        if not self.is_training(module):
+            return
         self._in_backward = False  # The last backward pass may have raised on its way.
         self._close(BETWEEN)
 
-    def _after_forward(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
+    def _after_forward(self, module: torch.nn.Module, _args: Any, output: Any) -> None:
+        if not self.is_training(module):
+            return
         self._close(FORWARD)
         for tensor in tensors_in(output):
             # A leaf, such as a weight that is handed out, would keep its hook for good.
