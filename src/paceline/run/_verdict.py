@@ -77,9 +77,7 @@ class Verdict:
 def verdict_of(grid: Grid, facts: Sequence[Mapping[str, Any]], headline: str) -> Verdict:
     """Tell what costs time in `grid`."""
     if grid.num_steps < LEAST_STEPS:
-        note = (
-            f"{grid.num_steps} steps after warm-up say nothing yet; record {LEAST_STEPS} or more"
-        )
+        note = f"{grid.num_steps} steps after warm-up say nothing yet; record {LEAST_STEPS} or more"
         return Verdict(headline=headline, causes=(), not_worth=(), notes=(note,))
     evidence = Evidence.of(grid, facts)
     found = [tell(evidence) for tell in CAUSES]

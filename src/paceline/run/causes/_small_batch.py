@@ -40,7 +40,9 @@ def _why(evidence: Evidence) -> str:
     if not evidence.model.knows_fixed:
         return f"the update takes {update_ms:.2f} ms; the cost of an empty batch is not known"
     fixed_ms = 1e3 * evidence.model.microbatch_s
-    return f"a micro-batch costs {fixed_ms:.2f} ms and the update {update_ms:.2f} ms whatever it has"
+    return (
+        f"a micro-batch costs {fixed_ms:.2f} ms and the update {update_ms:.2f} ms whatever it has"
+    )
 
 
 def _next(evidence: Evidence) -> str:
