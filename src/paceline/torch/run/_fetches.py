@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from paceline.run import UNKNOWN
@@ -15,6 +15,7 @@ from paceline.torch.run._inputs import counted
 from paceline.torch.run._rows import Counted
 
 AHEAD = 1024
+LOADER_FACTS = ("sampler", "batch_sampler", "dataset", "num_workers", "batch_size")
 
 
 class Fetches:
@@ -34,7 +35,7 @@ class Fetches:
         # Weak, because worker processes live as long as their iterator. At first there is none.
         self._newest: weakref.ref[Any] = weakref.ref(self)
         self._waited_s: dict[int, float] = {}
-        self._loaders: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._facts: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
         self._training = self._newest
         self._num_batches = 0
         self._delivered: deque[Counted] = deque(maxlen=AHEAD)
@@ -61,7 +62,7 @@ class Fetches:
             return batch
 
         DataLoader.__iter__ = timed_iter  # type: ignore[method-assign]
-        _BaseDataLoaderIter.__next__ = timed_next  # type: ignore[method-assign]
+        _BaseDataLoaderIter.__next__ = timed_next  # type: ignore[assignment, method-assign]
 
     def remove(self) -> None:
         """Put the classes back as they were."""
@@ -90,21 +91,22 @@ class Fetches:
         return UNKNOWN
 
     @property
-    def loader(self) -> Any:
-        """The loader that trains, as long as it lives; None if there is none."""
-        found = self._loaders.get(self._training())
-        return found() if found is not None else None
+    def facts(self) -> dict[str, Any]:
+        """What is known of the loader that trains; None for all of it if there is none."""
+        return self._facts.get(self._training(), dict.fromkeys(LOADER_FACTS))
 
     @property
     def num_left(self) -> int | None:
         """Batches that are left in this pass over the training loader, if it has a length."""
+        iterator: Any = self._training()
         try:
-            return max(len(self.loader) - self._num_batches, 0)
+            return max(len(iterator) - self._num_batches, 0)
         except TypeError:  # An iterable dataset, or no loader at all.
             return None
 
     def _begin(self, iterator: Any, loader: Any, seconds: float) -> None:
-        self._loaders[iterator] = weakref.ref(loader)
+        # A loop may keep the iterator alone, so the loader is asked now.
+        self._facts[iterator] = facts_of_loader(loader)
         if self._training() is iterator:  # Workers that persist keep their iterator.
             self._num_batches = 0
         self._add(iterator, seconds)
@@ -120,3 +122,22 @@ class Fetches:
         if self.counts_padding:
             values = batch if isinstance(batch, tuple | list) else (batch,)
             self._delivered.append(counted(tuple(values), {}))
+
+
+def facts_of_loader(loader: Any) -> dict[str, Any]:
+    """Return what `facts.json` says of a loader; None where it cannot be told."""
+    batches = loader.batch_sampler
+    # Torch fills in a sampler that says nothing where a dataset has no indices.
+    has_indices = not isinstance(loader.dataset, IterableDataset)
+    size = loader.batch_size or getattr(batches, "batch_size", None)
+    return {
+        "sampler": _class_of(loader.sampler) if has_indices else None,
+        "batch_sampler": _class_of(batches) if has_indices else None,
+        "dataset": _class_of(loader.dataset),
+        "num_workers": loader.num_workers,
+        "batch_size": size if isinstance(size, int) else None,
+    }
+
+
+def _class_of(value: object) -> str | None:
+    return None if value is None else type(value).__name__

@@ -75,7 +75,7 @@ def _padding(inputs: torch.Tensor, mask: torch.Tensor | None) -> int:
     return UNKNOWN
 
 
-def _trailing_repeats(ids: NDArray[np.integer[Any]]) -> int:
+def _trailing_repeats(ids: NDArray[Any]) -> int:
     """Count the ends of rows that repeat one value, unless it is more frequent before them."""
     if ids.shape[1] < 2:
         return 0

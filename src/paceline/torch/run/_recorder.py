@@ -18,7 +18,8 @@ from paceline.torch.run._live import LiveLine, Progress
 from paceline.torch.run._loop import OPS_STEP, Loop
 
 WRITE_EVERY_S = 10.0
-FACTS_AT = OPS_STEP + 2
+# Still while the run warms up: it takes some milliseconds.
+FACTS_AT = OPS_STEP + 1
 
 
 class Recorder:
@@ -110,5 +111,5 @@ class Recorder:
         """Once, in an early step: the loader may be gone at the end."""
         if not self._has_facts:
             assert self.loop is not None, "called once there is one"
-            self._folder.write_facts(self._rank, facts_of(self.loop, self._fetches.loader))
+            self._folder.write_facts(self._rank, facts_of(self.loop, self._fetches))
             self._has_facts = True
