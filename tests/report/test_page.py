@@ -24,6 +24,7 @@ SECTIONS = [
     "imbalance",
     "padding",
     "forecast",
+    "what-if",
 ]
 HOSTILE = "</script><script>alert(1)</script><img src=http://x.example/a onerror=alert(2)>.py"
 # What makes a browser ask for something.

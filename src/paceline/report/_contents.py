@@ -16,6 +16,7 @@ from paceline.report._steps_table import steps_table
 from paceline.report._timeline_chart import timeline_chart
 from paceline.report._verdict_part import verdict_part
 from paceline.report._waiting_chart import waiting_chart
+from paceline.report._what_if_chart import what_if_chart
 from paceline.run import Run
 
 STEPS_DRAWN = 60
@@ -42,6 +43,7 @@ def page_of(run: Run) -> Page:
         imbalance_chart(table, axis),
         padding_chart(table, axis),
         forecast,
+        what_if_chart(run),
     ]
     return Page(
         info=run.info,
