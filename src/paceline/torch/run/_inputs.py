@@ -99,4 +99,5 @@ def _trailing_frames(frames: torch.Tensor) -> int:
 def _lengths_of_ends(is_end: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Return for each row how many of its last entries are true."""
     is_other = ~is_end[:, ::-1]
-    return np.where(is_other.any(1), is_other.argmax(1), is_end.shape[1])
+    lengths: NDArray[np.intp] = np.where(is_other.any(1), is_other.argmax(1), is_end.shape[1])
+    return lengths
