@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.report._buckets import band_of, bucket_starts, means
-from paceline.report._even import simulate_even
-from paceline.report._html import element
-from paceline.report._spans import MAX_BARS, MAX_RANKS, bars_of
-from paceline.report._steps_table import CLASSES, WAITING, WIRE, steps_table
-from paceline.report._units import time_text
+from paceline.report.markup._html import element
+from paceline.report.markup._units import time_text
+from paceline.report.tables._buckets import band_of, bucket_starts, means
+from paceline.report.tables._even import simulate_even
+from paceline.report.tables._spans import MAX_BARS, MAX_RANKS, bars_of
+from paceline.report.tables._steps_table import CLASSES, WAITING, WIRE, steps_table
 from paceline.run import Run
 from paceline.timeline import Kind, Timeline
 

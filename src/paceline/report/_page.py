@@ -11,10 +11,9 @@ from bokeh.embed import components
 from bokeh.resources import Resources
 
 from paceline import __version__
-from paceline.report._chart import Chart, section
-from paceline.report._html import Html, element
-from paceline.report._steps_table import StepsTable
-from paceline.report._units import number_text, time_text
+from paceline.report.charts import Chart, section
+from paceline.report.markup import Html, element, number_text, time_text
+from paceline.report.tables import StepsTable
 
 # The browser itself refuses whatever would leave the page.
 POLICY = (

@@ -26,14 +26,11 @@ def write_report(run: Run, path: str | Path) -> Path:
     """Write the page of a run to `path`, a file of HTML; return its path.
 
     Raises:
-        ValueError: If the file cannot be written.
+        ValueError: If the path is a folder, or is in none that exists.
     """
     target = Path(path)
-    text = report(run)
-    try:
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(
-            f"the report must go to a file that can be written, got {target}: {error.strerror}"
-        ) from error
+    # Said before the page is drawn, which takes seconds.
+    if target.is_dir() or not target.parent.is_dir():
+        raise ValueError(f"the report must go to a file in a folder that exists, got {target}")
+    target.write_text(report(run), encoding="utf-8")
     return target

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from paceline.report._html import Html, element
+from paceline.report.markup import Html, element
 from paceline.run import Cause, Verdict
 
 HEALTHY = "Nothing here is worth a change."

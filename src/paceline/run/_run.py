@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,13 @@ from paceline.run._wire_model import Comm
 from paceline.run.causes import Evidence, Grid
 from paceline.timeline import Summary, Timeline
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # The first steps build buckets, fill caches and start loaders; of a short run, a quarter.
 NUM_WARM_UP = 3
+# Steps of a figure, wide enough to see their parts.
+NUM_PLOTTED = 12
 # A summary walks single spans; this many steps say what there is to say.
 NUM_SUMMED = 1000
 
@@ -122,6 +127,14 @@ class Run:
         """
         end = self.num_steps if num is None else first + num
         return timeline_of([_rows(one, first, end) for one in self.steps], first)
+
+    def plot(self, *, first: int = 0, num: int = NUM_PLOTTED) -> "Figure":
+        """Return one matplotlib figure of `num` steps for a notebook; needs the `report` extra.
+
+        Raises:
+            MissingExtraError: If matplotlib is not installed.
+        """
+        return self.timeline(first=first, num=min(num, self.num_steps - first)).plot()
 
     def summary(self) -> Summary:
         """Return what the first 1,000 steps after warm-up cost; see `Summary`."""

@@ -7,10 +7,11 @@ from paceline.timeline import KIND_COLOURS, Kind
 
 BLUE, VERMILION = KIND_COLOURS[Kind.BACKWARD], "#D55E00"
 PURPLE, ORANGE = KIND_COLOURS[Kind.COLLECTIVE], KIND_COLOURS[Kind.DATA]
+GREEN = KIND_COLOURS[Kind.OPTIMIZER]
 CLASS_COLOURS = {
     "forward": KIND_COLOURS[Kind.FORWARD],
     "backward": BLUE,
-    "optimizer": KIND_COLOURS[Kind.OPTIMIZER],
+    "optimizer": GREEN,
     "other": KIND_COLOURS[Kind.COMPUTE],
     "data": ORANGE,
     "waiting": VERMILION,

@@ -6,12 +6,11 @@ import numpy as np
 from bokeh.models import ColumnDataSource, Range1d, Span
 from numpy.typing import NDArray
 
-from paceline.report._axes import hover, name_rows, new_figure, range_from_zero
-from paceline.report._chart import Chart
-from paceline.report._colours import BLUE, CLASS_COLOURS, MEANINGS, VERMILION
-from paceline.report._html import Html, table
-from paceline.report._steps_table import CLASSES, StepsTable
-from paceline.report._units import number_text, time_text, unit_for
+from paceline.report.charts._axes import hover, name_rows, new_figure, range_from_zero
+from paceline.report.charts._chart import Chart
+from paceline.report.charts._colours import BLUE, CLASS_COLOURS, MEANINGS, VERMILION
+from paceline.report.markup import Html, number_text, table, time_text, unit_for
+from paceline.report.tables import CLASSES, StepsTable
 
 MAX_RANKS = 32
 ROW_PIXELS = 30

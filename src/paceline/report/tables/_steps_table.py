@@ -35,6 +35,7 @@ class StepsTable(NamedTuple):
         elements: Positions of the inputs of all ranks, padding included; NaN where unknown.
         padding: Positions that hold padding; NaN where a rank could not tell.
         num_warm_up: Steps before, which are not in the table.
+        is_joint: Whether the ranks meet in a collective.
     """
 
     seconds: Array
@@ -43,6 +44,7 @@ class StepsTable(NamedTuple):
     elements: Array
     padding: Array
     num_warm_up: int
+    is_joint: bool
 
     @property
     def num_ranks(self) -> int:
@@ -93,4 +95,5 @@ def steps_table(run: Run) -> StepsTable:
         elements=grid.num_elements.sum(axis=0),
         padding=grid.num_padding.sum(axis=0),
         num_warm_up=len(run.warm_up[0].begin_s),
+        is_joint=grid.is_joint,
     )

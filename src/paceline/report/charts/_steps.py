@@ -1,18 +1,19 @@
 """Sections over steps: their times, imbalance, padding, communication."""
 
 import numpy as np
+from bokeh.models import Span
 
-from paceline.report._chart import Chart
-from paceline.report._colours import BLUE, MEANINGS, ORANGE, PURPLE, VERMILION
-from paceline.report._step_axis import StepAxis, draw_band, over_steps
-from paceline.report._steps_table import WAITING, WIRE, StepsTable
-from paceline.report._units import number_text, time_text, unit_for
+from paceline.report.charts._chart import Chart, Source
+from paceline.report.charts._colours import BLUE, GREEN, MEANINGS, ORANGE, PURPLE, VERMILION
+from paceline.report.charts._step_axis import StepAxis, draw_band, over_steps
+from paceline.report.markup import number_text, time_text, unit_for
+from paceline.report.tables import WAITING, WIRE, Array, StepsTable
 
 # A figure reaches this often as high as 99 % of the steps do: a few extreme ones would flatten it.
 HEADROOM = 3.0
 
 
-def figure_top(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float:
+def figure_top(values: Array) -> float:
     """Return how high a figure of `values` reaches.
 
     Examples:
@@ -90,28 +91,45 @@ def padding_chart(run: StepsTable, axis: StepAxis) -> Chart:
     )
 
 
-def communication_chart(run: StepsTable, axis: StepAxis, hidden: str) -> Chart:
-    """Draw the communication that no compute hides; `hidden` says what is known of the rest."""
-    wire_s, waiting_s = run.seconds[WIRE].mean(axis=0), run.seconds[WAITING].mean(axis=0)
-    top_s = max(figure_top(wire_s), figure_top(waiting_s))
+def communication_chart(run: StepsTable, axis: StepAxis, whole_s: float | None) -> Chart:
+    """Draw the communication that no compute hides, and what the backward pass does hide.
+
+    `whole_s` is the simulated time of all of it per step; None if it is not known.
+    """
+    exposed_s, waiting_s = run.seconds[WIRE].mean(axis=0), run.seconds[WAITING].mean(axis=0)
+    hidden_s = None if whole_s is None else max(whole_s - float(exposed_s.mean()), 0.0)
+    top_s = max(figure_top(exposed_s), figure_top(waiting_s), hidden_s or 0.0)
     unit = unit_for(top_s)
     drawing = over_steps("communication", axis, f"{unit.name} per step", top_s * unit.per_s)
     shown = f"{{0.00}} {unit.name}"
-    for column_s, colour in ((waiting_s, VERMILION), (wire_s, PURPLE)):
+    for column_s, colour in ((waiting_s, VERMILION), (exposed_s, PURPLE)):
         draw_band(
             drawing, axis, column_s * unit.per_s, colour=colour, shown=shown, source="measured"
         )
-    text = (
-        f"Exposed: {time_text(wire_s.mean())} per step in which all ranks are there and none "
-        f"computes. Waiting for the last rank: {time_text(waiting_s.mean())}. "
-    )
+    legend = [(MEANINGS["waiting"], VERMILION), ("exposed communication", PURPLE)]
+    sources: list[Source] = ["measured"]
+    if hidden_s is not None:
+        line = {"line_color": GREEN, "line_width": 1.5, "line_dash": "dashed"}
+        drawing.add_layout(Span(location=hidden_s * unit.per_s, dimension="width", **line))
+        legend.append(("hidden communication, simulated", GREEN))
+        sources.append("simulated")
     return Chart(
         name="communication",
         title="Communication",
-        sources=["measured"],
-        caption=text + hidden,
+        sources=sources,
+        caption=_communication_words(exposed_s, waiting_s, hidden_s),
         figures=[drawing],
-        legend=[(MEANINGS["waiting"], VERMILION), ("exposed communication", PURPLE)],
+        legend=legend,
         zoom="steps",
         is_half=True,
     )
+
+
+def _communication_words(exposed_s: Array, waiting_s: Array, hidden_s: float | None) -> str:
+    text = (
+        f"Exposed, all ranks there and none computing: {time_text(exposed_s.mean())} per step. "
+        f"Waiting for the last rank: {time_text(waiting_s.mean())}. "
+    )
+    if hidden_s is None:
+        return text + "What the backward pass hides was not recorded."
+    return text + f"Hidden by the backward pass: about {time_text(hidden_s)}, simulated."

@@ -6,14 +6,12 @@ import numpy as np
 from bokeh.models import LinearColorMapper, Range1d
 from numpy.typing import NDArray
 
-from paceline.report._axes import hover, name_rows, new_figure
-from paceline.report._buckets import bucket_starts, means
-from paceline.report._chart import Chart
-from paceline.report._colours import VERMILION
-from paceline.report._html import Html, table
-from paceline.report._step_axis import LABEL, StepAxis
-from paceline.report._steps_table import WAITING, StepsTable
-from paceline.report._units import time_text, unit_for
+from paceline.report.charts._axes import hover, name_rows, new_figure
+from paceline.report.charts._chart import Chart
+from paceline.report.charts._colours import VERMILION
+from paceline.report.charts._step_axis import LABEL, StepAxis
+from paceline.report.markup import Html, table, time_text, unit_for
+from paceline.report.tables import WAITING, StepsTable, bucket_starts, means
 
 MAX_RANKS = 64
 MAX_COLUMNS = 240

@@ -6,8 +6,8 @@ import numpy as np
 from bokeh.models import ColumnDataSource, Range1d
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.report._axes import hover, new_figure, range_from_zero
-from paceline.report._buckets import Band, band_of, bucket_starts
+from paceline.report.charts._axes import hover, new_figure, range_from_zero
+from paceline.report.tables import Band, band_of, bucket_starts
 
 LABEL = "step after warm-up"
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from paceline.report._html import Html, element
+from paceline.report.markup import Html, element
 
 Source = Literal["measured", "simulated", "predicted"]
 

@@ -1,22 +1,30 @@
 """The section about other numbers of ranks: what a step would take, and what limits it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from bokeh.models import ColumnDataSource, FixedTicker, Range1d
 
-from paceline.report._axes import hover, new_figure, range_from_zero
-from paceline.report._chart import Chart
-from paceline.report._colours import BLUE, CLASS_COLOURS, ORANGE, PURPLE, VERMILION
-from paceline.report._html import Html, element, joined, table
-from paceline.report._units import Unit, number_text, time_text, unit_for
+from paceline.report.charts._axes import hover, new_figure, range_from_zero
+from paceline.report.charts._chart import Chart
+from paceline.report.charts._colours import BLUE, CLASS_COLOURS, GREEN, ORANGE, PURPLE, VERMILION
+from paceline.report.markup import (
+    Html,
+    Unit,
+    element,
+    joined,
+    number_text,
+    table,
+    time_text,
+    unit_for,
+)
 from paceline.run import Curve, Run, powers_of_two
 
 MOST_RANKS = 1024
 LIMIT_COLOURS: dict[str, str] = {
     "compute": BLUE,
-    "small batch": CLASS_COLOURS["optimizer"],
+    "small batch": GREEN,
     "loop": CLASS_COLOURS["other"],
     "loader": ORANGE,
     "straggler": VERMILION,
@@ -35,14 +43,43 @@ LEFT, RIGHT, WIDTH = -0.4, 0.02, 0.38
 TITLE = "What if it ran on more ranks"
 
 
-def what_if_chart(run: Run) -> Chart:
+class Scaling(NamedTuple):
+    """The run on other numbers of ranks.
+
+    Attributes:
+        curves: As it is, and with even batches; none if it cannot be simulated.
+        reason: Why not.
+    """
+
+    curves: tuple[Curve, ...]
+    reason: str = ""
+
+    @property
+    def wire_s(self) -> float | None:
+        """Seconds of communication per step, hidden or not, simulated; None if not known."""
+        wire = self.curves[0].wire if self.curves else None
+        if wire is None:
+            return None
+        # With no pass to hide it, all of it is exposed.
+        none = np.zeros(1)
+        return float(wire.exposed_s(self.curves[0].num_ranks, none, none, "overlapped")[0])
+
+
+def scaling_of(run: Run) -> Scaling:
     """Simulate the run on 1 to 1,024 ranks, as it is and with even batches."""
     workers = powers_of_two(1, MOST_RANKS)
     try:
-        curves = [run.what_if(workers), run.what_if(workers, balance="window")]
+        return Scaling((run.what_if(workers), run.what_if(workers, balance="window")))
     except ValueError as error:
-        # A run of one rank says nothing of the wire between two.
-        caption = f"This run cannot be simulated on other numbers of ranks: {error}."
+        # A run of one rank, for example, says nothing of the wire between two.
+        return Scaling((), str(error))
+
+
+def what_if_chart(scaling: Scaling) -> Chart:
+    """Draw what a step takes on other numbers of ranks, and what it consists of."""
+    curves = scaling.curves
+    if not curves:
+        caption = f"This run cannot be simulated on other numbers of ranks: {scaling.reason}."
         return Chart(
             name="what-if", title=TITLE, sources=["simulated"], caption=caption, is_half=True
         )

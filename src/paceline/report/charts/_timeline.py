@@ -7,11 +7,11 @@ import numpy as np
 from bokeh.models import ColumnDataSource, Range1d
 from numpy.typing import NDArray
 
-from paceline.report._axes import hover, name_rows, new_figure
-from paceline.report._chart import Chart, Source
-from paceline.report._colours import CLASS_COLOURS, MEANINGS
-from paceline.report._spans import Bars, bars_of
-from paceline.report._units import Unit, time_text, unit_for
+from paceline.report.charts._axes import hover, name_rows, new_figure
+from paceline.report.charts._chart import Chart, Source
+from paceline.report.charts._colours import CLASS_COLOURS, MEANINGS
+from paceline.report.markup import Unit, time_text, unit_for
+from paceline.report.tables import Bars, bars_of
 from paceline.timeline import Timeline
 
 STEPS_IN_VIEW = 8

@@ -7,12 +7,12 @@ from bokeh.models import ColumnDataSource, Range1d, Span
 from numpy.typing import NDArray
 
 from paceline.predict.remaining import RemainingTime
-from paceline.report._axes import hover, new_figure
-from paceline.report._buckets import bucket_starts
-from paceline.report._chart import Chart
-from paceline.report._colours import BLUE, VERMILION
-from paceline.report._step_axis import LABEL, StepAxis
-from paceline.report._units import time_text
+from paceline.report.charts._axes import hover, new_figure
+from paceline.report.charts._chart import Chart
+from paceline.report.charts._colours import BLUE, VERMILION
+from paceline.report.charts._step_axis import LABEL, StepAxis
+from paceline.report.markup import time_text
+from paceline.report.tables import bucket_starts
 
 LEAST_STEPS = 20
 # Each update looks at up to 256 steps, so longer runs are followed in groups of steps.
