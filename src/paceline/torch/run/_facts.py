@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import paceline
 from paceline.torch.model import processor_name
-from paceline.torch.run._fetches import Fetches
+from paceline.torch.run._fetches import NO_LOADER, Fetches
 from paceline.torch.run._find import WRAPPERS
 from paceline.torch.run._host_cost import tiny_op_s
 from paceline.torch.run._loop import Loop
@@ -19,7 +19,7 @@ def facts_of(loop: Loop, fetches: Fetches) -> dict[str, Any]:
     """Return what `facts.json` holds; None where it cannot be told."""
     return {
         **_of_model(loop.model),
-        **fetches.facts,
+        **(fetches.training.facts if fetches.training else NO_LOADER),
         "optimizer": type(loop.optimizer).__name__,
         **_of_ops(loop),
     }
