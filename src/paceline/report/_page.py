@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Page:
 
 def html_of(page: Page) -> str:
     """Return the page as text."""
-    name = f"{page.info.get('script') or 'run'}"
+    name = Path(str(page.info.get("script") or "run")).name
     figures = {figure.name: figure for chart in page.charts for figure in chart.figures}
     # Bokeh runs the script once the page is parsed; the places carry the ids.
     drawing, places = components(figures)
