@@ -1,8 +1,8 @@
 "use strict";
 (() => {
   const INKS = {
-    light: { text: "#59636c", line: "#dfe3e7" },
-    dark: { text: "#a0abb5", line: "#2c343c" },
+    light: { text: "#59636c", line: "#8a939b40" },
+    dark: { text: "#a0abb5", line: "#8a939b40" },
   };
   const SHIFT = 0.25;
   const KEYS = {

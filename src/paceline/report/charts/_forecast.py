@@ -100,7 +100,7 @@ def _figure(found: Forecasts, total_s: float, axis: StepAxis) -> Any:
         x_range=axis.range,
         y_range=Range1d(-1.2 * reach, 1.2 * reach),
         x_label=LABEL,
-        y_label="% above measured",
+        y_label="error in %",
         zooms=True,
     )
     data = ColumnDataSource({"x": found.step, **error})

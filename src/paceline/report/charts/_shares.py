@@ -31,7 +31,7 @@ def shares_chart(run: StepsTable) -> Chart:
         "shares",
         x_range=Range1d(0, 100),
         y_range=Range1d(0, len(ranks)),
-        x_label="% of the rank's time",
+        x_label="share of time in %",
         height=len(ranks) * ROW_PIXELS + 58,
     )
     name_rows(drawing, names)

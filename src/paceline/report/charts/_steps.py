@@ -73,7 +73,7 @@ def padding_chart(run: StepsTable, axis: StepAxis) -> Chart:
     text = "The inputs do not tell which of their positions hold padding."
     drawings = []
     if is_known:
-        drawing = over_steps("padding", axis, "% of positions", float(np.nanmax(padding)))
+        drawing = over_steps("padding", axis, "padding in %", float(np.nanmax(padding)))
         draw_band(drawing, axis, padding, colour=ORANGE, shown="{0.0}%", source="measured")
         drawings = [drawing]
         text = (
