@@ -37,21 +37,36 @@ class LiveLine:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
+        self._write = self._stream.write
         self._in_place = self._stream.isatty()
+        self._is_shown = False
         self.every_s = TERMINAL_S if self._in_place else FILE_S
 
+    def make_way_for(self, stream: TextIO) -> None:
+        """Clear the line before anything is written to `stream`, which gets what it is given."""
+        own = stream.write
+
+        def write(text: str) -> int:
+            self.clear()
+            return own(text)
+
+        if self._in_place:
+            stream.write = write  # type: ignore[method-assign]
+
     def show(self, progress: Progress) -> None:
-        """Write the line; the script's next output takes its place."""
+        """Write the line."""
         if len(progress.steps.begin_s):
             text = line_of(progress)
-            self._stream.write(f"\r\x1b[K{text}\r" if self._in_place else f"{text}\n")
+            self._write(f"\r\x1b[K{text}\r" if self._in_place else f"{text}\n")
             self._stream.flush()
+            self._is_shown = True
 
     def clear(self) -> None:
         """Leave an empty line behind."""
-        if self._in_place:
-            self._stream.write("\r\x1b[K")
+        if self._in_place and self._is_shown:
+            self._write("\r\x1b[K")
             self._stream.flush()
+            self._is_shown = False
 
 
 def line_of(progress: Progress) -> str:
@@ -91,8 +106,8 @@ def _time_left(progress: Progress, seconds: np.ndarray[tuple[int], np.dtype[np.f
     num_left, num_seen = progress.num_left / per_step, len(seconds)
     spread_s = SPREAD * float(seconds.std()) * (num_left + num_left**2 / num_seen) ** 0.5
     left_s = num_left * float(seconds.mean())
-    least_s = max(left_s - spread_s, 0.0)
-    return f"{words(least_s)} to {words(left_s + spread_s)} left in this epoch"
+    least, most = words(max(left_s - spread_s, 0.0)), words(left_s + spread_s)
+    return f"{least if least == most else f'{least} to {most}'} left in this epoch"
 
 
 def words(seconds: float) -> str:
