@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.cli._model_flags import needing
-from paceline.run import Run
+from paceline.run import Run, RunFolder
 
 DESCRIPTION = (
     "Launch a training script as torchrun does, record every rank's steps without an edit to the "
@@ -54,13 +54,11 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
 
 
 def _tell(path: Path, exit_code: int, *, as_json: bool) -> None:
-    """Print the verdict beside the script's output, to standard error, and JSON to standard output."""
+    """Print the verdict to standard error, as the rest is the script's, and JSON where it goes."""
+    lines = []
     told: dict[str, Any] = {"run": str(path), "step_s": None, "causes": []}
-    try:
+    if RunFolder(path).ranks():  # Else rank 0 said why.
         run = Run.load(path)
-    except ValueError as error:
-        lines = [f"paceline: no verdict: {error}"]
-    else:
         verdict = run.verdict()
         lines = [str(verdict)]
         told |= {"step_s": run.step_s, "causes": [_cause(one) for one in verdict.causes]}

@@ -2,6 +2,7 @@
 
 import warnings
 from array import array
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -42,9 +43,6 @@ def watch(
 
     For DistributedDataParallel the all-reduce is the wait at the end of `backward()`; for any other
     model in a process group, the time between `backward()` and `optimizer.step()`.
-
-    A forward pass without gradients, or in `eval()` mode of a model that was seen to train, is no
-    part of a step: its time counts as between steps.
 
     Costs a few microseconds per step on a CPU and an event per mark on CUDA, where
     nothing waits for the device until the timeline is read or 1,024 marks are held.
@@ -100,13 +98,23 @@ class _Block(AbstractContextManager["Watch"]):
 
 
 class Watch:
-    """The recorder that `watch` yields."""
+    """The recorder that `watch` yields.
+
+    Args:
+        model: As for `watch`, like what follows.
+        optimizer: Its `step()` ends a step.
+        group: Ranks that train together; None for the default group.
+        counts: Says whether the forward pass of the model that begins or ends now is part of a
+            step. The time of one that is not counts as between steps.
+    """
 
     def __init__(
         self,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         group: dist.ProcessGroup | None,
+        *,
+        counts: Callable[[torch.nn.Module], bool] = lambda _: True,
     ) -> None:
         distributed = dist.is_available() and dist.is_initialized()
         self._group = group
@@ -118,7 +126,7 @@ class Watch:
         self._collective = 0
         self._in_backward = False
         self._active = True
-        self._was_training = False
+        self._counts = counts
         self._pending: list[object] = []
         # Name, step and collective of each span. Long runs hold many, so no Python objects.
         self._spans = array("i")
@@ -157,11 +165,6 @@ class Watch:
         spans = self.timeline()
         self._spans, self._times_s = array("i"), self._times_s[-1:]
         return spans
-
-    def is_training(self, module: torch.nn.Module) -> bool:
-        """Return whether a forward pass of `module` now is part of a training step."""
-        self._was_training = self._was_training or module.training
-        return torch.is_grad_enabled() and (module.training or not self._was_training)
 
     def gather(self, *, timeout_s: float = MEETING_S) -> Timeline:
         """Return the spans of all ranks on one clock; every rank of the group must call it.
@@ -207,13 +210,13 @@ class Watch:
         self._pending.clear()
 
     def _before_forward(self, module: torch.nn.Module, _args: Any) -> None:
-        if not self.is_training(module):
+        if not self._counts(module):
             return
         self._in_backward = False  # The last backward pass may have raised on its way.
         self._close(BETWEEN)
 
     def _after_forward(self, module: torch.nn.Module, _args: Any, output: Any) -> None:
-        if not self.is_training(module):
+        if not self._counts(module):
             return
         self._close(FORWARD)
         for tensor in tensors_in(output):

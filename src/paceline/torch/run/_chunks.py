@@ -1,5 +1,7 @@
 """Write what a rank recorded: steps in chunks, and the spans of a few of them."""
 
+from typing import Any
+
 import numpy as np
 
 from paceline.run import RunFolder, Steps
@@ -44,11 +46,16 @@ class Chunks:
         steps = Steps(*map(np.concatenate, zip(*self._steps, strict=True)))
         num_full, rest = divmod(len(steps.begin_s), STEPS_PER_CHUNK)
         for place in range(num_full + bool(rest)):
-            part = slice(place * STEPS_PER_CHUNK, (place + 1) * STEPS_PER_CHUNK)
-            chunk = Steps(*(column[part] for column in steps))
+            chunk = _chunk_of(steps, place)
             self._folder.write_steps(self._rank, self._number + place, chunk)
-        left = Steps(*(column[num_full * STEPS_PER_CHUNK :] for column in steps))
+        left = _chunk_of(steps, num_full)
         self._number, self._steps = self._number + num_full, [left]
         if self._spans and not self._traced:
             self._folder.write_trace(self._rank, Timeline.merge(self._spans))
             self._traced = True
+
+
+def _chunk_of(steps: Steps, place: int) -> Steps:
+    rows = slice(place * STEPS_PER_CHUNK, (place + 1) * STEPS_PER_CHUNK)
+    columns: Any = (column[rows] for column in steps)
+    return Steps(*columns)

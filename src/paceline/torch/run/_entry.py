@@ -76,7 +76,8 @@ def _run(script: str, arguments: Sequence[str], is_module: bool) -> int:
                 sys.path[0] = str(path.parent)
             runpy.run_path(str(path), run_name="__main__")
     except (Exception, KeyboardInterrupt) as error:
-        sys.excepthook(type(error), error, _frames_of_script(error.__traceback__))
+        shown = error.with_traceback(_frames_of_script(error.__traceback__))
+        sys.excepthook(type(shown), shown, shown.__traceback__)
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILURE
     return 0
 

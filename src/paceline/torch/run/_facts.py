@@ -9,16 +9,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 import paceline
 from paceline.torch.model import processor_name
+from paceline.torch.run._fetches import NO_LOADER, Fetches
 from paceline.torch.run._find import WRAPPERS
 from paceline.torch.run._host_cost import tiny_op_s
 from paceline.torch.run._loop import Loop
 
 
-def facts_of(loop: Loop, loader: Any) -> dict[str, Any]:
+def facts_of(loop: Loop, fetches: Fetches) -> dict[str, Any]:
     """Return what `facts.json` holds; None where it cannot be told."""
     return {
         **_of_model(loop.model),
-        **_of_loader(loader),
+        **(fetches.training.facts if fetches.training else NO_LOADER),
         "optimizer": type(loop.optimizer).__name__,
         **_of_ops(loop),
     }
@@ -54,20 +55,6 @@ def _of_model(model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
-def _of_loader(loader: Any) -> dict[str, Any]:
-    if loader is None:
-        names = ("sampler", "batch_sampler", "dataset", "num_workers", "batch_size")
-        return dict.fromkeys(names)
-    batches = loader.batch_sampler
-    return {
-        "sampler": _class_of(loader.sampler),
-        "batch_sampler": _class_of(batches),
-        "dataset": _class_of(loader.dataset),
-        "num_workers": loader.num_workers,
-        "batch_size": loader.batch_size or _whole(getattr(batches, "batch_size", None)),
-    }
-
-
 def _of_ops(loop: Loop) -> dict[str, float | None]:
     if loop.ops is None or not loop.ops.num_ops:
         return {"host_s": None, "num_flops_per_element": None}
@@ -75,11 +62,3 @@ def _of_ops(loop: Loop) -> dict[str, float | None]:
     num_elements = loop.ops_counted.num_elements
     flops = loop.ops.num_flops / num_elements if num_elements > 0 else None
     return {"host_s": loop.ops.num_ops * tiny_op_s(device), "num_flops_per_element": flops}
-
-
-def _class_of(value: object) -> str | None:
-    return None if value is None else type(value).__name__
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) else None

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from paceline.run import UNKNOWN
@@ -15,6 +15,34 @@ from paceline.torch.run._inputs import counted
 from paceline.torch.run._rows import Counted
 
 AHEAD = 1024
+NO_LOADER: dict[str, Any] = dict.fromkeys(
+    ("sampler", "batch_sampler", "dataset", "num_workers", "batch_size")
+)
+
+
+class Pass:
+    """One pass over a loader.
+
+    Attributes:
+        facts: What is known of the loader.
+        waited_s: Seconds that were waited for it since the last forward pass.
+        num_used: Batches that a training pass has used.
+    """
+
+    def __init__(self, iterator: Any, facts: dict[str, Any]) -> None:
+        self.facts = facts
+        self.waited_s, self.num_used = 0.0, 0
+        # Weak, because worker processes live as long as their iterator.
+        self._iterator = weakref.ref(iterator)
+
+    @property
+    def num_left(self) -> int | None:
+        """Batches that are left, if the loader has a length and is not done."""
+        iterator: Any = self._iterator()
+        try:
+            return max(len(iterator) - self.num_used, 0)
+        except TypeError:  # Of an iterable dataset, or gone.
+            return None
 
 
 class Fetches:
@@ -25,18 +53,19 @@ class Fetches:
 
     Args:
         clock: Seconds that only go up.
+
+    Attributes:
+        counts_padding: Whether to look into batches, for a model whose inputs are on a device.
+        training: The pass over the loader that trains; None before the first.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.counts_padding = False
+        self.training: Pass | None = None
         self._clock = clock
         self._thread = threading.get_ident()
-        # Weak, because worker processes live as long as their iterator. At first there is none.
-        self._newest: weakref.ref[Any] = weakref.ref(self)
-        self._waited_s: dict[int, float] = {}
-        self._loaders: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-        self._training = self._newest
-        self._num_batches = 0
+        self._newest: Pass | None = None
+        self._passes: weakref.WeakKeyDictionary[Any, Pass] = weakref.WeakKeyDictionary()
         self._delivered: deque[Counted] = deque(maxlen=AHEAD)
         self._own = (DataLoader.__iter__, _BaseDataLoaderIter.__next__)
 
@@ -48,7 +77,9 @@ class Fetches:
         def timed_iter(loader: Any) -> Any:
             begin_s = fetches._clock()
             iterator = make(loader)
-            fetches._begin(iterator, loader, fetches._clock() - begin_s)
+            # A loop may keep the iterator alone, so the loader is asked now.
+            fetches._passes[iterator] = Pass(iterator, facts_of_loader(loader))
+            fetches._add(iterator, fetches._clock() - begin_s)
             return iterator
 
         def timed_next(iterator: Any) -> Any:
@@ -61,7 +92,7 @@ class Fetches:
             return batch
 
         DataLoader.__iter__ = timed_iter  # type: ignore[method-assign]
-        _BaseDataLoaderIter.__next__ = timed_next  # type: ignore[method-assign]
+        _BaseDataLoaderIter.__next__ = timed_next  # type: ignore[assignment, method-assign]
 
     def remove(self) -> None:
         """Put the classes back as they were."""
@@ -69,17 +100,18 @@ class Fetches:
 
     def take(self) -> float:
         """A training pass begins: return the seconds that its loop waited for its loader."""
-        newest = self._newest()
-        waited_s = self._waited_s.get(id(newest), 0.0)
-        if self._training() is not newest:
-            self._training, self._num_batches = self._newest, 0
-        self._num_batches += 1
-        self._waited_s.clear()
+        if self._newest is None:
+            return 0.0
+        self.training = self._newest
+        self.training.num_used += 1
+        waited_s = self.training.waited_s
+        self.drop()
         return waited_s
 
     def drop(self) -> None:
         """A pass that does not train begins."""
-        self._waited_s.clear()
+        for one in self._passes.values():
+            one.waited_s = 0.0
 
     def padding_of(self, inputs: Counted) -> int:
         """Return the padding of the oldest batch of this size, as inputs on a device hide it."""
@@ -89,34 +121,33 @@ class Fetches:
                 return batch.num_padding
         return UNKNOWN
 
-    @property
-    def loader(self) -> Any:
-        """The loader that trains, as long as it lives; None if there is none."""
-        found = self._loaders.get(self._training())
-        return found() if found is not None else None
-
-    @property
-    def num_left(self) -> int | None:
-        """Batches that are left in this pass over the training loader, if it has a length."""
-        try:
-            return max(len(self.loader) - self._num_batches, 0)
-        except TypeError:  # An iterable dataset, or no loader at all.
-            return None
-
-    def _begin(self, iterator: Any, loader: Any, seconds: float) -> None:
-        self._loaders[iterator] = weakref.ref(loader)
-        if self._training() is iterator:  # Workers that persist keep their iterator.
-            self._num_batches = 0
-        self._add(iterator, seconds)
-
     def _add(self, iterator: Any, seconds: float) -> None:
-        # What another thread waits for, the loop does not.
-        if threading.get_ident() == self._thread:
-            if self._newest() is not iterator:
-                self._newest = weakref.ref(iterator)
-            self._waited_s[id(iterator)] = self._waited_s.get(id(iterator), 0.0) + seconds
+        # What another thread waits for, the loop does not. A loader with an `__iter__` of its own
+        # was not asked what it is.
+        if threading.get_ident() == self._thread and iterator in self._passes:
+            self._newest = self._passes[iterator]
+            self._newest.waited_s += seconds
 
     def _deliver(self, batch: Any) -> None:
         if self.counts_padding:
             values = batch if isinstance(batch, tuple | list) else (batch,)
             self._delivered.append(counted(tuple(values), {}))
+
+
+def facts_of_loader(loader: Any) -> dict[str, Any]:
+    """Return what `facts.json` says of a loader; None where it cannot be told."""
+    batches = loader.batch_sampler
+    # Torch fills in a sampler that says nothing where a dataset has no indices.
+    has_indices = not isinstance(loader.dataset, IterableDataset)
+    size = loader.batch_size or getattr(batches, "batch_size", None)
+    return {
+        "sampler": _class_of(loader.sampler) if has_indices else None,
+        "batch_sampler": _class_of(batches) if has_indices else None,
+        "dataset": _class_of(loader.dataset),
+        "num_workers": loader.num_workers,
+        "batch_size": size if isinstance(size, int) else None,
+    }
+
+
+def _class_of(value: object) -> str | None:
+    return None if value is None else type(value).__name__

@@ -26,7 +26,7 @@ def modules_trained_by(optimizer: torch.optim.Optimizer) -> list[torch.nn.Module
     holders = sorted((one for one in modules if size[id(one)]), key=lambda one: -size[id(one)])
     inner = {id(child) for one in holders for child in one.children()}
     roots = [one for one in holders if id(one) not in inner]
-    wrappers = [one for one in holders if isinstance(one, WRAPPERS)]
+    wrappers: list[torch.nn.Module] = [one for one in holders if isinstance(one, WRAPPERS)]
     parts = _largest_parts(roots[0], size) if roots else []
     return _distinct([*_outer_first(wrappers), *roots, *parts])[:MAX_FOUND]
 

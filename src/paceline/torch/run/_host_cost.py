@@ -21,7 +21,7 @@ class OpCount(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         from torch.utils.flop_counter import flop_registry
 
         self._formulas = flop_registry
@@ -31,14 +31,14 @@ class OpCount(TorchDispatchMode):
     def open(self) -> None:
         """Count from here on."""
         self._is_open = True
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Count no further; nothing happens if it is closed."""
         # A script may have left a mode open inside: never leave one that is not ours.
         if self._is_open and _get_current_dispatch_mode_stack()[-1:] == [self]:
             self._is_open = False
-            self.__exit__(None, None, None)
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,

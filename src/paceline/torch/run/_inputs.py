@@ -75,7 +75,7 @@ def _padding(inputs: torch.Tensor, mask: torch.Tensor | None) -> int:
     return UNKNOWN
 
 
-def _trailing_repeats(ids: NDArray[np.integer[Any]]) -> int:
+def _trailing_repeats(ids: NDArray[Any]) -> int:
     """Count the ends of rows that repeat one value, unless it is more frequent before them."""
     if ids.shape[1] < 2:
         return 0
@@ -99,4 +99,5 @@ def _trailing_frames(frames: torch.Tensor) -> int:
 def _lengths_of_ends(is_end: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Return for each row how many of its last entries are true."""
     is_other = ~is_end[:, ::-1]
-    return np.where(is_other.any(1), is_other.argmax(1), is_end.shape[1])
+    lengths: NDArray[np.intp] = np.where(is_other.any(1), is_other.argmax(1), is_end.shape[1])
+    return lengths

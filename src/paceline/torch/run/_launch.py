@@ -48,7 +48,7 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
     Raises:
         ValueError: If there is no such script, it is no Python, or the folder holds another run.
     """
-    _check_script(options)
+    _check(options)
     folder = _new_folder(options)
     order = Order(str(folder.path.resolve()), list(command), bool(options.module))
     options.training_script_args = [
@@ -61,7 +61,7 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
     return Launched(folder, exit_code)
 
 
-def _check_script(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> None:
     script = options.training_script
     if options.no_python:
         raise ValueError(
@@ -73,6 +73,10 @@ def _check_script(options: argparse.Namespace) -> None:
             f"there is no script {script}; write paceline run [torchrun's arguments] train.py "
             "[its arguments]"
         )
+    try:
+        torchrun.config_from_args(options)
+    except AssertionError as error:
+        raise ValueError(f"torchrun's arguments do not fit: {error}") from None
 
 
 def _new_folder(options: argparse.Namespace) -> RunFolder:

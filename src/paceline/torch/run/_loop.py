@@ -17,6 +17,17 @@ OPS_STEP = 1
 FIRST_STEPS = 3
 
 
+class Training:
+    """Says whether a forward pass trains; one in `eval()` mode may, if the model has no other."""
+
+    def __init__(self) -> None:
+        self._was_in_train_mode = False
+
+    def __call__(self, model: torch.nn.Module) -> bool:
+        self._was_in_train_mode = self._was_in_train_mode or model.training
+        return torch.is_grad_enabled() and (model.training or not self._was_in_train_mode)
+
+
 class Loop:
     """Records from the end of the optimizer's first step on.
 
@@ -45,7 +56,8 @@ class Loop:
         self._fetches.counts_padding = any(not one.is_cpu for one in model.parameters())
         # Before the recorder's own hook, so that counting is no part of the forward pass.
         self._before_forward = model.register_forward_pre_hook(self._count, with_kwargs=True)
-        self._watch = Watch(model, self.optimizer, None)
+        self._training = Training()
+        self._watch = Watch(model, self.optimizer, None, counts=self._training)
         self._now, self._rows, self._first = Counted(), list[Counted](), 0
 
     @property
@@ -89,7 +101,7 @@ class Loop:
         self._watch.remove_hooks()
 
     def _count(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._watch.is_training(model):
+        if not self._training(model):
             self._fetches.drop()
             return
         inputs = counted(args, kwargs)

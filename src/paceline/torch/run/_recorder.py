@@ -18,7 +18,8 @@ from paceline.torch.run._live import LiveLine, Progress
 from paceline.torch.run._loop import OPS_STEP, Loop
 
 WRITE_EVERY_S = 10.0
-FACTS_AT = OPS_STEP + 2
+# Still while the run warms up: it takes some milliseconds.
+FACTS_AT = OPS_STEP + 1
 
 
 class Recorder:
@@ -63,7 +64,7 @@ class Recorder:
             if loop is None or not loop.is_open:
                 return
             loop.end()
-            self._drain()
+            self._drain(self._clock())
             self._write()
             if self._live:
                 self._live.clear()
@@ -87,22 +88,22 @@ class Recorder:
             now_s = self._clock()
             every_s = self._live.every_s if self._live else WRITE_EVERY_S
             if now_s - self._drained_s >= every_s or loop.num_held >= STEPS_PER_CHUNK:
-                self._drain()
+                self._drain(now_s)
                 if now_s - self._written_s >= WRITE_EVERY_S or self._chunks.is_full:
+                    self._written_s = now_s
                     self._write()
 
-    def _drain(self) -> None:
+    def _drain(self, now_s: float) -> None:
         assert self.loop is not None, "called once there is one"
-        self._drained_s = self._clock()
+        self._drained_s = now_s
         steps, spans = self.loop.drain()
         self._chunks.add(steps, spans)
         if self._live:
-            elapsed_s = self._drained_s - self._begun_s
-            left = self._fetches.num_left
+            elapsed_s = now_s - self._begun_s
+            left = self._fetches.training.num_left if self._fetches.training else None
             self._live.show(Progress(self.loop.num_seen, steps, left, elapsed_s))
 
     def _write(self) -> None:
-        self._written_s = self._clock()
         self._chunks.write()
         self._write_facts()
 
@@ -110,5 +111,5 @@ class Recorder:
         """Once, in an early step: the loader may be gone at the end."""
         if not self._has_facts:
             assert self.loop is not None, "called once there is one"
-            self._folder.write_facts(self._rank, facts_of(self.loop, self._fetches.loader))
+            self._folder.write_facts(self._rank, facts_of(self.loop, self._fetches))
             self._has_facts = True
