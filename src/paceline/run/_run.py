@@ -8,11 +8,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.run._compare import Comparison, compare_grids
+from paceline.run._curve import Balance, Curve, WhatIf
 from paceline.run._folder import RunFolder
 from paceline.run._side_by_side import grid_of, timeline_of
 from paceline.run._steps import Steps
 from paceline.run._verdict import Verdict, verdict_of
-from paceline.run.causes import Grid
+from paceline.run._what_if import simulate_curve
+from paceline.run._wire_model import Comm
+from paceline.run.causes import Evidence, Grid
 from paceline.timeline import Summary, Timeline
 
 # The first steps build buckets, fill caches and start loaders; of a short run, a quarter.
@@ -51,10 +55,15 @@ class Run:
         info = place.read_info()
         ranks = place.ranks()
         num_ranks = info.get("num_ranks")
+        if not ranks:
+            raise ValueError(
+                f"no rank recorded a step in {place.path}; was there an optimizer.step() in the "
+                "script?"
+            )
         if ranks != list(range(len(ranks))) or len(ranks) != num_ranks:
             raise ValueError(
-                f"{place.path} must hold the steps of ranks 0 to {num_ranks} without the last, got "
-                f"ranks {ranks or 'none'}; bring the folders of all machines together"
+                f"{place.path} must hold the steps of {num_ranks} ranks, got ranks {ranks}; bring "
+                "the folders of all machines together"
             )
         steps = [place.read_steps(rank) for rank in ranks]
         return cls.of(steps, info=info, facts=[place.read_facts(rank) or {} for rank in ranks])
@@ -127,6 +136,44 @@ class Run:
         """Return what costs time, why, and what to change next."""
         return verdict_of(self.grid(), self.facts, str(self))
 
+    def compare(self, other: "Run") -> Comparison:
+        """Return whether `other` is faster or slower than this run beyond noise, and by what."""
+        return compare_grids(self.grid(), other.grid())
+
+    def what_if(
+        self,
+        num_workers: Sequence[int],
+        *,
+        bytes_per_s: float | None = None,
+        hop_s: float | None = None,
+        device_speed: float = 1.0,
+        balance: Balance = "none",
+        comm: Comm = "ddp",
+    ) -> Curve:
+        """Simulate this run on other numbers of ranks, and with something changed.
+
+        Args:
+            num_workers: Ranks of each point; each keeps the work that it has per step.
+            bytes_per_s: Of each wire between ranks; unset to fit it to the measured run.
+            hop_s: Latency of a hop in seconds; unset for 5 us.
+            device_speed: Times that the device computes faster.
+            balance: "none", "window" for an even expected cost in each step, or "perfect" for
+                ranks that arrive together.
+            comm: "ddp", or "overlapped" for what both passes can hide at best.
+
+        Raises:
+            ValueError: If a value makes no sense, or the run says too little of its wire.
+        """
+        changed = WhatIf(
+            num_workers=tuple(num_workers),
+            bytes_per_s=bytes_per_s,
+            hop_s=hop_s,
+            device_speed=device_speed,
+            balance=balance,
+            comm=comm,
+        )
+        return simulate_curve(Evidence.of(self.grid(), self.facts), changed)
+
     def scalars(self) -> dict[str, float]:
         """Return one flat dictionary of numbers for TensorBoard, Weights & Biases or MLflow.
 
@@ -158,4 +205,5 @@ class Run:
 
 
 def _rows(steps: Steps, first: int, end: int) -> Steps:
-    return Steps(*(column[first:end] for column in steps))
+    rows: Any = (column[first:end] for column in steps)
+    return Steps(*rows)

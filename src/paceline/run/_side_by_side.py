@@ -60,7 +60,7 @@ def _spans(rank: int, steps: Steps, first_step: int) -> Timeline:
     seconds = np.stack([getattr(steps, name) for name in SPANS], axis=1).astype(np.float64)
     ends_s = steps.begin_s[:, None] + np.cumsum(seconds, axis=1)
     kinds = np.array([kind for _, kind in SPANS.values()])
-    step, name = np.indices(seconds.shape)
+    step, name = np.divmod(np.arange(seconds.size).reshape(seconds.shape), len(SPANS))
     is_wire = kinds[name] == Kind.COLLECTIVE
     number = np.where(is_wire & np.isfinite(steps.arrival_s)[:, None], step + first_step, -1)
     there = (seconds > 0) | (number >= 0)

@@ -81,14 +81,30 @@ def verdict_of(grid: Grid, facts: Sequence[Mapping[str, Any]], headline: str) ->
         return Verdict(headline=headline, causes=(), not_worth=(), notes=(note,))
     evidence = Evidence.of(grid, facts)
     found = [tell(evidence) for tell in CAUSES]
-    causes = sorted((one for one in found if one.is_worth_it), key=lambda one: -one.share)
-    rest = [one for one in found if not one.is_worth_it]
+    worth = [one for one in found if one.is_worth_it]
+    causes = sorted(
+        (one for one in worth if not _goes_with(one, worth, grid)), key=lambda one: -one.share
+    )
+    rest = [one for one in found if one not in causes]
     return Verdict(
         headline=headline,
         causes=tuple(causes),
         not_worth=tuple(map(_not_worth, rest)),
-        notes=tuple(_notes(evidence)),
+        notes=tuple(_notes(evidence, {one.cause for one in causes})),
     )
+
+
+def _goes_with(cause: Cause, worth: Sequence[Cause], grid: Grid) -> bool:
+    """Tell a wire or a loader that small batches alone make look slow: larger ones mend both.
+
+    A loader takes longer for larger batches, so of its time only what is less than the fixed part
+    goes with them. A wire does not.
+    """
+    fixed = {one.cause: one.share for one in worth}.get("small-batch", 0.0)
+    shares = grid.shares()
+    busy = sum(shares[name] for name in ("forward", "loss", "backward", "optimizer"))
+    least = {"communication": busy if fixed else 0.0, "loader": fixed}.get(cause.cause, 0.0)
+    return cause.share < least
 
 
 def _not_worth(cause: Cause) -> str:
@@ -98,9 +114,14 @@ def _not_worth(cause: Cause) -> str:
     )
 
 
-def _notes(evidence: Evidence) -> list[str]:
-    """Say what is seen and is none of the six."""
+def _notes(evidence: Evidence, told: set[str]) -> list[str]:
+    """Say what is seen and is none of the six, or hidden by one of them."""
     notes = []
+    hidden = evidence.hidden_by_others()
+    if told & {"slow-rank", "loader"} and "imbalance" not in told and hidden >= WORTH_SAYING:
+        notes.append(
+            f"once that is mended, uneven batches would cost {hidden:.0%} of rank time (simulated)"
+        )
     noise, shares = evidence.waits["noise"], evidence.shares
     if noise >= WORTH_SAYING:
         notes.append(

@@ -21,7 +21,7 @@ class Cause:
         what: What is seen, one sentence.
         why: What it comes from, one sentence.
         next: The lines to change.
-        least_share: Below this share it is not worth a change.
+        is_unusual: Whether there is more of it than in any healthy run.
     """
 
     cause: CauseName
@@ -31,12 +31,12 @@ class Cause:
     what: str
     why: str
     next: str
-    least_share: float = LEAST_SHARE
+    is_unusual: bool = True
 
     @property
     def is_worth_it(self) -> bool:
         """Whether its share and its gain stand clear of noise."""
-        return self.share >= self.least_share and self.gain_low > LEAST_GAIN
+        return self.is_unusual and self.share >= LEAST_SHARE and self.gain_low > LEAST_GAIN
 
     @property
     def gain(self) -> str:

@@ -1,6 +1,6 @@
 """What the passes cost, fitted to the steps that were measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from paceline.run.causes._grid import Grid
 Array = NDArray[np.float64]
 # Below this spread (deviation over mean) sizes say nothing about the cost of an empty batch.
 LEAST_SPREAD = 0.1
-MAX_ROWS = 10_000
+MAX_ROWS, LEAST_ROWS = 10_000, 500
 NUM_ROUNDS = 4
 NUM_STRETCHES = 20
 # Deviations beyond which a step counts as disturbed, not as costly.
@@ -78,16 +78,14 @@ def fit_compute(grid: Grid, work: Work, host_s: float | None) -> ComputeModel:
             batches are of one size.
     """
     pace = np.ones(grid.num_ranks)
-    rows = _spread_rows(grid.num_steps)
+    rows = _spread_rows(grid.num_steps, max(MAX_ROWS // grid.num_ranks, LEAST_ROWS))
     part = Work(*(column[:, rows] for column in work))
     compute_s = grid.compute_s[:, rows]
     for _ in range(NUM_ROUNDS):
-        fitted = _fit(part, compute_s / pace[:, None], host_s)
-        model = ComputeModel(pace=pace, **fitted)
-        expected = np.maximum(model.predict(part), 1e-12)
-        pace = _level(compute_s / expected)
+        model = _fit(part, compute_s / pace[:, None], host_s)
+        pace = _level(compute_s / np.maximum(model.predict(part), 1e-12))
         pace = pace / max(np.sort(pace)[(len(pace) - 1) // 2], 1e-12)
-    return ComputeModel(pace=pace, **fitted)
+    return replace(model, pace=pace)
 
 
 def _level(ratio: Array) -> Array:
@@ -97,15 +95,15 @@ def _level(ratio: Array) -> Array:
     return np.asarray(np.mean(medians, axis=0))
 
 
-def _spread_rows(num_steps: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, num_steps - 1, min(num_steps, MAX_ROWS)).astype(np.int64))
+def _spread_rows(num_steps: int, at_most: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, num_steps - 1, min(num_steps, at_most)).astype(np.int64))
 
 
 def _pairs(work: Work) -> Array:
     return np.asarray(work.num_elements**2 / work.num_examples, dtype=np.float64)
 
 
-def _fit(work: Work, compute_s: Array, host_s: float | None) -> dict[str, float | bool]:
+def _fit(work: Work, compute_s: Array, host_s: float | None) -> ComputeModel:
     num = work.num_microbatches
     size = work.num_elements / num
     if size.std() < LEAST_SPREAD * size.mean():
@@ -114,21 +112,25 @@ def _fit(work: Work, compute_s: Array, host_s: float | None) -> dict[str, float 
     if np.ptp(work.num_elements / work.num_examples) < 1e-9:
         columns.pop()  # All examples are of one length: pairs say what elements say.
     found = _robust(np.stack(columns, axis=-1).reshape(-1, len(columns)), compute_s.ravel())
-    found = np.append(found, np.zeros(3 - len(found)))
-    return dict(zip(("microbatch_s", "element_s", "pair_s"), found.tolist(), strict=True)) | {
-        "knows_fixed": True
-    }
+    return _model(*found.tolist(), knows_fixed=True)
 
 
-def _in_proportion(
-    microbatch_s: float, num_elements: float, host_s: float | None
-) -> dict[str, float | bool]:
+def _in_proportion(microbatch_s: float, num_elements: float, host_s: float | None) -> ComputeModel:
     fixed_s = min(host_s or 0.0, microbatch_s)
     element_s = (microbatch_s - fixed_s) / max(num_elements, 1.0)
-    known = host_s is not None
-    return {
-        "microbatch_s": fixed_s, "element_s": element_s, "pair_s": 0.0, "knows_fixed": known
-    }  # fmt: skip
+    return _model(fixed_s, element_s, knows_fixed=host_s is not None)
+
+
+def _model(
+    microbatch_s: float, element_s: float, pair_s: float = 0.0, *, knows_fixed: bool
+) -> ComputeModel:
+    return ComputeModel(
+        microbatch_s=microbatch_s,
+        element_s=element_s,
+        pair_s=pair_s,
+        pace=np.ones(1),
+        knows_fixed=knows_fixed,
+    )
 
 
 def _robust(features: Array, seconds: Array) -> Array:

@@ -58,6 +58,17 @@ class Evidence:
         """The rank that arrived last in each step, shape `(num_steps,)`."""
         return np.asarray(self.grid.local_s.argmax(axis=0), dtype=np.int64)
 
+    def hidden_by_others(self) -> float:
+        """Return the share of rank time that uneven batches would cost, were nothing else uneven.
+
+        Simulated: every rank at the pace of the others, and no waiting for data.
+        """
+        grid = self.grid
+        if not grid.is_joint:
+            return 0.0
+        even_s = grid.local_s - grid.seconds["data"] - pace_excess_s(grid, self.model)
+        return _more_of_last(grid, self.model.predict(self.work), even_s.argmax(axis=0))
+
     def fact(self, name: str) -> Any:
         """Return what the first rank that knows says; None if none does."""
         values = (fact.get(name) for fact in self.facts)
@@ -97,11 +108,11 @@ def _waits(grid: Grid, model: ComputeModel, expected_s: Array) -> dict[str, floa
         "data": grid.seconds["data"],
     }
     parts["noise"] = grid.local_s - sum(parts.values())
-    last = grid.local_s.argmax(axis=0)[None]
-    total_s = grid.num_ranks * float(grid.step_s.sum())
+    last = grid.local_s.argmax(axis=0)
+    return {name: _more_of_last(grid, parts[name], last) for name in names}
 
-    def of_last(part: Array) -> float:
-        more_s = np.take_along_axis(part, last, axis=0)[0] - part.mean(axis=0)
-        return grid.num_ranks * float(more_s.sum()) / total_s
 
-    return {name: of_last(parts[name]) for name in names}
+def _more_of_last(grid: Grid, part_s: Array, last: NDArray[np.int64]) -> float:
+    """Return what the last rank of each step has more of `part_s`, as a share of rank time."""
+    of_last_s = np.take_along_axis(part_s, last[None], axis=0)[0]
+    return float((of_last_s - part_s.mean(axis=0)).sum() / grid.step_s.sum())

@@ -39,12 +39,12 @@ class Grid:
     @property
     def num_ranks(self) -> int:
         """Ranks."""
-        return self.num_microbatches.shape[0]
+        return len(self.num_microbatches)
 
     @property
     def num_steps(self) -> int:
         """Steps without warm-up."""
-        return self.num_microbatches.shape[1]
+        return len(self.step_s)
 
     @property
     def compute_s(self) -> Array:
@@ -76,7 +76,7 @@ class Grid:
     @property
     def wire_s(self) -> Array:
         """Seconds of the collective with all ranks there. Shape `(num_steps,)`."""
-        return self.seconds["wire"][0]
+        return np.asarray(self.seconds["wire"][0])
 
     @property
     def step_s(self) -> Array:

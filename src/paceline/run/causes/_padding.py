@@ -5,8 +5,8 @@ import numpy as np
 from paceline.run.causes._cause import Cause
 from paceline.run.causes._compute_model import Work
 from paceline.run.causes._evidence import Evidence
-from paceline.run.causes._replay import gain_interval
 from paceline.run.causes._imbalance import batch_size_of
+from paceline.run.causes._replay import gain_interval
 
 # Batches of similar lengths keep some padding.
 REMOVED = (0.8, 1.0)

@@ -4,8 +4,8 @@ from paceline.run.causes._cause import Cause
 from paceline.run.causes._evidence import Evidence
 from paceline.run.causes._replay import gain_interval
 
-# Every step has a fixed part. A third of the time is too much of it.
-LEAST_FIXED = 1 / 3
+# Every step has a fixed part. Of what a rank computes, this much of it is too much.
+MOST_FIXED = 0.4
 LARGER = (2, 8)
 
 
@@ -23,6 +23,7 @@ def small_batch(evidence: Evidence) -> Cause:
     low, _ = gain_interval(before_s, by_twice)
     _, high = gain_interval(before_s, by_eight)
     share = float(fixed_s.mean() / grid.step_s.mean())
+    busy_s = float((grid.compute_s + grid.seconds["optimizer"]).mean())
     return Cause(
         cause="small-batch",
         share=share,
@@ -31,7 +32,7 @@ def small_batch(evidence: Evidence) -> Cause:
         what=f"{share:.0%} of rank time does not depend on how much is in a batch",
         why=_why(evidence),
         next=_next(evidence),
-        least_share=LEAST_FIXED,
+        is_unusual=float(fixed_s.mean()) > MOST_FIXED * busy_s,
     )
 
 
@@ -47,7 +48,7 @@ def _why(evidence: Evidence) -> str:
 
 def _next(evidence: Evidence) -> str:
     examples = evidence.work.num_examples / evidence.work.num_microbatches
-    size = int(round(float(examples.mean())))
+    size = round(float(examples.mean()))
     return (
         f"DataLoader(..., batch_size={4 * size})  # {size} examples per rank and pass now; scale "
         "the learning rate with it\nor torch.compile(model), which makes the fixed part smaller"
