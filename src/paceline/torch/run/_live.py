@@ -76,7 +76,7 @@ def line_of(progress: Progress) -> str:
     idle = float((steps.data_s.astype(float) + steps.collective_s).sum() / max(seconds.sum(), 1e-9))
     parts = [
         f"paceline: step {progress.num_steps}",
-        f"{seconds.mean() * 1e3:.4g} ms per step",
+        _per_step(float(seconds.mean())),
         *_rates(steps, float(seconds.sum())),
         f"{idle:.0%} of the time waiting",
         _time_left(progress, seconds),
@@ -91,10 +91,15 @@ def _step_seconds(steps: Steps) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return total
 
 
+def _per_step(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms per step" if seconds < 1 else f"{seconds:.3g} s per step"
+
+
 def _rates(steps: Steps, seconds: float) -> list[str]:
     rates = []
     if (steps.num_examples != UNKNOWN).all() and seconds:
-        rates.append(f"{steps.num_examples.sum() / seconds:,.0f} examples/s on rank 0")
+        rate = float(steps.num_examples.sum()) / seconds
+        rates.append(f"{rate:{',.0f' if rate >= 100 else '.3g'}} examples/s on rank 0")
     return rates
 
 
