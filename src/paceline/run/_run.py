@@ -60,10 +60,15 @@ class Run:
         info = place.read_info()
         ranks = place.ranks()
         num_ranks = info.get("num_ranks")
+        if not ranks:
+            raise ValueError(
+                f"no rank recorded a step in {place.path}; was there an optimizer.step() in the "
+                "script?"
+            )
         if ranks != list(range(len(ranks))) or len(ranks) != num_ranks:
             raise ValueError(
-                f"{place.path} must hold the steps of ranks 0 to {num_ranks} without the last, got "
-                f"ranks {ranks or 'none'}; bring the folders of all machines together"
+                f"{place.path} must hold the steps of {num_ranks} ranks, got ranks {ranks}; bring "
+                "the folders of all machines together"
             )
         steps = [place.read_steps(rank) for rank in ranks]
         return cls.of(steps, info=info, facts=[place.read_facts(rank) or {} for rank in ranks])

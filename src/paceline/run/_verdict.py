@@ -83,7 +83,7 @@ def verdict_of(grid: Grid, facts: Sequence[Mapping[str, Any]], headline: str) ->
     found = [tell(evidence) for tell in CAUSES]
     worth = [one for one in found if one.is_worth_it]
     causes = sorted(
-        (one for one in worth if not _goes_with(one, worth)), key=lambda one: -one.share
+        (one for one in worth if not _goes_with(one, worth, grid)), key=lambda one: -one.share
     )
     rest = [one for one in found if one not in causes]
     return Verdict(
@@ -94,10 +94,17 @@ def verdict_of(grid: Grid, facts: Sequence[Mapping[str, Any]], headline: str) ->
     )
 
 
-def _goes_with(cause: Cause, others: Sequence[Cause]) -> bool:
-    """Tell a wire that small batches alone make look slow: larger ones mend both."""
-    share = {one.cause: one.share for one in others}
-    return cause.cause == "communication" and cause.share < share.get("small-batch", 0.0)
+def _goes_with(cause: Cause, worth: Sequence[Cause], grid: Grid) -> bool:
+    """Tell a wire or a loader that small batches alone make look slow: larger ones mend both.
+
+    A loader takes longer for larger batches, so of its time only what is less than the fixed part
+    goes with them. A wire does not.
+    """
+    fixed = {one.cause: one.share for one in worth}.get("small-batch", 0.0)
+    shares = grid.shares()
+    busy = sum(shares[name] for name in ("forward", "loss", "backward", "optimizer"))
+    least = {"communication": busy if fixed else 0.0, "loader": fixed}.get(cause.cause, 0.0)
+    return cause.share < least
 
 
 def _not_worth(cause: Cause) -> str:

@@ -96,6 +96,8 @@ class Recorder:
     def _drain(self, now_s: float) -> None:
         assert self.loop is not None, "called once there is one"
         self._drained_s = now_s
+        if not self.loop.num_held:  # The last step of a run may have been drained as it ended.
+            return
         steps, spans = self.loop.drain()
         self._chunks.add(steps, spans)
         if self._live:
