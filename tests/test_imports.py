@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
-ROOMS = ("timeline", "cost", "balance", "comm", "order", "overlap", "plan", "predict")
-HEAVY = ("torch", "matplotlib", "rich", "lightgbm", "sklearn")
+ROOMS = ("timeline", "cost", "balance", "comm", "order", "overlap", "plan", "predict", "run")
+HEAVY = ("torch", "matplotlib", "bokeh", "rich", "lightgbm", "sklearn")
 # What stands beside the rooms: every room may use it.
 SHARED = ("paceline", "paceline.errors", "paceline._compile", "paceline._files")
 CELL = re.compile(r"`([a-z_/]+?)/?(?:\.py)?`")

@@ -94,18 +94,9 @@ def read_array(path: Path) -> "NDArray[Any]":
     Raises:
         ValueError: If the file cannot be read, is no such file, or is shorter than its header says.
     """
-    from numpy.lib import format as npy
-
-    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     try:
         with path.open("rb") as file:
-            shape, _, dtype = headers[npy.read_magic(file)](file)
-            num_bytes, there = prod(shape) * dtype.itemsize, _num_left(file)
-            if not dtype.hasobject and (min(shape, default=0) < 0 or num_bytes > there):
-                raise ValueError(f"{there} bytes for shape {shown(shape)} of {dtype}")
-            file.seek(0)
-            found: NDArray[Any] = npy.read_array(file, allow_pickle=False)
-            return found
+            return _array_in(file, _num_bytes(file))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
     except (KeyError, *BAD_HEADER) as error:
@@ -114,6 +105,47 @@ def read_array(path: Path) -> "NDArray[Any]":
         ) from None
 
 
-def _num_left(file: Any) -> int:
+def read_arrays(path: Path) -> "dict[str, NDArray[Any]]":
+    """Read a `.npz` file of plain values, not compressed: what it unpacks to is no larger.
+
+    Raises:
+        ValueError: If the file cannot be read, is damaged, or unpacks to more than it has.
+    """
+    from zipfile import BadZipFile, ZipFile
+
+    try:
+        with ZipFile(path) as pack:
+            sizes = {one.filename: one.file_size for one in pack.infolist()}
+            if sum(sizes.values()) > path.stat().st_size:
+                raise ValueError("it is compressed")
+            return {name.removesuffix(".npy"): _member(pack, name, sizes[name]) for name in sizes}
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    except (BadZipFile, KeyError, NotImplementedError, RuntimeError, *BAD_HEADER) as error:
+        raise ValueError(
+            f"{path} is not a .npz file of numbers ({told(error)}); write one with numpy.savez"
+        ) from None
+
+
+def _member(pack: Any, name: str, size: int) -> "NDArray[Any]":
+    with pack.open(name) as file:
+        return _array_in(file, size)
+
+
+def _array_in(file: Any, size: int) -> "NDArray[Any]":
+    """Read an array of at most `size` bytes, header included, from the begin of `file`."""
+    from numpy.lib import format as npy
+
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    shape, _, dtype = headers[npy.read_magic(file)](file)
+    num_bytes, there = prod(shape) * dtype.itemsize, size - int(file.tell())
+    if not dtype.hasobject and (min(shape, default=0) < 0 or num_bytes > there):
+        raise ValueError(f"{there} bytes for shape {shown(shape)} of {dtype}")
+    file.seek(0)
+    found: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+    return found
+
+
+def _num_bytes(file: Any) -> int:
     size: int = os.fstat(file.fileno()).st_size
-    return size - int(file.tell())
+    return size

@@ -9,11 +9,15 @@ from typing import NoReturn
 
 from paceline import __version__
 from paceline.cli._collect import add_collect
+from paceline.cli._compare import add_compare
 from paceline.cli._estimate import add_estimate
 from paceline.cli._fit import add_fit
 from paceline.cli._herding import add_herding
 from paceline.cli._model_flags import needing
 from paceline.cli._plan import add_plan
+from paceline.cli._report import add_report
+from paceline.cli._run import add_run
+from paceline.cli._whatif import add_whatif
 from paceline.errors import MissingExtraError, PacelineError
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
@@ -64,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"paceline {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_demo, add_plan, add_estimate, add_collect, add_fit, add_herding):
+    adders = (_add_demo, add_run, add_plan, add_estimate, add_collect, add_fit, add_herding)
+    for add in (*adders, add_report, add_compare, add_whatif):
         add(commands)
     return parser
 

@@ -1,6 +1,7 @@
 """What happens when: spans, their summary, their export, and the simulator."""
 
 from paceline.timeline._columns import BUSY_KINDS, COLUMNS, SOURCES, Kind, Source, Span
+from paceline.timeline._plot import KIND_COLOURS
 from paceline.timeline._simulate import TaskGraph, simulate
 from paceline.timeline._summary import Summary
 from paceline.timeline._timeline import Timeline
@@ -8,6 +9,7 @@ from paceline.timeline._timeline import Timeline
 __all__ = [
     "BUSY_KINDS",
     "COLUMNS",
+    "KIND_COLOURS",
     "SOURCES",
     "Kind",
     "Source",

@@ -7,7 +7,7 @@ so one can be held against the other. `Timeline.source` says which it is.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +23,11 @@ from paceline.timeline._columns import (
     check_columns,
     columns_of,
 )
+from paceline.timeline._plot import plot_timeline
 from paceline.timeline._summary import Summary, summarize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True, repr=False)
@@ -183,6 +187,17 @@ class Timeline:
         """Write the run as JSON that Perfetto and chrome://tracing open; return the path."""
         run = self.aligned()
         return write_chrome_trace(run.source, run._columns(), run.lanes, run.names, path)
+
+    def plot(self) -> "Figure":
+        """Return one matplotlib figure, a row for each lane of each rank; needs the `report` extra.
+
+        In a notebook, select a few steps first: `run.timeline(num=20).plot()`.
+
+        Raises:
+            MissingExtraError: If matplotlib is not installed.
+        """
+        run = self.aligned()
+        return plot_timeline(run.source, run._columns(), run.lanes)
 
     @staticmethod
     def merge(parts: Sequence["Timeline"]) -> "Timeline":

@@ -2,6 +2,7 @@
 
 import warnings
 from array import array
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -97,13 +98,23 @@ class _Block(AbstractContextManager["Watch"]):
 
 
 class Watch:
-    """The recorder that `watch` yields."""
+    """The recorder that `watch` yields.
+
+    Args:
+        model: As for `watch`, like what follows.
+        optimizer: Its `step()` ends a step.
+        group: Ranks that train together; None for the default group.
+        counts: Says whether the forward pass of the model that begins or ends now is part of a
+            step. The time of one that is not counts as between steps.
+    """
 
     def __init__(
         self,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         group: dist.ProcessGroup | None,
+        *,
+        counts: Callable[[torch.nn.Module], bool] = lambda _: True,
     ) -> None:
         distributed = dist.is_available() and dist.is_initialized()
         self._group = group
@@ -115,11 +126,11 @@ class Watch:
         self._collective = 0
         self._in_backward = False
         self._active = True
-        self._last: object = self._clock.mark()
+        self._counts = counts
         self._pending: list[object] = []
         # Name, step and collective of each span. Long runs hold many, so no Python objects.
         self._spans = array("i")
-        self._times_s = array("d", self._clock.seconds([self._last]))
+        self._times_s = array("d", self._clock.seconds([self._clock.mark()]))
         self._handles = [
             model.register_forward_pre_hook(self._before_forward),
             model.register_forward_hook(self._after_forward),
@@ -148,6 +159,12 @@ class Watch:
             collective=collective,
             names=tuple(name for name, _ in SPANS),
         )
+
+    def drain(self) -> Timeline:
+        """Return this rank's spans since the last call, and forget them."""
+        spans = self.timeline()
+        self._spans, self._times_s = array("i"), self._times_s[-1:]
+        return spans
 
     def gather(self, *, timeout_s: float = MEETING_S) -> Timeline:
         """Return the spans of all ranks on one clock; every rank of the group must call it.
@@ -192,11 +209,15 @@ class Watch:
         self._times_s.extend(self._clock.seconds(self._pending))
         self._pending.clear()
 
-    def _before_forward(self, _module: torch.nn.Module, _args: Any) -> None:
+    def _before_forward(self, module: torch.nn.Module, _args: Any) -> None:
+        if not self._counts(module):
+            return
         self._in_backward = False  # The last backward pass may have raised on its way.
         self._close(BETWEEN)
 
-    def _after_forward(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
+    def _after_forward(self, module: torch.nn.Module, _args: Any, output: Any) -> None:
+        if not self._counts(module):
+            return
         self._close(FORWARD)
         for tensor in tensors_in(output):
             # A leaf, such as a weight that is handed out, would keep its hook for good.

@@ -68,7 +68,9 @@ class PartialUpdate:
         when = "pre" if before else "post"
         own = getattr(self._optimizer, f"_optimizer_step_{when}_hooks")
         everywhere = getattr(optimizer_module, f"_global_optimizer_{when}_hooks")
-        for hook in list(chain(everywhere.values(), own.values())):
+        # In the order of `step()`: the hooks of every optimizer are the outer ones.
+        order = (everywhere, own) if before else (own, everywhere)
+        for hook in list(chain.from_iterable(hooks.values() for hooks in order)):
             hook(self._optimizer, (self._optimizer,), {})
         # Set by `step()` otherwise; schedulers warn when it is missing.
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # private to schedulers

@@ -2,15 +2,14 @@
 
 import platform
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from paceline.predict.cpu import CpuRates, OperatorTiming, StepTiming, fit_cpu_rates
 from paceline.predict.work import Workload
+from paceline.torch.model import processor_name
 from paceline.torch.predict._calibration_models import TimedModel, standard_models
 from paceline.torch.predict._measured_step import threads, time_steps
 from paceline.torch.predict._trace import record_step
@@ -55,7 +54,7 @@ def calibrate_cpu(
 
 def this_machine(num_threads: int) -> dict[str, str]:
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": str(num_threads),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -86,11 +85,3 @@ class _ModelRun:
     def step(self) -> StepTiming:
         assert self._workload is not None
         return StepTiming(self._workload, float(np.median(self._seconds)), self._name)
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()

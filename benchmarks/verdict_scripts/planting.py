@@ -1,0 +1,95 @@
+"""What is wrong with a run, by flags: data, and causes that a verdict should find.
+
+An item of the data is a whole batch of one length, as many pipelines make them in advance. So
+lengths can differ between ranks without any padding, and padding can be there without lengths that
+differ.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed as dist
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # not in its stubs
+from torch.utils.data import Dataset
+
+CAUSES = ("imbalance", "padding", "loader", "slow-rank", "communication", "small-batch")
+VOCABULARY, NUM_CLASSES, NUM_BATCHES = 256, 8, 4096
+SMALL_LENGTHS = (4, 13)
+SLOW_LOADER_S, SLOW_RANK_S = 0.05, 0.05
+# A wire of 32 MB/s, emulated: the result of an all-reduce is held back.
+WIRE_S_PER_BYTE = 1 / 32e6
+
+
+def flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plant", action="append", default=[], choices=CAUSES)
+    return parser.parse_args()
+
+
+class Batches(Dataset[dict[str, torch.Tensor]]):
+    """Batches of token ids; id 0 is padding."""
+
+    def __init__(self, plants: list[str], seed: int, length: int, batch_size: int) -> None:
+        self._shape = batch_size, length
+        self._plants, self._seed = plants, seed
+
+    def __len__(self) -> int:
+        return NUM_BATCHES
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if "loader" in self._plants:
+            time.sleep(SLOW_LOADER_S)
+        random = np.random.default_rng([self._seed, index])
+        num, length = self._shape
+        if "small-batch" in self._plants:
+            num, length = 1, int(random.integers(*SMALL_LENGTHS))
+        if "imbalance" in self._plants:
+            length = int(length * np.exp(random.uniform(-1.2, 0.8)))
+        ids = random.integers(1, VOCABULARY, (num, max(length, 2)))
+        kept = np.full(num, length)
+        if "padding" in self._plants:
+            kept[1:] = (length * random.uniform(0.2, 0.6, num - 1)).astype(int)
+        ids[np.arange(ids.shape[1]) >= kept[:, None]] = 0
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy((ids > 0).astype(np.int64)),
+            "labels": torch.from_numpy(random.integers(NUM_CLASSES, size=num)),
+        }
+
+
+def slow_down(model: torch.nn.Module, plants: list[str]) -> None:
+    """Let the last rank compute something more in each forward pass."""
+    if "slow-rank" not in plants or dist.get_rank() < dist.get_world_size() - 1:
+        return
+    matrix = torch.randn(128, 128)
+
+    def work(*_: Any) -> None:
+        end_s = time.thread_time() + SLOW_RANK_S
+        while time.thread_time() < end_s:
+            matrix @ matrix
+
+    model.register_forward_pre_hook(work)
+
+
+def slow_wire(ddp: Any, plants: list[str]) -> None:
+    """Hold the averaged gradients back for as long as a slow wire would have taken."""
+    if "communication" not in plants:
+        return
+
+    def hook(_state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        begin_s = time.perf_counter()
+        takes_s = bucket.buffer().nbytes * WIRE_S_PER_BYTE
+        sent = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+
+        def arrive(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+            time.sleep(max(begin_s + takes_s - time.perf_counter(), 0.0))
+            return future.value()[0] / dist.get_world_size()
+
+        return sent.then(arrive)
+
+    ddp.register_comm_hook(None, hook)

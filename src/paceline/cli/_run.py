@@ -1,0 +1,74 @@
+"""`paceline run`: launch a script, record it, and say what slowed it."""
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from paceline.cli._model_flags import needing
+from paceline.run import Run, RunFolder
+
+DESCRIPTION = (
+    "Launch a training script as torchrun does, record every rank's steps without an edit to the "
+    "script, and say what slowed it. Arguments in front of the script are torchrun's, and ours: "
+    "--output, --json. Those behind it are the script's."
+)
+
+
+def add_run(commands: Any) -> None:
+    # All that follows is torchrun's to parse. Nothing begins with this prefix, so nothing looks
+    # like a flag of this parser.
+    run = commands.add_parser(
+        "run",
+        help="launch a script as torchrun does, record it, and say what slowed it",
+        prefix_chars="\0",
+        add_help=False,
+    )
+    run.add_argument("arguments", nargs=argparse.REMAINDER)
+    run.set_defaults(run=partial(_run, type(run)))
+
+
+def _run(kind: type[argparse.ArgumentParser], options: argparse.Namespace) -> int:
+    with needing("paceline run", "torch"):
+        from paceline.torch.run import launch
+    parsed = _parser(kind).parse_args(options.arguments)
+    folder, exit_code = launch(parsed, ["paceline", "run", *options.arguments])
+    _tell(folder.path, exit_code, as_json=parsed.json)
+    return exit_code
+
+
+def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Return torchrun's parser with our arguments in front, and errors on one line."""
+    from torch.distributed.run import get_args_parser
+
+    theirs = get_args_parser()
+    parser = kind(
+        prog="paceline run", description=DESCRIPTION, parents=[theirs], conflict_handler="resolve"
+    )
+    ours = parser.add_argument_group("of paceline")
+    ours.add_argument("--output", type=Path, help="folder (default paceline-runs/SCRIPT-TIME)")
+    ours.add_argument("--json", action="store_true", help="print one JSON object, last line")
+    return parser
+
+
+def _tell(path: Path, exit_code: int, *, as_json: bool) -> None:
+    """Print the verdict to standard error, as the rest is the script's, and JSON where it goes."""
+    lines = []
+    told: dict[str, Any] = {"run": str(path), "step_s": None, "causes": []}
+    if RunFolder(path).ranks():  # Else rank 0 said why.
+        run = Run.load(path)
+        verdict = run.verdict()
+        lines = [str(verdict)]
+        told |= {"step_s": run.step_s, "causes": [_cause(one) for one in verdict.causes]}
+    ended = f", the script ended with exit status {exit_code}" if exit_code else ""
+    print(*lines, f"recorded in {path}{ended}", sep="\n", file=sys.stderr)
+    if as_json:
+        print(json.dumps(told))
+
+
+def _cause(cause: Any) -> dict[str, Any]:
+    return {
+        "cause": cause.cause, "share": cause.share, "gain": [cause.gain_low, cause.gain_high]
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Adaptors to frameworks: each file needs its framework, and nothing else here does."""

@@ -1,0 +1,27 @@
+"""A run in a folder: what was recorded, what it says, and what would change it."""
+
+from paceline.run._compare import Comparison
+from paceline.run._curve import BALANCES, Curve, Point, WhatIf, powers_of_two
+from paceline.run._folder import RunFolder
+from paceline.run._run import Run
+from paceline.run._steps import UNKNOWN, Steps
+from paceline.run._verdict import Verdict
+from paceline.run._wire_model import COMMS, WireModel
+from paceline.run.causes import Cause
+
+__all__ = [
+    "BALANCES",
+    "COMMS",
+    "UNKNOWN",
+    "Cause",
+    "Comparison",
+    "Curve",
+    "Point",
+    "Run",
+    "RunFolder",
+    "Steps",
+    "Verdict",
+    "WhatIf",
+    "WireModel",
+    "powers_of_two",
+]
