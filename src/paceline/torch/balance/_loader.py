@@ -85,7 +85,7 @@ class DataLoader(TorchDataLoader[T]):
     ) -> None:
         sampler = _checked_sampler(dataset, batch_sampler, others)
         if with_info:
-            dataset, collate_fn = carry_info(dataset, collate_fn)
+            dataset, collate_fn = carry_info(dataset, collate_fn, is_in_order=True)
             sampler.use_step_ends()
         super().__init__(
             dataset,
