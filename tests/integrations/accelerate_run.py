@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-
-import paceline
-from paceline.integrations.accelerate import BalancedLoader
 from tests.integrations.data import (
     NUM_EPOCHS,
     SIZES,
@@ -21,6 +18,9 @@ from tests.integrations.data import (
     padded,
     runs_of,
 )
+
+import paceline
+from paceline.integrations.accelerate import BalancedLoader
 
 
 def train(saved: Path, num_micro: int, point: int | None, record: Record) -> Any:

@@ -1,7 +1,6 @@
 """Runs each framework's program once for all tests of its contract."""
 
 import pytest
-
 from tests.integrations.contract import Found, runs_of
 
 

@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-
 from tests.integrations.data import (
     NUM_EPOCHS,
     POINTS,
@@ -57,7 +57,7 @@ def steps_of(run: Run) -> list[list[int]]:
                 steps.append([])
         assert steps.pop() == []
         by_rank.append(steps)
-    return [sorted(sum(parts, [])) for parts in zip(*by_rank, strict=True)]
+    return [sorted(chain.from_iterable(parts)) for parts in zip(*by_rank, strict=True)]
 
 
 class FrameworkContract:
@@ -82,7 +82,7 @@ class FrameworkContract:
             assert len(steps) == NUM_EPOCHS * STEPS_PER_EPOCH
             for epoch in range(NUM_EPOCHS):
                 part = steps[epoch * STEPS_PER_EPOCH : (epoch + 1) * STEPS_PER_EPOCH]
-                assert sorted(sum(part, [])) == list(range(len(SIZES)))
+                assert sorted(chain.from_iterable(part)) == list(range(len(SIZES)))
 
     def test_the_seed_gives_the_global_batches_of_every_framework(self, found: Found) -> None:
         expected = global_batches()

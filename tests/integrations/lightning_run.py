@@ -6,9 +6,6 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-
-import paceline
-from paceline.integrations.lightning import BalancedLoader
 from tests.integrations.data import (
     NUM_EPOCHS,
     SIZES,
@@ -22,6 +19,9 @@ from tests.integrations.data import (
     runs_of,
 )
 
+import paceline
+from paceline.integrations.lightning import BalancedLoader
+
 
 class Data(pl.LightningDataModule):
     def __init__(self, num_micro: int) -> None:
@@ -31,7 +31,11 @@ class Data(pl.LightningDataModule):
     def train_dataloader(self) -> BalancedLoader:
         batches = paceline.BalancedBatchSampler(SIZES, config_of(self._num_micro))
         loader = paceline.DataLoader(
-            Sequences(), batch_sampler=batches, collate_fn=padded, with_info=True, num_workers=0
+            Sequences(),
+            batch_sampler=batches,
+            collate_fn=padded,
+            with_info=True,
+            num_workers=2 * (self._num_micro == 2),
         )
         return BalancedLoader(self.trainer, loader)
 

@@ -4,10 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
-
-from paceline.integrations.transformers import IGNORED_LABEL, BalancedTraining
 from tests.integrations.data import (
     NUM_EPOCHS,
     SIZES,
@@ -21,6 +17,10 @@ from tests.integrations.data import (
     padded,
     runs_of,
 )
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from paceline.integrations.transformers import IGNORED_LABEL, BalancedTraining
 
 
 class WithLoss(nn.Module):
