@@ -5,13 +5,17 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 TORCH := 2.13.0
 
-.PHONY: demo test lint types check docs bench dist clean
+.PHONY: demo test test-integrations lint types check docs bench dist clean
 
 demo: .venv/.demo
 	$(BIN)/paceline demo
 
 test: .venv/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# One environment per framework, in .integrations; writes docs/compatibility.md.
+test-integrations:
+	TORCH=$(TORCH) $(PYTHON) tests/integrations/environments.py
 
 lint: .venv/.lint
 	$(BIN)/ruff check .
@@ -54,4 +58,4 @@ dist: .venv/.dist
 .venv/.lint: .venv/.test
 
 clean:
-	rm -rf .venv site dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .integrations site dist .mypy_cache .ruff_cache .pytest_cache
