@@ -26,9 +26,14 @@ from paceline.integrations.accelerate import BalancedLoader
 def train(saved: Path, num_micro: int, point: int | None, record: Record) -> Any:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=num_micro)
     batches = paceline.BalancedBatchSampler(SIZES, config_of(num_micro))
-    # Workers fetch ahead: what they fetched does not count as delivered.
+    # Workers fetch ahead, and what they fetched does not count as delivered: half of the runs have
+    # them, and the prepared loader itself fetches one batch ahead.
     loader = paceline.DataLoader(
-        Sequences(), batch_sampler=batches, collate_fn=padded, with_info=True, num_workers=2
+        Sequences(),
+        batch_sampler=batches,
+        collate_fn=padded,
+        with_info=True,
+        num_workers=2 * (num_micro == 2),
     )
     inner = Reverser()
     model, optimizer = accelerator.prepare(inner, optimizer_of(inner))

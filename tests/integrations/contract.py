@@ -26,20 +26,27 @@ Run = list[dict[str, Any]]
 Found = dict[int, dict[str, Run]]
 
 
-def run_script(command: list[str], timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
+def run_script(command: list[str], timeout_s: float = 600.0) -> None:
     """Run one program of the tests with the sources of this checkout."""
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     environment |= {"GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *command],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout_s,
-        check=False,
         env=environment,
         cwd=ROOT,
     )
+    try:
+        printed, _ = process.communicate(timeout=timeout_s)
+    except BaseException:
+        # A launcher that is asked to end takes its ranks with it; one that is killed leaves them.
+        process.terminate()
+        process.communicate(timeout=60)
+        raise
+    assert process.returncode == 0, printed
 
 
 def torchrun(num_ranks: int) -> list[str]:
@@ -110,8 +117,7 @@ def runs_of(contract: type[FrameworkContract], folder: Path) -> Found:
     for num_ranks in RANKS:
         launch = [] if contract.starts_itself else torchrun(num_ranks)
         script = str(Path(__file__).with_name(contract.program))
-        done = run_script([*launch, script, str(folder), str(num_ranks)])
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_script([*launch, script, str(folder), str(num_ranks)])
     return {num_ranks: records(folder, num_ranks) for num_ranks in RANKS}
 
 

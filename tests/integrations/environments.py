@@ -23,6 +23,8 @@ ENVIRONMENTS = ROOT / ".integrations"
 PAGE = ROOT / "docs/compatibility.md"
 TORCH = os.environ.get("TORCH", "2.13.0")
 FRAMEWORKS = ("lightning", "transformers", "accelerate")
+# The runs of one contract, which all belong to the setup of its first test.
+TIMEOUT_S = 1200
 FRESH = "test_a_fresh_process_imports_nothing_heavy"
 
 
@@ -88,7 +90,8 @@ def run(framework: str) -> Result:
         "src/paceline/integrations/_exact_steps.py",
     ]
     start = time.monotonic()
-    command = [str(python), "-m", "pytest", "-q", f"--junitxml={report}", *tests]
+    options = ["-q", "--tb=short", f"--timeout={TIMEOUT_S}", f"--junitxml={report}"]
+    command = [str(python), "-m", "pytest", *options, *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - start
     num_passed, num_others = counts_in(report)

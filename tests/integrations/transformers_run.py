@@ -77,7 +77,8 @@ def train(saved: Path, num_micro: int, point: int | None, record: Record, over: 
         save_strategy="no" if point else "steps",
         save_steps=1,
         remove_unused_columns=False,
-        dataloader_num_workers=2 * (num_micro == 2),
+        # Workers fetch ahead: one kind of runs has them.
+        dataloader_num_workers=2 * (num_micro == 2 and not is_over_tokens),
         disable_tqdm=True,
         report_to="none",
     )
