@@ -5,13 +5,17 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 TORCH := 2.13.0
 
-.PHONY: demo test lint types check docs bench dist newcomer clean
+.PHONY: demo test test-integrations lint types check docs bench dist newcomer clean
 
 demo: .venv/.demo
 	$(BIN)/paceline demo
 
 test: .venv/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# One environment per framework, in .integrations; writes docs/compatibility.md.
+test-integrations:
+	TORCH=$(TORCH) $(PYTHON) tests/integrations/environments.py
 
 lint: .venv/.lint
 	$(BIN)/ruff check .
@@ -58,4 +62,4 @@ newcomer:
 .venv/.lint: .venv/.test
 
 clean:
-	rm -rf .venv site dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .integrations site dist .mypy_cache .ruff_cache .pytest_cache

@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 ROOMS = ("timeline", "cost", "balance", "comm", "order", "overlap", "plan", "predict", "run")
-HEAVY = ("torch", "matplotlib", "bokeh", "rich", "lightgbm", "sklearn")
+FRAMEWORKS = ("lightning", "transformers", "accelerate")
+HEAVY = ("torch", "matplotlib", "bokeh", "rich", "lightgbm", "sklearn", *FRAMEWORKS)
 # What stands beside the rooms: every room may use it.
 SHARED = ("paceline", "paceline.errors", "paceline._compile", "paceline._files")
 CELL = re.compile(r"`([a-z_/]+?)/?(?:\.py)?`")
@@ -174,3 +175,21 @@ def test_without_torch_one_line_says_what_to_install(statement: str) -> None:
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.startswith("MissingExtraError paceline.torch needs PyTorch; install it")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_without_a_framework_one_line_says_what_to_install(framework: str) -> None:
+    code = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {framework!r}: raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        f"try: import paceline.integrations.{framework}\n"
+        "except ImportError as error: print(type(error).__name__, error)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    (line,) = result.stdout.splitlines()
+    assert line.startswith(f"MissingExtraError paceline.integrations.{framework} needs ")
+    assert line.endswith(f"install it with: pip install 'paceline[{framework}]'")

@@ -1,6 +1,7 @@
 import json
 from collections import UserDict
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -446,3 +447,26 @@ def test_statistics_of_batch_norm_are_those_of_each_micro_batch() -> None:
         means.append((float(norm.running_mean), float(batch.float().mean())))
     assert len(means) > loader_of(num_replicas=1)[0].plan.num_steps
     assert all(found == pytest.approx(mean) for found, mean in means)
+
+
+class EverySecond:
+    """What accelerate's `prepare()` makes of a batch sampler on the first of two processes."""
+
+    def __init__(self, batches: BalancedBatchSampler) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(self._batches, 0, None, 2)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_that_are_dealt_out_again_are_refused(num_workers: int) -> None:
+    own_batches, own = loader_of(with_info=True, num_microbatches=2)
+    again: TorchDataLoader[Any] = TorchDataLoader(
+        own.dataset,
+        batch_sampler=EverySecond(own_batches),  # type: ignore[arg-type]
+        collate_fn=own.collate_fn,
+        num_workers=num_workers,
+    )
+    with pytest.raises(RuntimeError, match=r"batch \d of this rank was asked for after batch 0"):
+        list(again)

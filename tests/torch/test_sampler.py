@@ -3,7 +3,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.data import BatchSampler, DistributedSampler, Sampler, TensorDataset
 from torch.utils.data import DataLoader as TorchDataLoader
 
-from paceline.balance import BalanceConfig, Limits, Shards
+from paceline.balance import BalanceConfig, Limits, Shards, plan_epoch
 from paceline.cost import QuadraticCost, Worker
 from paceline.errors import StateMismatchError
 from paceline.timeline import Kind, Source, Timeline
@@ -668,6 +668,30 @@ def test_a_balanced_sampler_takes_a_config() -> None:
     assert [one.config.num_workers for one in ranks] == [2, 2]
     assert all(one.drop_last for one in ranks)
     assert len({example for one in ranks for example in one}) == 30
+
+
+def padded_makespan(parts: list[list[int]]) -> tuple[float, float]:
+    """Return the time of all steps of padded batches, and the share in which a rank is idle."""
+    chunks = [list(BatchSampler(part, 4, drop_last=True)) for part in parts]
+    loads = np.array([[len(one) * SIZES[one].max() for one in part] for part in chunks])
+    slowest = loads.max(axis=0)
+    return float(slowest.sum()), float(1 - loads.mean(axis=0).sum() / slowest.sum())
+
+
+def test_a_balanced_sampler_says_where_padding_makes_it_lose() -> None:
+    config = BalanceConfig(batch_size=8, padded=True, tail="drop")
+    with pytest.warns(UserWarning, match=r"Equal counts cannot balance a padded.*counts='free'"):
+        ranks = balanced(batch_size=None, config=config)
+    told = [list(one) for one in ranks]
+    sums = balanced(batch_size=None, config=replace(config, padded=False))
+    assert told == [list(one) for one in sums]
+    # By sorted halves, as equal counts of a padded model are split, half of the ranks wait.
+    plan = plan_epoch(SIZES, replace(config, num_workers=2), epoch=0)
+    halves = [plan.step_examples(step, rank).tolist() for rank in (0, 1) for step in range(3)]
+    by_halves = [flat(halves[:3]), flat(halves[3:])]
+    (time, idle), (time_of_halves, idle_of_halves) = map(padded_makespan, (told, by_halves))
+    assert time <= time_of_halves
+    assert idle < idle_of_halves
 
 
 def test_torchs_loader_takes_both_samplers() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from paceline.balance import MicroBatch
 
@@ -21,12 +21,20 @@ class BatchInfo(NamedTuple):
     is_step_end: bool
 
 
-class IndexBatch(list[int]):
-    """The indices of one micro-batch, and what its loss counts."""
+class BatchPlace(NamedTuple):
+    """Where a batch comes in what a sampler yields: in which pass, and as which of it."""
 
-    def __init__(self, batch: MicroBatch) -> None:
+    run: int
+    number: int
+
+
+class IndexBatch(list[int]):
+    """The indices of one micro-batch, what its loss counts, and where it comes."""
+
+    def __init__(self, batch: MicroBatch, place: BatchPlace) -> None:
         super().__init__(batch.examples.tolist())
         self.info = BatchInfo(batch.loss_weight, batch.is_step_end)
+        self.place = place
 
 
 class _Examples(list[Any]):
@@ -38,10 +46,17 @@ class _Examples(list[Any]):
 
 
 class InfoDataset(Dataset[Any]):
-    """A dataset whose batches of examples keep the info of their indices; else as it was."""
+    """A dataset whose batches of examples keep the info of their indices; else as it was.
 
-    def __init__(self, dataset: Any) -> None:
+    Args:
+        dataset: As it was.
+        is_in_order: Whether the loader deals its batches to its workers in turn.
+    """
+
+    def __init__(self, dataset: Any, *, is_in_order: bool) -> None:
         self.dataset = dataset
+        self._is_in_order = is_in_order
+        self._last: BatchPlace | None = None
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index]
@@ -54,9 +69,25 @@ class InfoDataset(Dataset[Any]):
                 f"they are, got a {type(indices).__name__}; give the loader that sampler as "
                 "batch_sampler"
             )
+        self._check_none_is_left_out(indices.place)
         fetch = getattr(self.dataset, "__getitems__", None)
         examples = fetch(indices) if fetch else [self.dataset[index] for index in indices]
         return _Examples(examples, indices.info)
+
+    def _check_none_is_left_out(self, place: BatchPlace) -> None:
+        worker = get_worker_info()
+        if worker is not None and not self._is_in_order:
+            return
+        last, self._last = self._last, place
+        turn = 1 if worker is None else worker.num_workers
+        if last is None or last.run != place.run or place.number - last.number == turn:
+            return
+        raise RuntimeError(
+            f"batch {place.number} of this rank was asked for after batch {last.number}, and what "
+            "lies between is left out: something deals out batches that are this rank's already, "
+            "as accelerator.prepare(loader) does; use paceline.integrations.accelerate, or leave "
+            "the loader out of it"
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -96,6 +127,8 @@ class InfoCollate:
 def carry_info(
     dataset: Dataset[Any] | Sequence[Any],
     collate_fn: Callable[[list[Any]], Any] | None = None,
+    *,
+    is_in_order: bool = False,
 ) -> tuple[InfoDataset, InfoCollate]:
     """Return a dataset and a `collate_fn` with which batches carry their `BatchInfo`.
 
@@ -106,9 +139,14 @@ def carry_info(
     A batch that is a mapping gets the keys `"loss_weight"` and `"is_step_end"`, plain values;
     any other batch becomes the pair `(batch, info)`.
 
+    A wrapper that deals out the batches of a rank once more, and so leaves some of them out, is
+    an error at the second batch.
+
     Args:
         dataset: As it would be given to the loader.
         collate_fn: Likewise; unset for torch's default.
+        is_in_order: Whether the loader deals its batches to its workers in turn, as torch's does
+            with `in_order=True`; then workers notice as well what is left out.
 
     Examples:
         >>> from torch.utils.data import DataLoader
@@ -125,4 +163,4 @@ def carry_info(
         >>> [(batch.tolist(), info.loss_weight, info.is_step_end) for batch, info in loader]
         [([11, 12, 13], 1.5, True)]
     """
-    return InfoDataset(dataset), InfoCollate(collate_fn or default_collate)
+    return InfoDataset(dataset, is_in_order=is_in_order), InfoCollate(collate_fn or default_collate)

@@ -1,5 +1,6 @@
 """Balanced batches for frameworks that insist on a `DistributedSampler`."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -7,12 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DistributedSampler
 
-from paceline.balance import BalanceConfig, EpochPlan, Limits, plan_epoch
+from paceline.balance import BalanceConfig, EpochPlan, Limits, plan_epoch, regime_of
 from paceline.cost import ExampleCost, Worker, example_costs
 from paceline.torch.balance._epoch_choice import EpochChoice
 from paceline.torch.balance._plan_check import PlanCheck, digest_of_column, facts_of
 from paceline.torch.balance._short_form import checked_cost, checked_sizes, config_of
 from paceline.torch.ranks import Facts, Group, process_group_of, replica_of
+
+# A plan wins if its steps take less than this share of the plain shuffle's time.
+LEAST_WIN = 0.98
 
 
 class BalancedSampler(DistributedSampler[int]):
@@ -45,7 +49,9 @@ class BalancedSampler(DistributedSampler[int]):
         check_plan: Whether ranks compare what they plan before the first batch; see
             `BalancedBatchSampler`.
 
-    A forgotten `set_epoch` is made up for by going to the next epoch, with a warning.
+    A forgotten `set_epoch` is made up for by going to the next epoch, with a warning. Equal counts
+    cannot shorten the steps of a model that pads, unless a window gives them room: where a config
+    with `padded=True` does not win, sums are balanced instead, with a warning.
 
     Raises:
         ValueError: If a value is bad or values do not fit together.
@@ -95,6 +101,7 @@ class BalancedSampler(DistributedSampler[int]):
                 f"{len(size)} examples are fewer than {self.num_replicas} replicas; use fewer"
             )
         self._workers = workers
+        self._is_padded = self.config.padded and _padding_wins(self.costs, self.config, workers)
         self._planned: tuple[int, NDArray[np.int64]] | None = None
         self._choice = EpochChoice(warns=self.config.shuffle)
         self._process_group = process_group
@@ -136,7 +143,7 @@ class BalancedSampler(DistributedSampler[int]):
         return np.concatenate(parts)
 
     def _plan(self, batch_size: int, remaining: NDArray[np.int64] | None) -> EpochPlan:
-        config = replace(self.config, batch_size=batch_size, tail="drop")
+        config = replace(self.config, batch_size=batch_size, tail="drop", padded=self._is_padded)
         return plan_epoch(
             self.costs, config, epoch=self.epoch, workers=self._workers, remaining=remaining
         )
@@ -144,6 +151,21 @@ class BalancedSampler(DistributedSampler[int]):
 
 def _examples_of(plan: EpochPlan, worker: int) -> NDArray[np.int64]:
     return np.concatenate([plan.step_examples(step, worker) for step in range(plan.num_steps)])
+
+
+def _padding_wins(
+    costs: NDArray[np.float64], config: BalanceConfig, workers: tuple[Worker, ...] | None
+) -> bool:
+    """Whether a plan for padded batches of equal counts beats the plain shuffle; warns if not."""
+    regime = regime_of(costs, config, workers=workers)
+    if regime.kind != "padding" or regime.planned < LEAST_WIN * regime.plain:
+        return True
+    warnings.warn(
+        f"BalancedSampler balances sums here, as if nothing were padded. {regime} Use "
+        "BalancedBatchSampler with counts='free', whose batches carry their weights.",
+        stacklevel=3,
+    )
+    return False
 
 
 def _check_plain(config: BalanceConfig) -> None:

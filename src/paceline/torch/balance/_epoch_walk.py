@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from paceline.balance import Cursor, EpochPlan, EpochPlanner, MicroBatch, micro_batches_of
 from paceline.cost import Worker
-from paceline.torch.balance._batch_info import IndexBatch
+from paceline.torch.balance._batch_info import BatchPlace, IndexBatch
 from paceline.torch.balance._epoch_choice import EpochChoice
 
 
@@ -37,6 +37,7 @@ class BatchPass(Iterator[list[int]]):
         self.begin = self.cursor = self._walk.bind(self)
         self.plan = self._walk.planner.plan(self.begin)
         self._batches = self.micro_batches()
+        self._next_place = BatchPlace(run=self._walk.next_run(), number=0)
         self.has_begun = True
         self._walk.on_begin(self)
 
@@ -69,7 +70,9 @@ class BatchPass(Iterator[list[int]]):
             raise StopIteration
         if batch.is_step_end:
             self._move(self.cursor_after(batch))
-        return IndexBatch(batch)
+        place = self._next_place
+        self._next_place = place._replace(number=place.number + 1)
+        return IndexBatch(batch, place)
 
     def _move(self, cursor: Cursor) -> None:
         if not self.has_ended:
@@ -118,6 +121,7 @@ class EpochWalk:
         self.begin_calls: list[Callable[[BatchPass], None]] = []
         self._choice = EpochChoice(warns=planner.config.shuffle)
         self._plans_ahead = True
+        self._num_runs = 0
 
     @property
     def is_under_way(self) -> bool:
@@ -141,6 +145,11 @@ class EpochWalk:
         """Return an iterator over the rest of the epoch that is set when it begins."""
         self.newest = BatchPass(self, self.cursor)
         return self.newest
+
+    def next_run(self) -> int:
+        """Return a number that tells this beginning of a pass from all others."""
+        self._num_runs += 1
+        return self._num_runs
 
     def num_microbatches(self) -> int:
         """Return how many the whole epoch has that is under way, or else comes next."""

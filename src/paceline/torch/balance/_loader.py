@@ -51,6 +51,10 @@ class DataLoader(TorchDataLoader[T]):
         prefetch_factor: Batches loaded ahead per worker.
         persistent_workers: Whether workers live on between epochs.
 
+    Attributes:
+        balanced: The `batch_sampler`, by its own type.
+        with_info: As it was given.
+
     Raises:
         ValueError: If the dataset and the sampler's sizes differ in length, or an argument is one
             that the sampler decides.
@@ -85,7 +89,7 @@ class DataLoader(TorchDataLoader[T]):
     ) -> None:
         sampler = _checked_sampler(dataset, batch_sampler, others)
         if with_info:
-            dataset, collate_fn = carry_info(dataset, collate_fn)
+            dataset, collate_fn = carry_info(dataset, collate_fn, is_in_order=True)
             sampler.use_step_ends()
         super().__init__(
             dataset,
@@ -100,7 +104,8 @@ class DataLoader(TorchDataLoader[T]):
             prefetch_factor=prefetch_factor,
             persistent_workers=persistent_workers,
         )
-        self._balanced = sampler
+        self.with_info = with_info
+        self.balanced = sampler
         self._delivered: MicroBatch | None = None
         self._pass: BatchPass | None = None
         names = ("loss_weight", "is_step_end")
@@ -130,7 +135,7 @@ class DataLoader(TorchDataLoader[T]):
         # Workers fetch as soon as torch's iterator is made; until a batch is asked for, another
         # epoch may be set.
         loaded = super().__iter__()
-        run = self._balanced.newest_pass
+        run = self.balanced.newest_pass
         assert run is not None, "torch's loader makes an iterator of its sampler"
         self._pass, self._delivered, planned = run, None, None
         for read in self._reads.values():
@@ -150,28 +155,28 @@ class DataLoader(TorchDataLoader[T]):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the sampler."""
-        self._balanced.set_epoch(epoch)
+        self.balanced.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was delivered, in whole steps.
 
         Plain values, equal on all ranks, safe to save as JSON.
         """
-        return self._balanced.planner.state_dict(self.cursor)
+        return self.balanced.planner.state_dict(self.cursor)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run stood, also on another number of ranks.
 
         Holds from the next iteration on. See `BalancedBatchSampler.load_state_dict`.
         """
-        self._balanced.load_state_dict(state)
+        self.balanced.load_state_dict(state)
 
     @property
     def cursor(self) -> Cursor:
         """Where the loop stands; where the sampler does, if its position was set since."""
         run = self._pass
-        if run is None or run is not self._balanced.newest_pass:
-            return self._balanced.cursor
+        if run is None or run is not self.balanced.newest_pass:
+            return self.balanced.cursor
         return run.cursor_after(self._delivered)
 
 
