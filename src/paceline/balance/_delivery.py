@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,19 +57,34 @@ def micro_batches_of(
         [([1, 2, 3], 1.5)]
     """
     counts = np.ones(len(plan.examples), dtype=bool) if plan.weighs_repeats else ~plan.is_repeat
-    terms = counts if loss_terms is None else counts * loss_terms[plan.examples]
+    weights = _loss_weights(
+        plan, counts if loss_terms is None else counts * loss_terms[plan.examples]
+    )
+    is_whole = np.logical_and.reduceat(counts, plan.micro_offsets[:-1])
+    begins = plan.worker_offsets[worker :: plan.num_workers].tolist()
+    ends = plan.worker_offsets[worker + 1 :: plan.num_workers].tolist()
     for step in range(first_step, plan.num_steps):
-        begin, end = plan.micro_offsets[plan.step_offsets[[step, step + 1]]]
-        num_per_worker = float(terms[begin:end].sum()) / plan.num_workers
-        parts = plan.micro_batches(step, worker)
-        for number, slots in enumerate(parts):
-            counting = slots[counts[slots]]
+        for part in range(begins[step], ends[step]):
+            begin, end = plan.micro_offsets[part : part + 2].tolist()
+            examples = plan.examples[begin:end]
+            if not is_whole[part]:
+                counting = examples[counts[begin:end]]
+                examples = counting if len(counting) else examples[:1]
             yield MicroBatch(
                 step=step,
-                examples=plan.examples[counting if len(counting) else slots[:1]],
-                loss_weight=float(terms[counting].sum()) / num_per_worker,
-                is_step_end=number == len(parts) - 1,
+                examples=examples,
+                loss_weight=float(weights[part]),
+                is_step_end=part == ends[step] - 1,
             )
+
+
+def _loss_weights(plan: EpochPlan, terms: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the loss weight of every micro-batch; `terms` has an entry for each slot."""
+    in_part = np.add.reduceat(terms.astype(np.float64), plan.micro_offsets[:-1])
+    in_step = np.add.reduceat(in_part, plan.step_offsets[:-1])
+    per_worker = np.repeat(in_step / plan.num_workers, np.diff(plan.step_offsets))
+    weights: NDArray[np.float64] = in_part / per_worker
+    return weights
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -137,6 +137,8 @@ def _place(
 ) -> Places:
     config = rules.config
     if config.cuts_to_cost and config.counts == "free":
+        if _is_one_each_best(amounts[0], rules):
+            return _one_each(amounts[0], rules)
         return Places(*plan_padded_micro_batches(amounts, _microbatch_costs(rules, rules.pace)))
     owner = _owners(amounts[0], steps, rules, first_step)
     if config.cuts_to_cost:
@@ -146,6 +148,22 @@ def _place(
         return Places(owner, np.zeros_like(owner), num_parts)
     micro, num_parts = split_micro_batches(amounts, owner, config, first_step)
     return Places(owner, micro, np.repeat(num_parts[:, None], config.num_workers, axis=1))
+
+
+def _is_one_each_best(costs: NDArray[np.float64], rules: Rules) -> bool:
+    """Whether a further micro-batch costs more than all padding that it could save."""
+    padding = costs.max(axis=1) * costs.shape[1] - costs.sum(axis=1)
+    is_expensive = padding.max(initial=0.0) <= rules.microbatch_cost
+    return bool(is_expensive) and rules.config.limits.is_unlimited
+
+
+def _one_each(costs: NDArray[np.float64], rules: Rules) -> Places:
+    """Give each worker one micro-batch, without trying cuts."""
+    pace = rules.pace
+    begun = Pace(pace.rate, pace.start + rules.microbatch_cost * pace.rate)
+    owner = split_padded_steps(costs, "free", begun)
+    num_parts = np.ones((len(costs), rules.config.num_workers), dtype=np.int64)
+    return Places(owner, np.zeros_like(owner), num_parts)
 
 
 def _cut_shares(amounts: NDArray[np.float64], owner: NDArray[np.int64], rules: Rules) -> Places:

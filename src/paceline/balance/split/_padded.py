@@ -69,6 +69,8 @@ def split_padded_steps(
         counts: `"equal"` or `"free"`.
         pace: Of each worker.
     """
+    if len(pace.rate) == 1:
+        return np.zeros(costs.shape, dtype=np.int64)
     num_steps, batch_size = costs.shape
     by_cost = descending_order(costs)
     fastest, pace = fastest_first(pace)
