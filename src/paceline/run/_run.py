@@ -191,7 +191,7 @@ class Run:
         return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
     def __str__(self) -> str:
-        script = self.info.get("script") or "run"
+        script = Path(self.info.get("script") or "run").name
         state = self.info.get("state", "ended")
         ended = "" if state == "ended" else f" ({state})"
         return (

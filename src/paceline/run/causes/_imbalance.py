@@ -7,9 +7,9 @@ from paceline.run.causes._evidence import Evidence
 from paceline.run.causes._replay import gain_interval
 
 BALANCE = (
-    "batches = paceline.BalancedBatchSampler(sizes, batch_size={batch_size})"
-    "  # sizes: length of each example\n"
-    "loader = paceline.DataLoader(dataset, batch_sampler=batches)  # docs/ragged-text.md"
+    "# sizes: the length of each example; docs/ragged-text.md\n"
+    "batches = paceline.BalancedBatchSampler(sizes, batch_size={batch_size})\n"
+    "loader = paceline.DataLoader(dataset, batch_sampler=batches)"
 )
 
 
