@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--examples", type=int, default=640)
     parser.add_argument("--batch-size", type=int, default=8, help="per rank")
-    parser.add_argument("--max-bytes", type=int, default=2048, help="longer functions are cut")
+    parser.add_argument("--max-bytes", type=int, default=512, help="longer functions are cut")
     parser.add_argument("--dim", type=int, default=32)
     options = parser.parse_args()
     dist.init_process_group("gloo")

@@ -34,7 +34,7 @@ def progress(num_left: int | None = None, **columns: Any) -> Progress:
         (
             progress(num_left=600, num_examples=UNKNOWN, num_microbatches=2, data_s=0.1),
             "paceline: step 40, 200 ms per step, 50% of the time waiting, "
-            "1 min 0 s to 1 min 0 s left in this epoch",
+            "1 min 0 s left in this epoch",
         ),
         (
             progress(num_left=30, num_examples=8, collective_s=[0.0, 0.2] * 10),
@@ -49,7 +49,7 @@ def test_the_line_says_pace_waiting_and_what_is_left(now: Progress, line: str) -
 
 @pytest.mark.parametrize(
     ("is_terminal", "every_s", "begin", "end"),
-    [(True, 1.0, "\r\x1b[K", "\r\r\x1b[K"), (False, 10.0, "", "\n")],
+    [(True, 1.0, "\r\x1b[K", "\r\r\x1b[Kepoch 1\n"), (False, 10.0, "", "\nepoch 1\n")],
 )
 def test_a_terminal_shows_one_line_and_a_file_keeps_all(
     is_terminal: bool, every_s: float, begin: str, end: str
@@ -59,6 +59,8 @@ def test_a_terminal_shows_one_line_and_a_file_keeps_all(
     live = LiveLine(stream)
     now = progress(num_examples=8)
     live.show(Progress(1, steps(0), None, 0.0))  # Nothing to say yet.
+    live.make_way_for(stream)
     live.show(now)
+    stream.write("epoch 1\n")
     live.clear()
     assert (live.every_s, stream.getvalue()) == (every_s, f"{begin}{line_of(now)}{end}")

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     about = _about(order, script)
     if rank == 0:
         folder.write_info(about)
-    recorder = Recorder(folder, rank, LiveLine() if rank == 0 else None)
+    recorder = Recorder(folder, rank, _live_line() if rank == 0 else None)
     recorder.install()
     finish_on_sigterm(recorder.finish)
     code = FAILURE
@@ -62,6 +62,13 @@ def main(arguments: Sequence[str]) -> int:
             folder.write_info({**about, **_end(code), "hardware": hardware()})
             _tell_why_nothing(recorder)
     return code
+
+
+def _live_line() -> LiveLine:
+    live = LiveLine()
+    for stream in (sys.stdout, sys.stderr):
+        live.make_way_for(stream)
+    return live
 
 
 def _run(script: str, arguments: Sequence[str], is_module: bool) -> int:

@@ -37,21 +37,36 @@ class LiveLine:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
+        self._write = self._stream.write
         self._in_place = self._stream.isatty()
+        self._is_shown = False
         self.every_s = TERMINAL_S if self._in_place else FILE_S
 
+    def make_way_for(self, stream: TextIO) -> None:
+        """Clear the line before anything is written to `stream`, which gets what it is given."""
+        own = stream.write
+
+        def write(text: str) -> int:
+            self.clear()
+            return own(text)
+
+        if self._in_place:
+            stream.write = write  # type: ignore[method-assign]
+
     def show(self, progress: Progress) -> None:
-        """Write the line; the script's next output takes its place."""
+        """Write the line."""
         if len(progress.steps.begin_s):
             text = line_of(progress)
-            self._stream.write(f"\r\x1b[K{text}\r" if self._in_place else f"{text}\n")
+            self._write(f"\r\x1b[K{text}\r" if self._in_place else f"{text}\n")
             self._stream.flush()
+            self._is_shown = True
 
     def clear(self) -> None:
         """Leave an empty line behind."""
-        if self._in_place:
-            self._stream.write("\r\x1b[K")
+        if self._in_place and self._is_shown:
+            self._write("\r\x1b[K")
             self._stream.flush()
+            self._is_shown = False
 
 
 def line_of(progress: Progress) -> str:
@@ -61,7 +76,7 @@ def line_of(progress: Progress) -> str:
     idle = float((steps.data_s.astype(float) + steps.collective_s).sum() / max(seconds.sum(), 1e-9))
     parts = [
         f"paceline: step {progress.num_steps}",
-        f"{seconds.mean() * 1e3:.4g} ms per step",
+        _per_step(float(seconds.mean())),
         *_rates(steps, float(seconds.sum())),
         f"{idle:.0%} of the time waiting",
         _time_left(progress, seconds),
@@ -76,10 +91,15 @@ def _step_seconds(steps: Steps) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return total
 
 
+def _per_step(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms per step" if seconds < 1 else f"{seconds:.3g} s per step"
+
+
 def _rates(steps: Steps, seconds: float) -> list[str]:
     rates = []
     if (steps.num_examples != UNKNOWN).all() and seconds:
-        rates.append(f"{steps.num_examples.sum() / seconds:,.0f} examples/s on rank 0")
+        rate = float(steps.num_examples.sum()) / seconds
+        rates.append(f"{rate:{',.0f' if rate >= 100 else '.3g'}} examples/s on rank 0")
     return rates
 
 
@@ -91,8 +111,8 @@ def _time_left(progress: Progress, seconds: np.ndarray[tuple[int], np.dtype[np.f
     num_left, num_seen = progress.num_left / per_step, len(seconds)
     spread_s = SPREAD * float(seconds.std()) * (num_left + num_left**2 / num_seen) ** 0.5
     left_s = num_left * float(seconds.mean())
-    least_s = max(left_s - spread_s, 0.0)
-    return f"{words(least_s)} to {words(left_s + spread_s)} left in this epoch"
+    least, most = words(max(left_s - spread_s, 0.0)), words(left_s + spread_s)
+    return f"{least if least == most else f'{least} to {most}'} left in this epoch"
 
 
 def words(seconds: float) -> str:
