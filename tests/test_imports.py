@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
-ROOMS = ("timeline", "cost", "balance", "comm", "order", "overlap", "plan", "predict", "run")
+ROOMS = (
+    "timeline",
+    "cost",
+    "balance",
+    "comm",
+    "order",
+    "overlap",
+    "plan",
+    "predict",
+    "run",
+    "report",
+)
 HEAVY = ("torch", "matplotlib", "bokeh", "rich", "lightgbm", "sklearn")
 # What stands beside the rooms: every room may use it.
 SHARED = ("paceline", "paceline.errors", "paceline._compile", "paceline._files")
