@@ -90,6 +90,7 @@ def slow_wire(ddp: Any, plants: list[str]) -> None:
             time.sleep(max(begin_s + takes_s - time.perf_counter(), 0.0))
             return future.value()[0] / dist.get_world_size()
 
-        return sent.then(arrive)
+        held: torch.futures.Future[torch.Tensor] = sent.then(arrive)
+        return held
 
     ddp.register_comm_hook(None, hook)
