@@ -37,6 +37,12 @@ RANGE = """(() => {{
   const range = found.find((model) => model.name === "{name}" && model.bounds);
   return [range.start, range.end];
 }})()"""
+PLACE = """(() => {{
+  const drawing = document.querySelector(".drawing[data-zoom={name}]");
+  drawing.scrollIntoView({{ block: "center", behavior: "instant" }});
+  const {{ left, top, width, height }} = drawing.getBoundingClientRect();
+  return [left, top, width, height];
+}})()"""
 # Ink in the middle of a canvas: a figure that was not drawn has none.
 BLANK = """[...document.querySelectorAll(".drawing")].filter((drawing) => {
   const shadow = (node) => [node, ...(node.shadowRoot ? all(node.shadowRoot) : [])];
@@ -92,8 +98,17 @@ def open_page(tab: Tab, page: Path) -> float:
     return float(tab.evaluate("performance.now()")) / 1e3
 
 
-def zooms(tab: Tab) -> dict[str, bool]:
-    """Return what changes the range in view as it should."""
+def drag(tab: Tab, name: str) -> None:
+    """Drag the mouse from a quarter to a half of the first figure that shows a range."""
+    left, top, width, height = tab.evaluate(PLACE.format(name=name))
+    steps = (("mouseMoved", 0.25), ("mousePressed", 0.25), ("mouseMoved", 0.4))
+    for kind, share in (*steps, ("mouseMoved", 0.5), ("mouseReleased", 0.5)):
+        place = {"x": left + share * width, "y": top + 0.3 * height}
+        tab.call("Input.dispatchMouseEvent", type=kind, **place, button="left", clickCount=1)
+
+
+def zooms(tab: Tab, *, by_mouse: bool) -> dict[str, bool]:
+    """Return what changes the range in view as it should; fingers that drag scroll instead."""
     found = {}
     for name in ("time", "steps"):
         shown = RANGE.format(name=name)
@@ -110,6 +125,11 @@ def zooms(tab: Tab) -> dict[str, bool]:
         moved, moved_end = tab.evaluate(shown)
         found[f"{name}_keys"] = moved > start and moved_end - moved < 0.51 * (first[1] - first[0])
         tab.evaluate(button.format("reset"))
+        if by_mouse:
+            drag(tab, name)
+            start, end = tab.evaluate(shown)
+            found[f"{name}_drag"] = start > first[0] and end - start < 0.5 * (first[1] - first[0])
+            tab.evaluate(button.format("reset"))
     return found
 
 
@@ -124,7 +144,7 @@ def check(page: Path, chromium: str, pictures: Path | None) -> dict[str, Any]:
             if tab.evaluate("document.documentElement.scrollWidth") > screen["width"]:
                 result["overflows"].append(name)
             result["blank_figures"] += tab.evaluate(BLANK)
-            result[f"zooms_{name}"] = zooms(tab)
+            result[f"zooms_{name}"] = zooms(tab, by_mouse=not screen.get("phone"))
             if pictures is not None:
                 tab.screenshot(pictures / f"report-{name}.png")
         result["console_errors"] = tab.errors

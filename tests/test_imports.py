@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
-ROOMS = ("timeline", "cost", "balance", "comm", "order", "overlap", "plan", "predict", "run")
+ROOMS = (
+    "timeline",
+    "cost",
+    "balance",
+    "comm",
+    "order",
+    "overlap",
+    "plan",
+    "predict",
+    "run",
+    "report",
+)
 FRAMEWORKS = ("lightning", "transformers", "accelerate")
 HEAVY = ("torch", "matplotlib", "bokeh", "rich", "lightgbm", "sklearn", *FRAMEWORKS)
 # What stands beside the rooms: every room may use it.

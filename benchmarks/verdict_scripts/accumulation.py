@@ -34,7 +34,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(options.seed)
     dataset = Batches(options.plant, options.seed, LENGTH, BATCH_SIZE)
-    sampler = DistributedSampler(dataset, seed=options.seed)
+    sampler = DistributedSampler[dict[str, torch.Tensor]](dataset, seed=options.seed)
     batches = iter(
         DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=lambda one: one[0])
     )

@@ -32,7 +32,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(options.seed)
     dataset = Batches(options.plant, options.seed, LENGTH, BATCH_SIZE)
-    sampler = DistributedSampler(dataset, seed=options.seed)
+    sampler = DistributedSampler[dict[str, torch.Tensor]](dataset, seed=options.seed)
     loader = DataLoader(dataset, batch_size=None, sampler=sampler)
     model = Classifier()
     slow_down(model, options.plant)

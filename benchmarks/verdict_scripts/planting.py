@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 CAUSES = ("imbalance", "padding", "loader", "slow-rank", "communication", "small-batch")
 VOCABULARY, NUM_CLASSES, NUM_BATCHES = 256, 8, 4096
 SMALL_LENGTHS = (4, 13)
-SLOW_LOADER_S, SLOW_RANK_S = 0.05, 0.05
-# A wire of 32 MB/s, emulated: the result of an all-reduce is held back.
-WIRE_S_PER_BYTE = 1 / 32e6
+SLOW_LOADER_S, SLOW_RANK_S = 0.05, 0.03
+# A wire of 12 MB/s, emulated: the result of an all-reduce is held back.
+WIRE_S_PER_BYTE = 1 / 12e6
 
 
 def flags() -> argparse.Namespace:
@@ -49,7 +49,7 @@ class Batches(Dataset[dict[str, torch.Tensor]]):
         if "small-batch" in self._plants:
             num, length = 1, int(random.integers(*SMALL_LENGTHS))
         if "imbalance" in self._plants:
-            length = int(length * np.exp(random.uniform(-1.2, 0.8)))
+            length = int(length * np.exp(random.uniform(-1.8, 0.8)))
         ids = random.integers(1, VOCABULARY, (num, max(length, 2)))
         kept = np.full(num, length)
         if "padding" in self._plants:
@@ -90,6 +90,7 @@ def slow_wire(ddp: Any, plants: list[str]) -> None:
             time.sleep(max(begin_s + takes_s - time.perf_counter(), 0.0))
             return future.value()[0] / dist.get_world_size()
 
-        return sent.then(arrive)
+        held: torch.futures.Future[torch.Tensor] = sent.then(arrive)
+        return held
 
     ddp.register_comm_hook(None, hook)

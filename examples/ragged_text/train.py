@@ -93,9 +93,9 @@ def main() -> None:
     """Meet the other ranks and train."""
     parser = argparse.ArgumentParser(description="Train a byte transformer on ragged text.")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--examples", type=int, default=640)
-    parser.add_argument("--batch-size", type=int, default=8, help="per rank")
-    parser.add_argument("--max-bytes", type=int, default=512, help="longer functions are cut")
+    parser.add_argument("--examples", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=4, help="per rank")
+    parser.add_argument("--max-bytes", type=int, default=1024, help="longer functions are cut")
     parser.add_argument("--dim", type=int, default=32)
     options = parser.parse_args()
     dist.init_process_group("gloo")

@@ -6,11 +6,11 @@ import webbrowser
 from pathlib import Path
 
 import pytest
+from tests.report.conftest import made_steps
 
 import paceline.report
 from paceline.cli import main
 from paceline.run import RunFolder
-from tests.report.conftest import made_steps
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,10 @@ def test_a_page_goes_into_the_folder_of_its_run(
     ("arguments", "message"),
     [
         (["{tmp}/none"], "holds no run; give the folder that `paceline run` named"),
-        (["{run}", "--output", "{tmp}"], "the report must go to a file in a folder that exists, got"),
+        (
+            ["{run}", "--output", "{tmp}"],
+            "the report must go to a file in a folder that exists, got",
+        ),
         ([], "the following arguments are required: RUN"),
     ],
 )

@@ -10,7 +10,7 @@ from paceline.run import Run
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "ragged_text" / "train.py"
 CLI = [sys.executable, "-c", "import sys; from paceline.cli import main; sys.exit(main())"]
-SMALL = ["--epochs", "2", "--examples", "128", "--dim", "16", "--max-bytes", "256"]
+SMALL = ["--batch-size", "8", "--examples", "128", "--dim", "16", "--max-bytes", "256"]
 
 
 def test_it_trains_and_is_recorded(tmp_path: Path) -> None:

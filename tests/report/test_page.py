@@ -126,6 +126,13 @@ def test_a_path_that_cannot_hold_a_page_is_one_line(make_run: MakeRun, tmp_path:
             write_report(run, path)
 
 
+def test_info_of_another_shape_is_no_obstacle(make_run: MakeRun) -> None:
+    odd: dict[str, object] = {"versions": [1], "hardware": "x", "command": 3, "started": 7}
+    text = "".join(Seen(report(make_run(1, 1, script=None, **odd))).text)
+    assert "Recorded with unknown versions." in text
+    assert "Command: unknown" in text
+
+
 def test_a_rank_without_collectives_draws(make_run: MakeRun) -> None:
     run = make_run(2, 30)
     alone = [

@@ -65,6 +65,16 @@ def test_even_compute_is_never_slower_and_changes_nothing_else(make_run: MakeRun
     assert summary.exposed_comm_s == pytest.approx(20 * 0.004, rel=1e-3)
 
 
+def test_a_few_steps_of_a_run_are_one_figure(make_run: MakeRun) -> None:
+    run = make_run(3, 40)
+    for first, num in ((0, 5), (30, 100)):
+        (axes,) = run.plot(first=first, num=num).axes
+        assert len(axes.get_yticks()) == 3
+        measured = run.timeline(first=first, num=min(num, run.num_steps - first))
+        drawn = [path.vertices[:, 0] for bars in axes.collections for path in bars.get_paths()]
+        assert np.concatenate(drawn).max() == pytest.approx(measured.makespan_s)
+
+
 def test_a_collective_becomes_the_wait_and_the_wire() -> None:
     run = Timeline.from_columns(
         "measured",

@@ -60,6 +60,23 @@ def test_a_run_without_steps_is_one_line(tmp_path: Path) -> None:
         Run.load(written(tmp_path, ranks).path)
 
 
+@pytest.mark.parametrize(
+    ("column", "value"), [("data_s", np.nan), ("forward_s", -1.0), ("collective_s", np.inf)]
+)
+def test_a_time_that_cannot_be_names_its_rank(column: str, value: float) -> None:
+    ranks = planted_steps(Loop(num_ranks=2, num_steps=20), 0)
+    getattr(ranks[1], column)[7] = value
+    with pytest.raises(ValueError, match=f"rank 1: {column} must be finite .* step 7"):
+        Run.of(ranks)
+
+
+@pytest.mark.parametrize("value", ["many", -1, float("nan"), [2]])
+def test_a_fact_that_cannot_be_names_its_rank(value: object) -> None:
+    ranks = planted_steps(Loop(num_ranks=2, num_steps=20), 0)
+    with pytest.raises(ValueError, match="rank 1: the fact num_workers must be a number"):
+        Run.of(ranks, facts=[{}, {"num_workers": value}])
+
+
 def test_spans_follow_each_other_and_all_reduces_end_together() -> None:
     run = planted_run(Loop(num_ranks=3, num_steps=30, length_spread=0.4), 0)
     timeline = run.timeline(first=5, num=10)

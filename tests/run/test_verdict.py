@@ -63,8 +63,8 @@ def test_a_verdict_names_where_the_time_goes(
 ) -> None:
     verdict = planted_run(replace(Loop(num_ranks=4), **plant), 0).verdict()
     assert [one.cause for one in verdict.causes] == [cause]
-    assert word in str(verdict)
-    assert len(str(verdict).splitlines()) <= 15
+    assert word in " ".join(str(verdict).split())
+    assert len(str(verdict).splitlines()) <= 16
 
 
 def test_a_wait_that_nothing_explains_is_a_note_and_no_cause() -> None:
@@ -78,7 +78,9 @@ def test_small_batches_take_the_latency_of_the_wire_with_them() -> None:
     loop = with_causes(Loop(num_ranks=2), "small-batch")
     shares = {one.cause: one.share for one in _all_causes(planted_run(loop, 0))}
     assert shares["communication"] > 0.1
-    assert told(planted_run(loop, 0)) == {"small-batch"}
+    verdict = planted_run(loop, 0).verdict()
+    assert [one.cause for one in verdict.causes] == ["small-batch"]
+    assert "larger batches mend as well" in " ".join(verdict.not_worth)
 
 
 def test_what_a_slow_rank_hides_is_a_note() -> None:

@@ -6,7 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.run.planted import Loop, planted_run
 
+from paceline.cost import Job, LayerCost, Worker
+from paceline.plan import data_parallel_graph
+from paceline.predict.run import ring_link
 from paceline.run import Run, WireModel
+from paceline.timeline import simulate
 
 RAGGED = Loop(num_ranks=2, num_steps=400, length_spread=0.5, wire_s=5e-3)
 
@@ -103,6 +107,29 @@ def test_what_is_not_known_is_one_line() -> None:
     blind = planted_run(replace(RAGGED, num_ranks=1), 0)
     with pytest.raises(ValueError, match="gradients"):
         Run.of(blind.steps).what_if([2], bytes_per_s=1e9)
+
+
+@pytest.mark.parametrize("rate", [1e7, 1e8, 1e9, 1e11])
+@pytest.mark.parametrize("num_ranks", [2, 5])
+def test_the_wire_is_what_the_event_simulator_says(rate: float, num_ranks: int) -> None:
+    """Buckets as layers, whose backward seconds are in proportion to their bytes."""
+    wire = WireModel(gradient_bytes=9e6, bucket_bytes=2e6, hop_s=1e-4, bytes_per_s=rate)
+    rest = (9e6 - 2**20) / 4
+    sizes = [rest] * 4 + [2**20]
+    layers = tuple(
+        LayerCost(name="", forward_s=0.01, backward_s=0.1 * size / 9e6, gradient_bytes=size)  # type: ignore[arg-type]
+        for size in sizes
+    )
+    job = Job(
+        source="measured",
+        layers=layers,
+        link=ring_link(rate, num_ranks, hop_latency_s=1e-4),
+        workers=(Worker(),) * num_ranks,
+    )
+    buckets = [[layer] for layer in (4, 3, 2, 1, 0)]
+    graph = data_parallel_graph(job, np.full((1, num_ranks), 0.15), buckets=buckets)
+    exposed_s = wire.exposed_s(num_ranks, np.full(1, 0.05), np.full(1, 0.1), "ddp")
+    assert 0.15 + exposed_s[0] == pytest.approx(simulate(graph).makespan_s)
 
 
 PASSES = st.floats(1e-3, 1.0).map(lambda seconds: np.full(8, seconds))

@@ -156,6 +156,30 @@ def test_backward_is_seen_through_outputs_of_any_shape(
     assert names(run) == STEP
 
 
+def test_a_pass_that_does_not_count_is_between_steps() -> None:
+    model, optimizer = layer_and_optimizer()
+    run = Watch(model, optimizer, None, counts=lambda _: torch.is_grad_enabled())
+    with torch.no_grad():
+        model(X)
+    train(model, optimizer)
+    run.remove_hooks()
+    assert names(run) == STEP
+
+
+def test_what_was_drained_is_forgotten_and_the_rest_follows_it() -> None:
+    model, optimizer = layer_and_optimizer()
+    run = Watch(model, optimizer, None)
+    train(model, optimizer)
+    first = run.drain()
+    assert names(run) == []
+    train(model, optimizer)
+    run.remove_hooks()
+    second = run.drain()
+    assert [names(part) for part in (first, second)] == [STEP, STEP]
+    assert (set(first.step.tolist()), set(second.step.tolist())) == ({0}, {1})
+    assert second.start_s[0] == pytest.approx(first.end_s[-1])
+
+
 def test_validation_without_gradient_is_a_forward_pass_alone() -> None:
     model, optimizer = layer_and_optimizer()
     with watch(model, optimizer) as run:

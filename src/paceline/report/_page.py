@@ -121,16 +121,21 @@ def _tiles(run: StepsTable) -> Html:
 
 
 def _footer(page: Page) -> Html:
-    versions: Mapping[str, Any] = page.info.get("versions") or {}
-    hardware: Mapping[str, Any] = page.info.get("hardware") or {}
-    made = [f"{name} {value}" for name, value in versions.items()]
-    on = [f"{name}: {value}" for name, value in hardware.items() if value is not None]
-    command = " ".join(map(str, page.info.get("command") or ()))
+    recorded = "; ".join([*_pairs(page.info.get("versions")), *_pairs(page.info.get("hardware"))])
+    command = page.info.get("command")
+    words = " ".join(map(str, command)) if isinstance(command, list) else "unknown"
     lines = [
         element("p", KEYS, class_="keys"),
         element("p", WORDS),
-        element("p", "Recorded with ", ", ".join(made) or "unknown versions", "; ", ", ".join(on)),
-        element("p", "Command: ", element("code", command or "unknown")),
+        element("p", f"Recorded with {recorded or 'unknown versions'}."),
+        element("p", "Command: ", element("code", words)),
         element("p", f"Written by Paceline {__version__}. This file needs nothing besides itself."),
     ]
     return element("footer", *lines)
+
+
+def _pairs(found: object) -> list[str]:
+    """Return names and values of a JSON object, none of anything else."""
+    if not isinstance(found, Mapping):
+        return []
+    return [f"{name} {value}" for name, value in found.items() if value is not None]

@@ -6,11 +6,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.run.causes import CLASSES, Grid, resampled_sums
+from paceline.run.causes import CLASSES, Grid, interval_of, resampled_sums
 
 Array = NDArray[np.float64]
-# Ends of the interval that holds 95 % of the resamples.
-ENDS = (0.025, 0.975)
 # Two runs of the same thing differ by this much from one start to the next.
 LEAST_CHANGE = 0.01
 SAME_BATCH = 0.01
@@ -105,7 +103,7 @@ def compare_grids(before: Grid, after: Grid) -> Comparison:
     second = [after.step_s[:num], per_after[:num]]
     sums = resampled_sums(*first, *second)
     ratios = (sums[2] / sums[3]) / (sums[0] / sums[1]) - 1
-    low, high = np.quantile(ratios, ENDS).tolist()
+    low, high = interval_of(ratios)
     before_s, after_s = (float(steps.sum() / per.sum()) for steps, per in (first, second))
     more = _seconds_per_unit(after, per_after, num)
     less = _seconds_per_unit(before, per_before, num)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline._files import shown
 from paceline.run._compare import Comparison, compare_grids
 from paceline.run._curve import Balance, Curve, WhatIf
 from paceline.run._folder import RunFolder
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 NUM_WARM_UP = 3
 # Steps of a figure, wide enough to see their parts.
 NUM_PLOTTED = 12
+DURATIONS = [name for name in Steps._fields[2:] if name.endswith("_s")]
+NUMBERS = ("num_workers", "gradient_bytes", "bucket_cap_mb", "host_s")
 # A summary walks single spans; this many steps say what there is to say.
 NUM_SUMMED = 1000
 
@@ -84,7 +87,7 @@ class Run:
         """Make a run of the steps of each rank.
 
         Raises:
-            ValueError: If a rank has no step.
+            ValueError: If a rank has no step, or holds a time or a fact that cannot be.
         """
         lengths = [len(one.begin_s) for one in steps]
         if not lengths or min(lengths) == 0:
@@ -92,6 +95,10 @@ class Run:
                 f"every rank must have recorded a step, got {lengths or 'no ranks'}; was there an "
                 "optimizer.step() in the script?"
             )
+        for rank, one in enumerate(steps):
+            _check_seconds(rank, one)
+        for rank, fact in enumerate(facts):
+            _check_facts(rank, fact)
         cut = min(NUM_WARM_UP, min(lengths) // 4)
         return cls(
             info=info or {},
@@ -204,7 +211,7 @@ class Run:
         return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
     def __str__(self) -> str:
-        script = self.info.get("script") or "run"
+        script = Path(str(self.info.get("script") or "run")).name
         state = self.info.get("state", "ended")
         ended = "" if state == "ended" else f" ({state})"
         return (
@@ -215,6 +222,27 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self}>"
+
+
+def _check_seconds(rank: int, steps: Steps) -> None:
+    for name in DURATIONS:
+        column = getattr(steps, name)
+        bad = np.flatnonzero(~(np.isfinite(column) & (column >= 0)))
+        if bad.size:
+            raise ValueError(
+                f"rank {rank}: {name} must be finite and not negative, but step {bad[0]} has "
+                f"{column[bad[0]]}; the record is damaged"
+            )
+
+
+def _check_facts(rank: int, facts: Mapping[str, Any]) -> None:
+    for name in NUMBERS:
+        value = facts.get(name)
+        if not (value is None or (isinstance(value, int | float) and 0 <= value < np.inf)):
+            raise ValueError(
+                f"rank {rank}: the fact {name} must be a number, not negative, or null, got "
+                f"{shown(value)}"
+            )
 
 
 def _rows(steps: Steps, first: int, end: int) -> Steps:

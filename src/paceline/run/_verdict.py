@@ -2,20 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 from paceline.run.causes import CAUSES, Cause, Evidence, Grid
 
 # Below this many steps after warm-up, nothing stands clear of noise.
 LEAST_STEPS = 10
-WORTH_SAYING = 0.05
+WORTH_SAYING, WORTH_A_NUMBER = 0.05, 0.005
+WIDTH, INDENT = 88, 7
 SAVING = {
     "imbalance": "even batches",
     "padding": "less padding",
     "loader": "loading ahead",
-    "slow-rank": "every rank at the pace of the others",
-    "communication": "less exposed communication",
-    "small-batch": "larger batches",
+    "slow-rank": "equal ranks",
+    "communication": "hiding it",
+    "small-batch": "larger ones",
 }
 
 
@@ -65,13 +67,26 @@ class Verdict:
         }
 
     def __str__(self) -> str:
-        rows = [self.headline, f"what   {self.what}"]
+        rows = [_wrapped("", self.headline), _wrapped("what", self.what)]
         if self.causes:
-            rows += [f"why    {self.why}", f"next   saves {self.causes[0].gain}"]
-            rows += [f"         {line}" for line in self.next.splitlines()]
-        rows += [f"also   {one.cause}: {one.what}; saves {one.gain}" for one in self.causes[1:]]
-        rows += [f"note   {line}" for line in self.notes]
-        return "\n".join([*rows, *(f"not    {line}" for line in self.not_worth)])
+            rows += [_wrapped("why", self.why), _wrapped("next", f"saves {self.causes[0].gain}")]
+            rows += [f"{'':<{INDENT}}  {line}" for line in self.next.splitlines()]
+        also = (f"{one.cause}: {one.what}; saves {one.gain}" for one in self.causes[1:])
+        rows += [_wrapped("also", line) for line in also]
+        rows += [_wrapped("note", line) for line in self.notes]
+        return "\n".join([*rows, *(_wrapped("not", line) for line in self.not_worth)])
+
+
+def _wrapped(word: str, text: str) -> str:
+    indent = " " * INDENT if word else ""
+    return fill(
+        text,
+        WIDTH,
+        initial_indent=f"{word:<{len(indent)}}",
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def verdict_of(grid: Grid, facts: Sequence[Mapping[str, Any]], headline: str) -> Verdict:
@@ -82,16 +97,19 @@ def verdict_of(grid: Grid, facts: Sequence[Mapping[str, Any]], headline: str) ->
     evidence = Evidence.of(grid, facts)
     found = [tell(evidence) for tell in CAUSES]
     worth = [one for one in found if one.is_worth_it]
-    causes = sorted(
-        (one for one in worth if not _goes_with(one, worth, grid)), key=lambda one: -one.share
-    )
-    rest = [one for one in found if one not in causes]
+    folded = [one for one in worth if _goes_with(one, worth, grid)]
+    causes = sorted((one for one in worth if one not in folded), key=lambda one: -one.share)
+    rest = [_not_worth(one) for one in found if one not in worth]
     return Verdict(
         headline=headline,
         causes=tuple(causes),
-        not_worth=tuple(map(_not_worth, rest)),
+        not_worth=(*map(_mended_by_larger, folded), *rest),
         notes=tuple(_notes(evidence, {one.cause for one in causes})),
     )
+
+
+def _mended_by_larger(cause: Cause) -> str:
+    return f"{cause.cause}: {cause.share:.1%} of rank time, which larger batches mend as well"
 
 
 def _goes_with(cause: Cause, worth: Sequence[Cause], grid: Grid) -> bool:
@@ -108,9 +126,12 @@ def _goes_with(cause: Cause, worth: Sequence[Cause], grid: Grid) -> bool:
 
 
 def _not_worth(cause: Cause) -> str:
+    seen = f"{cause.cause}: {cause.share:.1%} of rank time"
+    if cause.gain_high < WORTH_A_NUMBER:
+        return seen
     return (
-        f"{cause.cause}: {cause.share:.1%} of rank time; {SAVING[cause.cause]} would save "
-        f"{cause.gain_low:.1%} to {cause.gain_high:.1%} (simulated)"
+        f"{seen}; {SAVING[cause.cause]} would save {cause.gain_low:.1%} to {cause.gain_high:.1%} "
+        "(simulated)"
     )
 
 

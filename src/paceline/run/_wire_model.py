@@ -19,10 +19,7 @@ NUM_HALVINGS = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireModel:
-    """A ring all-reduce of the gradients, behind the passes.
-
-    A ring of N sends each byte `2 (N - 1) / N` times in `2 (N - 1)` rounds (Patarasuk and Yuan,
-    "Bandwidth optimal all-reduce algorithms", JPDC 69(2), 2009).
+    """A ring all-reduce of the gradients, during the passes and after them; see `ring_link`.
 
     Attributes:
         gradient_bytes: Bytes of all gradients.
@@ -50,9 +47,12 @@ class WireModel:
         """
         if num_ranks == 1:
             return np.zeros_like(backward_s)
+        # Behind it are the predictors, which take a moment to import.
+        from paceline.predict.run import ring_link
+
         sizes = self._buckets()
-        rounds = 2.0 * (num_ranks - 1)
-        takes_s = rounds * self.hop_s + rounds / num_ranks * sizes / self.bytes_per_s
+        link = ring_link(self.bytes_per_s, num_ranks, hop_latency_s=self.hop_s)
+        takes_s = link.alpha_s + sizes / link.bytes_per_s
         if comm == "overlapped":
             return np.asarray(np.maximum(takes_s.sum() - forward_s - backward_s, 0.0))
         end_s = np.zeros_like(backward_s)

@@ -229,7 +229,7 @@ def test_steps_are_kept_as_they_come_and_a_trace_of_a_few(
 ) -> None:
     """So a process that is killed loses ten seconds, or a thousand steps."""
     ticks = count()
-    monkeypatch.setattr(recorder, "_clock", lambda: float(next(ticks)) / 50.0)
+    monkeypatch.setattr(recorder, "_clock", lambda: 1e6 + next(ticks) / 50.0)
     num_steps = STEPS_PER_CHUNK + 700
     train(nn.Linear(4, 1), (torch.ones(1, 4) for _ in range(num_steps)))
     kept = len(folder.read_steps(0).begin_s)
@@ -243,6 +243,17 @@ def test_steps_are_kept_as_they_come_and_a_trace_of_a_few(
     assert sorted(set(trace.step.tolist())) == list(range(3, 13))
     first = trace.select(trace.step == 3)
     assert sum(first.duration_s) == pytest.approx(sum_of(steps, 3), rel=1e-6)
+
+
+def test_a_run_may_end_where_its_last_step_was_written(
+    recorder: Recorder, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count()
+    monkeypatch.setattr(recorder, "_clock", lambda: 1e6 + 60.0 * next(ticks))
+    train(nn.Linear(4, 1), ragged(LENGTHS))
+    assert folder.read_steps(0).num_examples.tolist() == LENGTHS[1:]
+    recorder.finish()
+    assert folder.read_steps(0).num_examples.tolist() == LENGTHS[1:]
 
 
 def sum_of(steps: Steps, row: int) -> float:

@@ -6,7 +6,7 @@ from paceline.run.causes._cause import Cause
 from paceline.run.causes._evidence import Evidence
 from paceline.run.causes._replay import gain_interval
 
-DDP_CAP_MB = 25.0
+DDP_CAP_MB, SCHEDULED = 25.0, "ScheduledDataParallel"
 
 
 def communication(evidence: Evidence) -> Cause:
@@ -46,10 +46,11 @@ def _why(evidence: Evidence) -> str:
 def _next(evidence: Evidence) -> str:
     num_bytes = evidence.fact("gradient_bytes") or 0
     cap_mb = evidence.fact("bucket_cap_mb") or DDP_CAP_MB
-    lines = ["model = paceline.ScheduledDataParallel(model, optimizer)  # docs/from-ddp.md"]
+    lines = []
+    if evidence.fact("parallel") != SCHEDULED:
+        lines.append("model = paceline.ScheduledDataParallel(model, optimizer)  # docs/from-ddp.md")
     if 0 < num_bytes < 2 * cap_mb * 2**20:
         cap = max(round(num_bytes / 2**20 / 8), 1)
         lines.append(f"or more buckets: DistributedDataParallel(..., bucket_cap_mb={cap})")
-    else:
-        lines.append("or fewer bytes: compression='bf16', or fewer steps: accumulate gradients")
+    lines.append("or fewer bytes: compression='bf16'; or fewer all-reduces: accumulate gradients")
     return "\n".join(lines)

@@ -7,9 +7,14 @@ from paceline.run.causes._evidence import Evidence
 from paceline.run.causes._replay import gain_interval
 
 BALANCE = (
-    "batches = paceline.BalancedBatchSampler(sizes, batch_size={batch_size})"
-    "  # sizes: length of each example\n"
-    "loader = paceline.DataLoader(dataset, batch_sampler=batches)  # docs/ragged-text.md"
+    "# sizes: the length of each example; docs/ragged-text.md\n"
+    "batches = paceline.BalancedBatchSampler(sizes, batch_size={batch_size})\n"
+    "loader = paceline.DataLoader(dataset, batch_sampler=batches)"
+)
+# Where batches are balanced already, they are balanced by another cost than the measured one.
+REFINE = (
+    "batches.refit(run.gather())  # after each epoch: each rank's measured speed\n"
+    "or fit the cost of an example to timed steps, docs/ragged-text.md"
 )
 
 
@@ -28,7 +33,7 @@ def imbalance(evidence: Evidence) -> Cause:
         what=f"{share:.0%} of rank time is waiting for the rank with the largest batch; "
         f"{who_is_last(evidence)}",
         why=_why(evidence),
-        next=BALANCE.format(batch_size=batch_size_of(evidence)),
+        next=_next(evidence),
     )
 
 
@@ -45,6 +50,13 @@ def who_is_last(evidence: Evidence) -> str:
     if share > max(0.75, 1.5 / len(counts)):
         return f"in {share:.0%} of the steps that is rank {rank}"
     return "it is another rank each step"
+
+
+def _next(evidence: Evidence) -> str:
+    names = (evidence.fact("sampler"), evidence.fact("batch_sampler"))
+    if any(str(name).startswith("Balanced") for name in names):
+        return REFINE
+    return BALANCE.format(batch_size=batch_size_of(evidence))
 
 
 def _why(evidence: Evidence) -> str:

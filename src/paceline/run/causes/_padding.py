@@ -11,9 +11,9 @@ from paceline.run.causes._replay import gain_interval
 # Batches of similar lengths keep some padding.
 REMOVED = (0.8, 1.0)
 NEXT = (
+    "# similar lengths together; sizes: the length of each example; docs/ragged-text.md\n"
     "config = BalanceConfig(batch_size={batch_size}, counts='free', padded=True)\n"
     "batches = paceline.BalancedBatchSampler(sizes, config)"
-    "  # similar lengths together, docs/ragged-text.md"
 )
 
 

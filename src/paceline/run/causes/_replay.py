@@ -61,7 +61,12 @@ def gain_interval(before_s: Array, after_s: Array) -> tuple[float, float]:
         (0.25, 0.25)
     """
     before, after = resampled_sums(before_s, after_s)
-    low, high = np.quantile(1 - after / before, ENDS).tolist()
+    return interval_of(1 - after / before)
+
+
+def interval_of(resampled: Array) -> tuple[float, float]:
+    """Return the ends of the interval that holds 95 % of the resampled values."""
+    low, high = np.quantile(resampled, ENDS).tolist()
     return low, high
 
 

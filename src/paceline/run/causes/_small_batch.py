@@ -50,6 +50,6 @@ def _next(evidence: Evidence) -> str:
     examples = evidence.work.num_examples / evidence.work.num_microbatches
     size = round(float(examples.mean()))
     return (
-        f"DataLoader(..., batch_size={4 * size})  # {size} examples per rank and pass now; scale "
-        "the learning rate with it\nor torch.compile(model), which makes the fixed part smaller"
+        f"DataLoader(..., batch_size={4 * size})  # now {size} per rank; scale the rate\n"
+        "or torch.compile(model), which makes the fixed part smaller"
     )

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 import paceline
 from paceline.torch.model import processor_name
 from paceline.torch.run._fetches import NO_LOADER, Fetches
-from paceline.torch.run._find import WRAPPERS
+from paceline.torch.run._find import is_parallel
 from paceline.torch.run._host_cost import tiny_op_s
 from paceline.torch.run._loop import Loop
 
@@ -44,10 +44,9 @@ def hardware() -> dict[str, Any]:
 
 def _of_model(model: torch.nn.Module) -> dict[str, Any]:
     trained = [one for one in model.parameters() if one.requires_grad]
-    is_wrapped = isinstance(model, (*WRAPPERS, torch.distributed.fsdp.FSDPModule))
     bytes_cap = model.bucket_bytes_cap if isinstance(model, DistributedDataParallel) else None
     return {
-        "parallel": type(model).__name__ if is_wrapped else "none",
+        "parallel": type(model).__name__ if is_parallel(model) else "none",
         "num_parameters": sum(one.numel() for one in model.parameters()),
         "gradient_bytes": sum(one.numel() * one.element_size() for one in trained),
         "bucket_cap_mb": None if bytes_cap is None else bytes_cap / 2**20,

@@ -1,16 +1,28 @@
 """Find the model that an optimizer trains, in a process whose script is not ours."""
 
 import gc
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
-from paceline.torch.comm import ScheduledDataParallel
-
-WRAPPERS = (DistributedDataParallel, ScheduledDataParallel, FullyShardedDataParallel)
+# Where the other wrappers live. A script that has not loaded one has none of it.
+OTHERS = {
+    "torch.distributed.fsdp": ("FullyShardedDataParallel", "FSDPModule"),
+    "paceline.torch.comm": ("ScheduledDataParallel",),
+}
 MAX_FOUND = 8
+
+
+def is_parallel(module: torch.nn.Module) -> bool:
+    """Return whether `module` averages or shards gradients over ranks."""
+    kinds: list[Any] = [DistributedDataParallel]
+    for room, names in OTHERS.items():
+        if room in sys.modules:
+            kinds += [getattr(sys.modules[room], name) for name in names]
+    return isinstance(module, tuple(kinds))
 
 
 def modules_trained_by(optimizer: torch.optim.Optimizer) -> list[torch.nn.Module]:
@@ -26,7 +38,7 @@ def modules_trained_by(optimizer: torch.optim.Optimizer) -> list[torch.nn.Module
     holders = sorted((one for one in modules if size[id(one)]), key=lambda one: -size[id(one)])
     inner = {id(child) for one in holders for child in one.children()}
     roots = [one for one in holders if id(one) not in inner]
-    wrappers: list[torch.nn.Module] = [one for one in holders if isinstance(one, WRAPPERS)]
+    wrappers = [one for one in holders if is_parallel(one)]
     parts = _largest_parts(roots[0], size) if roots else []
     return _distinct([*_outer_first(wrappers), *roots, *parts])[:MAX_FOUND]
 
