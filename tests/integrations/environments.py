@@ -4,7 +4,7 @@
 
 An environment is built once, in `.integrations/FRAMEWORK`, torch first. Prints one line per
 framework: its version, tests passed, seconds. Exits with 1 if any test failed, was skipped, or none
-ran. The page is written only if all frameworks were run and passed.
+ran. The page is written once all frameworks have passed since the sources were changed last.
 """
 
 import datetime
@@ -13,7 +13,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +79,7 @@ def versions_of(python: Path) -> dict[str, str]:
 
 def run(framework: str) -> Result:
     """Run a framework's tests; what they print is shown if one fails."""
-    python = build(framework)
-    report = ENVIRONMENTS / f"{framework}.xml"
+    python, report = build(framework), report_of(framework)
     report.unlink(missing_ok=True)
     tests = [
         f"tests/integrations/test_{framework}.py",
@@ -89,33 +87,45 @@ def run(framework: str) -> Result:
         f"src/paceline/integrations/{framework}.py",
         "src/paceline/integrations/_exact_steps.py",
     ]
-    start = time.monotonic()
     options = ["-q", "--tb=short", f"--timeout={TIMEOUT_S}", f"--junitxml={report}"]
     command = [str(python), "-m", "pytest", *options, *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    seconds = time.monotonic() - start
-    num_passed, num_others = counts_in(report)
-    if done.returncode or num_others:
+    result = result_of(framework)
+    if not result.is_good:
         print(done.stdout + done.stderr, file=sys.stderr)
-        num_others = num_others or 1
+    return result
+
+
+def report_of(framework: str) -> Path:
+    """Return where pytest reports on the newest run of a framework's tests."""
+    return ENVIRONMENTS / f"{framework}.xml"
+
+
+def result_of(framework: str) -> Result:
+    """Return what the newest run came to; it is not good if there was none or it is out of date."""
+    versions = versions_of(ENVIRONMENTS / framework / "bin/python")
+    num_passed, num_others, seconds = 0, 1, 0.0
+    if report_of(framework).exists():
+        suite = next(ElementTree.parse(report_of(framework)).getroot().iter("testsuite"))
+        counts = [int(suite.get(kind, 0)) for kind in ("failures", "errors", "skipped")]
+        began = datetime.datetime.fromisoformat(str(suite.get("timestamp"))).timestamp()
+        num_others = sum(counts) + (began < newest_source())
+        num_passed = int(suite.get("tests", 0)) - sum(counts)
+        seconds = float(suite.get("time", 0))
     return Result(
         framework=framework,
-        versions=versions_of(python),
+        versions=versions,
         num_passed=num_passed,
         num_others=num_others,
         seconds=seconds,
     )
 
 
-def counts_in(report: Path) -> tuple[int, int]:
-    """Return how many tests passed, and how many failed, broke or were skipped."""
-    if not report.exists():
-        return 0, 1
-    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
-    num_all = sum(int(suite.get("tests", 0)) for suite in suites)
-    kinds = ("failures", "errors", "skipped")
-    num_others = sum(int(suite.get(kind, 0)) for suite in suites for kind in kinds)
-    return num_all - num_others, num_others
+def newest_source() -> float:
+    """Return when what the tests are about was changed last, in seconds of the epoch."""
+    here = Path(__file__)
+    tests = [path for path in here.parent.glob("*.py") if path != here]
+    return max(path.stat().st_mtime for path in [*(ROOT / "src").rglob("*.py"), *tests])
 
 
 def page_of(results: list[Result]) -> str:
@@ -148,16 +158,23 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"no framework {unknown[0]!r}; there are {', '.join(FRAMEWORKS)}", file=sys.stderr)
         return 2
-    results = []
     print(f"{'framework':14} {'version':10} {'passed':>8} {'seconds':>8}")
+    is_good = True
     for framework in names or FRAMEWORKS:
-        results.append(run(framework))
-        name, version, passed, seconds = results[-1].cells
+        result = run(framework)
+        name, version, passed, seconds = result.cells
         print(f"{name:14} {version:10} {passed:>8} {seconds:>8}", flush=True)
-    is_good = all(result.is_good for result in results)
-    if is_good and len(results) == len(FRAMEWORKS):
-        PAGE.write_text(page_of(results), encoding="utf-8")
+        is_good = is_good and result.is_good
+    write_page()
     return 0 if is_good else 1
+
+
+def write_page() -> None:
+    """Write the page if the newest results of all frameworks are good."""
+    if all((ENVIRONMENTS / framework).exists() for framework in FRAMEWORKS):
+        results = [result_of(framework) for framework in FRAMEWORKS]
+        if all(result.is_good for result in results):
+            PAGE.write_text(page_of(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

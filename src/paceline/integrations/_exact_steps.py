@@ -47,18 +47,18 @@ def require_micro_batches(
     Raises:
         ValueError: If the config says otherwise.
     """
-    _refuse(sampler.planner.config.microbatches, wanted(), setting)
+    _check_number(sampler.planner.config.microbatches, wanted(), setting)
 
     def check(run: BatchPass) -> None:
         counts = run.plan.num_microbatches
         odd = counts[counts != wanted()]
         if odd.size:
-            _refuse(int(odd[0]), wanted(), setting)
+            _check_number(int(odd[0]), wanted(), setting)
 
     sampler.on_begin(check)
 
 
-def _refuse(found: int | str, wanted: int, setting: str) -> None:
+def _check_number(found: int | str, wanted: int, setting: str) -> None:
     if found != wanted:
         raise ValueError(
             f"each step must have {setting} ({wanted}) micro-batches on every rank, got {found!r}; "

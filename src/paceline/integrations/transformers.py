@@ -177,9 +177,8 @@ class SamePlan(TrainerCallback, ExportableState):
 
     def _check_same_plan(self, position: dict[str, Any] | None) -> None:
         assert self._sampler is not None, "the run has begun"
-        _, num_steps = divmod(self._trainer_state.global_step, self._steps_per_epoch)
         if position is None:
-            if num_steps:
+            if self._trainer_state.global_step % self._steps_per_epoch:
                 raise ValueError(
                     "the checkpoint was saved inside an epoch of other batches, without "
                     "BalancedTraining; resume from the end of an epoch"
