@@ -12,8 +12,11 @@ from paceline.run.causes._replay import gain_interval
 REMOVED = (0.8, 1.0)
 NEXT = (
     "# similar lengths together; sizes: the length of each example; docs/ragged-text.md\n"
-    "config = BalanceConfig(batch_size={batch_size}, counts='free', padded=True)\n"
-    "batches = paceline.BalancedBatchSampler(sizes, config)"
+    "cost, fixed = measure_cost(model, loss, dataset, sizes, collate_fn=collate)\n"
+    "config = BalanceConfig(\n"
+    "    batch_size={batch_size}, counts='free', padded=True, microbatch_cost=fixed\n"
+    ")\n"
+    "batches = paceline.BalancedBatchSampler(sizes, config, cost=cost)"
 )
 
 
