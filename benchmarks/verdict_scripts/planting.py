@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 CAUSES = ("imbalance", "padding", "loader", "slow-rank", "communication", "small-batch")
 VOCABULARY, NUM_CLASSES, NUM_BATCHES = 256, 8, 4096
 SMALL_LENGTHS = (4, 13)
-SLOW_LOADER_S, SLOW_RANK_S = 0.05, 0.03
+SLOW_LOADER_S, SLOW_FORWARDS = 0.05, 1.5
 # A wire of 12 MB/s, emulated: the result of an all-reduce is held back.
 WIRE_S_PER_BYTE = 1 / 12e6
 
@@ -63,17 +63,22 @@ class Batches(Dataset[dict[str, torch.Tensor]]):
 
 
 def slow_down(model: torch.nn.Module, plants: list[str]) -> None:
-    """Let the last rank compute something more in each forward pass."""
+    """Let the last rank compute something more after each forward pass, for longer than that."""
     if "slow-rank" not in plants or dist.get_rank() < dist.get_world_size() - 1:
         return
-    matrix = torch.randn(128, 128)
+    matrix, begun_s = torch.randn(128, 128), [0.0]
+
+    def begin(*_: Any) -> None:
+        begun_s[0] = time.thread_time()
 
     def work(*_: Any) -> None:
-        end_s = time.thread_time() + SLOW_RANK_S
+        now_s = time.thread_time()
+        end_s = now_s + SLOW_FORWARDS * (now_s - begun_s[0])
         while time.thread_time() < end_s:
             matrix @ matrix
 
-    model.register_forward_pre_hook(work)
+    model.register_forward_pre_hook(begin)
+    model.register_forward_hook(work)
 
 
 def slow_wire(ddp: Any, plants: list[str]) -> None:
