@@ -37,7 +37,8 @@ def twin(dim: int, num_steps: int) -> Twin:
     model = torch.nn.Sequential(*layers)
     ids = torch.randint(1, VOCABULARY, (BATCH, LENGTH))
     ids[:, LENGTH // 2 :] = 0
-    batches = DataLoader([ids] * (num_steps + 20), batch_size=None)
+    dataset: Any = [ids] * (num_steps + 20)
+    batches: DataLoader[Any] = DataLoader(dataset, batch_size=None)
     return Twin(model, torch.optim.SGD(model.parameters(), lr=0.01), iter(batches))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from planting import NUM_CLASSES, VOCABULARY, Batches, flags, slow_down, slow_wire
-from transformers import (  # type: ignore[import-not-found]
+from transformers import (
     BertConfig,
     BertForSequenceClassification,
     Trainer,
