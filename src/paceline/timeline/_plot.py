@@ -34,6 +34,7 @@ def plot_timeline(source: Source, spans: Columns, lanes: Sequence[str]) -> "Figu
     places, row = np.unique(np.stack([spans.rank, spans.lane]), axis=1, return_inverse=True)
     rows = row.ravel()
     height = MARGIN_INCHES + ROW_INCHES * max(places.shape[1], 1)
+    figure: Figure
     figure, axes = pyplot.subplots(figsize=(WIDTH_INCHES, height), layout="constrained")
     start_s = spans.start_s - spans.start_s.min(initial=np.inf)
     for kind, colour in KIND_COLOURS.items():
