@@ -87,12 +87,11 @@ def slow_wire(ddp: Any, plants: list[str]) -> None:
         return
 
     def hook(_state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-        begin_s = time.perf_counter()
         takes_s = bucket.buffer().nbytes * WIRE_S_PER_BYTE
         sent = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
 
         def arrive(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
-            time.sleep(max(begin_s + takes_s - time.perf_counter(), 0.0))
+            time.sleep(takes_s)  # From the moment that the last rank is there.
             return future.value()[0] / dist.get_world_size()
 
         held: torch.futures.Future[torch.Tensor] = sent.then(arrive)
