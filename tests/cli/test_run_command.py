@@ -53,6 +53,16 @@ def test_bad_input_is_one_line_and_leaves_no_folder(
     assert sorted(path.name for path in place.iterdir()) == ["old", "train.py"]
 
 
+def test_help_needs_no_torch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paceline.cli._run.find_spec", lambda _: None)
+    assert main(["run", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--output" in shown
+    assert "--nproc-per-node" not in shown
+
+
 def test_help_shows_torchruns_arguments_and_ours(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     text = capsys.readouterr().out

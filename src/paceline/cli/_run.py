@@ -4,11 +4,11 @@ import argparse
 import json
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from paceline.cli._model_flags import needing
-from paceline.run import Run, RunFolder
 
 DESCRIPTION = (
     "Launch a training script as torchrun does, record every rank's steps without an edit to the "
@@ -31,21 +31,25 @@ def add_run(commands: Any) -> None:
 
 
 def _run(kind: type[argparse.ArgumentParser], options: argparse.Namespace) -> int:
+    if options.arguments[:1] in (["-h"], ["--help"]) and find_spec("torch") is None:
+        _parser(kind).print_help()
+        return 0
     with needing("paceline run", "torch"):
+        from torch.distributed.run import get_args_parser
+
         from paceline.torch.run import launch
-    parsed = _parser(kind).parse_args(options.arguments)
+    parsed = _parser(kind, get_args_parser()).parse_args(options.arguments)
     folder, exit_code = launch(parsed, ["paceline", "run", *options.arguments])
     _tell(folder.path, exit_code, as_json=parsed.json)
     return exit_code
 
 
-def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def _parser(
+    kind: type[argparse.ArgumentParser], *theirs: argparse.ArgumentParser
+) -> argparse.ArgumentParser:
     """Return torchrun's parser with our arguments in front, and errors on one line."""
-    from torch.distributed.run import get_args_parser
-
-    theirs = get_args_parser()
     parser = kind(
-        prog="paceline run", description=DESCRIPTION, parents=[theirs], conflict_handler="resolve"
+        prog="paceline run", description=DESCRIPTION, parents=theirs, conflict_handler="resolve"
     )
     ours = parser.add_argument_group("of paceline")
     ours.add_argument("--output", type=Path, help="folder (default paceline-runs/SCRIPT-TIME)")
@@ -55,6 +59,8 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
 
 def _tell(path: Path, exit_code: int, *, as_json: bool) -> None:
     """Print the verdict to standard error, as the rest is the script's, and JSON where it goes."""
+    from paceline.run import Run, RunFolder
+
     lines = []
     told: dict[str, Any] = {"run": str(path), "step_s": None, "causes": []}
     if RunFolder(path).ranks():  # Else rank 0 said why.
