@@ -25,6 +25,7 @@ from _page_times import (
     policies,
     processor_steps,
     simulator,
+    verdicts,
     watching,
     wire,
     wire_faults,
@@ -186,6 +187,14 @@ SECTIONS = (
         "measured",
         "",
         watching,
+    ),
+    Section(
+        "Watching",
+        "Verdicts of paceline run",
+        ("verdict",),
+        "measured; the slow wire is emulated",
+        "Causes planted in three scripts: a plain loop, gradient accumulation, the Trainer.",
+        verdicts,
     ),
     Section("Watching", "Simulator", ("simulator",), "measured", "", simulator),
     Section(

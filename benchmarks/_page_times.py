@@ -248,3 +248,15 @@ def faults() -> str:
 
 def broken(found: dict[str, int], fine: tuple[str, ...]) -> int:
     return sum(number for key, number in found.items() if key not in fine)
+
+
+def verdicts() -> str:
+    """Return how many verdicts of `paceline run` were right, by what was planted."""
+    runs = result("verdict")["runs"]
+    planted = dict.fromkeys(" and ".join(run["planted"]) or "nothing" for run in runs)
+    rows = []
+    for plant in planted:
+        same = [run for run in runs if (" and ".join(run["planted"]) or "nothing") == plant]
+        rows.append([plant, str(len(same)), str(sum(run["right"] for run in same))])
+    total = [f"**{len(runs)}**", f"**{sum(run['right'] for run in runs)}**"]
+    return table("planted | runs | told, and nothing else", [*rows, ["**all**", *total]])
