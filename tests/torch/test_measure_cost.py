@@ -108,6 +108,11 @@ def measured(rank: int, folder: str) -> None:
         measure_cost(model, loss, DATASET, SIZES, collate_fn=pad, cache=path) for _ in range(2)
     ]
     model(torch.ones(1, 1)).sum().backward()  # DDP works as before.
+    if rank == 0:
+        path.with_name("damaged.json").write_text("{}")
+    message = "delete it" if rank == 0 else "rank 0 cannot use the cache"
+    with pytest.raises(ValueError, match=message):
+        measure_cost(model, loss, DATASET, SIZES, cache=path.with_name("damaged.json"))
     numbers = [(one.example.linear, one.example.quadratic, one.microbatch) for one in found]
     (Path(folder) / f"found-{rank}.json").write_text(json.dumps(numbers))
 

@@ -4,7 +4,7 @@ from paceline.run._compare import Comparison
 from paceline.run._curve import BALANCES, Curve, Point, WhatIf, powers_of_two
 from paceline.run._folder import RunFolder
 from paceline.run._run import Run
-from paceline.run._steps import UNKNOWN, Steps
+from paceline.run._steps import STEP_SPANS, UNKNOWN, Steps
 from paceline.run._verdict import Verdict
 from paceline.run._wire_model import COMMS, WireModel
 from paceline.run.causes import Cause
@@ -12,6 +12,7 @@ from paceline.run.causes import Cause
 __all__ = [
     "BALANCES",
     "COMMS",
+    "STEP_SPANS",
     "UNKNOWN",
     "Cause",
     "Comparison",

@@ -4,20 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paceline.run._steps import UNKNOWN, Steps
+from paceline.run._steps import STEP_SPANS, UNKNOWN, Steps
 from paceline.run.causes import CLASSES, Grid
 from paceline.timeline import Kind, Timeline
-
-SPANS = {
-    "data_s": ("waiting for data", Kind.DATA),
-    "between_s": ("between steps", Kind.DATA),
-    "forward_s": ("forward", Kind.FORWARD),
-    "loss_s": ("loss", Kind.FORWARD),
-    "backward_s": ("backward", Kind.BACKWARD),
-    "collective_s": ("all-reduce", Kind.COLLECTIVE),
-    "after_s": ("after backward", Kind.COMPUTE),
-    "optimizer_s": ("optimizer", Kind.OPTIMIZER),
-}
 
 
 def grid_of(ranks: Sequence[Steps]) -> Grid:
@@ -57,10 +46,10 @@ def timeline_of(ranks: Sequence[Steps], first_step: int) -> Timeline:
 
 
 def _spans(rank: int, steps: Steps, first_step: int) -> Timeline:
-    seconds = np.stack([getattr(steps, name) for name in SPANS], axis=1).astype(np.float64)
+    seconds = np.stack([getattr(steps, name) for name in STEP_SPANS], axis=1).astype(np.float64)
     ends_s = steps.begin_s[:, None] + np.cumsum(seconds, axis=1)
-    kinds = np.array([kind for _, kind in SPANS.values()])
-    step, name = np.divmod(np.arange(seconds.size).reshape(seconds.shape), len(SPANS))
+    kinds = np.array([kind for _, kind in STEP_SPANS.values()])
+    step, name = np.divmod(np.arange(seconds.size).reshape(seconds.shape), len(STEP_SPANS))
     is_wire = kinds[name] == Kind.COLLECTIVE
     number = np.where(is_wire & np.isfinite(steps.arrival_s)[:, None], step + first_step, -1)
     there = (seconds > 0) | (number >= 0)
@@ -73,5 +62,5 @@ def _spans(rank: int, steps: Steps, first_step: int) -> Timeline:
         name=name[there],
         step=(step + first_step)[there],
         collective=number[there],
-        names=tuple(name for name, _ in SPANS.values()),
+        names=tuple(name for name, _ in STEP_SPANS.values()),
     )

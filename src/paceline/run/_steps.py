@@ -5,8 +5,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.timeline import Kind
+
 # In whole-number columns: nobody could tell.
 UNKNOWN = -1
+# What a rank goes through in a step, in this order: the column, its name and its kind.
+STEP_SPANS = {
+    "data_s": ("waiting for data", Kind.DATA),
+    "between_s": ("between steps", Kind.DATA),
+    "forward_s": ("forward", Kind.FORWARD),
+    "loss_s": ("loss", Kind.FORWARD),
+    "backward_s": ("backward", Kind.BACKWARD),
+    "collective_s": ("all-reduce", Kind.COLLECTIVE),
+    "after_s": ("after backward", Kind.COMPUTE),
+    "optimizer_s": ("optimizer", Kind.OPTIMIZER),
+}
 
 
 class Steps(NamedTuple):

@@ -5,22 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.run import Steps
-from paceline.timeline import Kind, TaskGraph, Timeline, simulate
+from paceline.run import STEP_SPANS, Steps
+from paceline.timeline import TaskGraph, Timeline, simulate
 
-# The parts of a step in the order in which a rank goes through them.
-PARTS = (
-    ("waiting for data", Kind.DATA),
-    ("between steps", Kind.DATA),
-    ("forward", Kind.FORWARD),
-    ("loss", Kind.FORWARD),
-    ("backward", Kind.BACKWARD),
-    ("all-reduce", Kind.COLLECTIVE),
-    ("after backward", Kind.COMPUTE),
-    ("optimizer", Kind.OPTIMIZER),
-)
-NAMES = tuple(name for name, _ in PARTS)
-KINDS = tuple(int(kind) for _, kind in PARTS)
+NAMES = tuple(name for name, _ in STEP_SPANS.values())
+KINDS = tuple(int(kind) for _, kind in STEP_SPANS.values())
 EVEN = [NAMES.index(name) for name in ("forward", "loss", "backward")]
 COLLECTIVE = NAMES.index("all-reduce")
 
@@ -40,7 +29,7 @@ def simulate_even(steps: Sequence[Steps], first: int, num_steps: int) -> Timelin
         3.5
     """
     seconds = _part_seconds(steps, first, num_steps)
-    ranks, parts = np.arange(len(steps)), np.arange(len(PARTS))
+    ranks, parts = np.arange(len(steps)), np.arange(len(NAMES))
     step = np.arange(first, first + seconds.shape[1])
     step_of, rank_of, part_of = (
         grid.ravel() for grid in np.meshgrid(step, ranks, parts, indexing="ij")
@@ -69,14 +58,4 @@ def _part_seconds(steps: Sequence[Steps], first: int, num_steps: int) -> NDArray
 
 
 def _columns(rank: Steps, window: slice) -> NDArray[np.float32]:
-    columns = (
-        rank.data_s,
-        rank.between_s,
-        rank.forward_s,
-        rank.loss_s,
-        rank.backward_s,
-        rank.collective_s,
-        rank.after_s,
-        rank.optimizer_s,
-    )
-    return np.stack([column[window] for column in columns], axis=1)
+    return np.stack([getattr(rank, name)[window] for name in STEP_SPANS], axis=1)

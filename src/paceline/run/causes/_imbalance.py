@@ -14,7 +14,7 @@ BALANCE = (
 # Where batches are balanced already, they are balanced by another cost than the measured one.
 REFINE = (
     "batches.refit(run.gather())  # after each epoch: each rank's measured speed\n"
-    "or fit the cost of an example to timed steps, docs/ragged-text.md"
+    "or measure what an example costs: measure_cost, docs/ragged-text.md"
 )
 
 

@@ -16,7 +16,10 @@ NEXT = (
     "config = BalanceConfig(\n"
     "    batch_size={batch_size}, counts='free', padded=True, microbatch_cost=fixed\n"
     ")\n"
-    "batches = paceline.BalancedBatchSampler(sizes, config, cost=cost)"
+    "batches = paceline.BalancedBatchSampler(sizes, config, cost=cost)\n"
+    "loader = paceline.DataLoader(\n"
+    "    dataset, batch_sampler=batches, collate_fn=collate, with_info=True\n"
+    ")  # the loop then needs info.loss_weight and info.is_step_end"
 )
 
 

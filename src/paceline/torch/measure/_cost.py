@@ -23,6 +23,8 @@ from paceline.torch.ranks import Group, device_of, from_rank_0, process_group_of
 SHAPES = ((1, 0.0), (1, 0.5), (1, 0.95), (4, 0.05), (4, 0.5), (4, 0.9), (8, 0.25), (8, 0.75))
 NUM_WARMUP, NUM_REPEATS = 1, 3
 KEYS = ("linear_s", "quadratic_s", "microbatch_s")
+# What rank 0 sends instead of costs, which are not negative.
+ABSENT, DAMAGED = -1.0, -2.0
 Loss = Callable[[torch.nn.Module, Any], torch.Tensor]
 
 
@@ -81,25 +83,67 @@ def measure_cost(
         >>> cost.example(np.array([89.0])).item() + cost.microbatch > 0.0
         True
     """
+    size = _checked_sizes(sizes, dataset)
+    ranks = _Ranks.of(process_group)
+    path = Path(cache) if cache is not None and ranks.is_first else None
+    found = ranks.from_first(path)
+    if found is None:
+        bare = model.module if isinstance(model, DistributedDataParallel) else model
+        batches = [_batch(dataset, size, shape, collate_fn) for shape in SHAPES]
+        found = _fit(ranks.mean(_seconds(bare, loss, batches)), size)
+        _keep(path, found)
+    linear, quadratic, microbatch = found.tolist()
+    return MeasuredCost(QuadraticCost(linear, quadratic), microbatch)
+
+
+class _Ranks(NamedTuple):
+    """Those that measure together; one process alone has no group to talk in."""
+
+    is_parallel: bool
+    is_first: bool
+    group: dist.ProcessGroup | None
+
+    @classmethod
+    def of(cls, process_group: Group | None) -> "_Ranks":
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls(False, True, None)
+        group = process_group_of(process_group)
+        return cls(True, dist.get_rank(group) == 0, group)
+
+    def from_first(self, path: Path | None) -> NDArray[np.float64] | None:
+        """Return what the file of the first rank holds, None if it is not there yet.
+
+        If it holds something else, all ranks raise: none is left waiting.
+        """
+        if not self.is_parallel:
+            return _kept(path)
+        own, error = np.full(len(KEYS), ABSENT), None
+        try:
+            kept = _kept(path)
+            own = own if kept is None else kept
+        except ValueError as found:
+            own, error = np.full(len(KEYS), DAMAGED), found
+        shared = from_rank_0(own, self.group)
+        if shared[0] == DAMAGED:
+            raise error or ValueError("rank 0 cannot use the cache of costs; see what it says")
+        return None if shared[0] == ABSENT else shared
+
+    def mean(self, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the mean over ranks, equal on all of them."""
+        if not self.is_parallel:
+            return seconds
+        total = torch.from_numpy(seconds).to(device_of(self.group))
+        dist.all_reduce(total, group=self.group)
+        return total.cpu().numpy() / dist.get_world_size(self.group)
+
+
+def _checked_sizes(sizes: ArrayLike, dataset: Any) -> NDArray[np.float64]:
     size = checked_column("sizes", sizes)
     if isinstance(dataset, Sized) and len(dataset) != len(size):
         raise ValueError(
             f"sizes must be as long as the dataset ({len(dataset)} examples), got {len(size)}"
         )
-    is_parallel = dist.is_available() and dist.is_initialized()
-    group = process_group_of(process_group) if is_parallel else None
-    is_first = not is_parallel or dist.get_rank(group) == 0
-    path = None if cache is None else Path(cache)
-    found = _kept(path) if is_first and path is not None else None
-    found = _from_rank_0(found, group) if is_parallel else found
-    if found is None:
-        bare = model.module if isinstance(model, DistributedDataParallel) else model
-        seconds = _seconds(bare, loss, [_batch(dataset, size, s, collate_fn) for s in SHAPES])
-        found = _fit(_mean(seconds, group) if is_parallel else seconds, size)
-        if is_first and path is not None:
-            _keep(path, found)
-    linear, quadratic, microbatch = found.tolist()
-    return MeasuredCost(QuadraticCost(linear, quadratic), microbatch)
+    return size
 
 
 def _chosen(size: NDArray[np.float64], shape: tuple[int, float]) -> NDArray[np.int64]:
@@ -150,21 +194,8 @@ def _fit(seconds: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.
     return np.array([linear / unit, quadratic / unit**2, fixed])
 
 
-def _mean(seconds: NDArray[np.float64], group: dist.ProcessGroup | None) -> NDArray[np.float64]:
-    total = torch.from_numpy(seconds).to(device_of(group))
-    dist.all_reduce(total, group=group)
-    return total.cpu().numpy() / dist.get_world_size(group)
-
-
-def _from_rank_0(
-    found: NDArray[np.float64] | None, group: dist.ProcessGroup | None
-) -> NDArray[np.float64] | None:
-    shared = from_rank_0(np.full(len(KEYS), -1.0) if found is None else found, group)
-    return None if shared[0] < 0 else shared
-
-
-def _kept(path: Path) -> NDArray[np.float64] | None:
-    if not path.exists():
+def _kept(path: Path | None) -> NDArray[np.float64] | None:
+    if path is None or not path.exists():
         return None
     held = read_json(path)
     if not isinstance(held, dict) or set(held) != set(KEYS):
@@ -172,7 +203,9 @@ def _kept(path: Path) -> NDArray[np.float64] | None:
     return checked_column(str(path), [held[key] for key in KEYS])
 
 
-def _keep(path: Path, found: NDArray[np.float64]) -> None:
+def _keep(path: Path | None, found: NDArray[np.float64]) -> None:
+    if path is None:
+        return
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     unfinished.write_text(json.dumps(dict(zip(KEYS, found.tolist(), strict=True))))
     unfinished.replace(path)
