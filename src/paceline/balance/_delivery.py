@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from paceline.balance._epoch_plan import EpochPlan
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class MicroBatch:
+class MicroBatch(NamedTuple):
     """What one worker receives at once.
 
     Attributes:
@@ -61,21 +60,30 @@ def micro_batches_of(
         plan, counts if loss_terms is None else counts * loss_terms[plan.examples]
     )
     is_whole = np.logical_and.reduceat(counts, plan.micro_offsets[:-1])
-    begins = plan.worker_offsets[worker :: plan.num_workers].tolist()
-    ends = plan.worker_offsets[worker + 1 :: plan.num_workers].tolist()
-    for step in range(first_step, plan.num_steps):
-        for part in range(begins[step], ends[step]):
-            begin, end = plan.micro_offsets[part : part + 2].tolist()
-            examples = plan.examples[begin:end]
-            if not is_whole[part]:
-                counting = examples[counts[begin:end]]
-                examples = counting if len(counting) else examples[:1]
-            yield MicroBatch(
-                step=step,
-                examples=examples,
-                loss_weight=float(weights[part]),
-                is_step_end=part == ends[step] - 1,
-            )
+    part, step, is_last = _parts_of(plan, worker, first_step)
+    begins, ends = plan.micro_offsets[part], plan.micro_offsets[part + 1]
+    columns = (step, begins, ends, weights[part], is_last, is_whole[part])
+    # Lists, because a number out of an array takes as long to read as all the rest.
+    for at, begin, end, weight, is_end, is_full in zip(
+        *(column.tolist() for column in columns), strict=True
+    ):
+        examples = plan.examples[begin:end]
+        if not is_full:
+            counting = examples[counts[begin:end]]
+            examples = counting if len(counting) else examples[:1]
+        yield MicroBatch(at, examples, weight, is_end)
+
+
+def _parts_of(
+    plan: EpochPlan, worker: int, first_step: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return a worker's micro-batches, the step of each, and whether it is the last of it."""
+    begins = plan.worker_offsets[worker :: plan.num_workers][first_step : plan.num_steps]
+    numbers = plan.num_microbatches[first_step:, worker]
+    step = np.repeat(np.arange(len(numbers)), numbers)
+    ends = np.cumsum(numbers)
+    part = np.arange(len(step)) + (begins - ends + numbers)[step]
+    return part, step + first_step, np.arange(1, len(step) + 1) == ends[step]
 
 
 def _loss_weights(plan: EpochPlan, terms: NDArray[Any]) -> NDArray[np.float64]:

@@ -30,3 +30,9 @@ class Cursor:
     def at_epoch(self, epoch: int) -> "Cursor":
         """Return the start of `epoch` with the same workers."""
         return Cursor(workers=self.workers, epoch=epoch)
+
+    def at_step(self, num_steps: int) -> "Cursor":
+        """Return where the present workers have delivered `num_steps` of the epoch."""
+        return Cursor(
+            workers=self.workers, epoch=self.epoch, num_steps=num_steps, earlier=self.earlier
+        )

@@ -59,7 +59,7 @@ class BatchPass(Iterator[list[int]]):
         num_steps = self.begin.num_steps if batch is None else batch.step + batch.is_step_end
         if batch is not None and num_steps == self.plan.num_steps:
             return self.begin.at_epoch(self.begin.epoch + 1)
-        return replace(self.begin, num_steps=num_steps)
+        return self.begin.at_step(num_steps)
 
     def __next__(self) -> list[int]:
         if not self.has_begun:
