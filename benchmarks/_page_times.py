@@ -188,6 +188,12 @@ def simulator() -> str:
         ["simulate a million tasks", ranged(found["simulate_cpu_s"])],
         ["sum up a million spans", ranged(found["summary_cpu_s"])],
     ]
+    if long := found.get("long_run"):
+        what = (
+            f"simulate {long['num_steps']} steps of {long['num_ranks']:,} ranks and "
+            f"{long['num_layers']:,} layers, {long['num_tasks'] / 1e6:.0f} million tasks"
+        )
+        rows.append([what, f"{long['cpu_s']:.0f} ({long['peak_bytes'] / 1e9:.1f} GB at most)"])
     return table("what | CPU seconds", rows)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.errors import GraphError
-from paceline.timeline import TaskGraph, Timeline, simulate
+from paceline.timeline import TaskGraph, Timeline, simulate, simulate_steps
 
 
 @dataclass
@@ -129,6 +129,48 @@ def test_the_unit_of_time_does_not_matter(graph: TaskGraph, factor: float) -> No
     edges = np.stack([graph.before, graph.after], axis=1)
     scaled = TaskGraph.from_columns(graph.duration_s * factor, edges=edges, **columns)
     np.testing.assert_allclose(simulate(scaled).end_s, simulate(graph).end_s * factor)
+
+
+def repeated(graph: TaskGraph, durations: list[np.ndarray[Any, Any]]) -> TaskGraph:
+    """Return one graph of as many copies, each with its own durations and collectives."""
+    num_tasks, num_collectives = len(graph), int(graph.collective.max(initial=-1)) + 1
+    copy = np.repeat(np.arange(len(durations)), num_tasks)
+    collective = np.tile(graph.collective, len(durations))
+    edges = np.stack([graph.before, graph.after], axis=1)
+    return TaskGraph.from_columns(
+        np.concatenate(durations),
+        edges=np.concatenate([edges + n * num_tasks for n in range(len(durations))]),
+        rank=np.tile(graph.rank, len(durations)),
+        lane=np.tile(graph.lane, len(durations)),
+        collective=np.where(collective < 0, -1, collective + copy * num_collectives),
+        lanes=graph.lanes,
+    )
+
+
+@given(graph=st.from_type(TaskGraph), seed=st.integers(0, 100))
+def test_steps_one_by_one_are_those_of_one_graph(graph: TaskGraph, seed: int) -> None:
+    factors = np.random.default_rng(seed).uniform(0.0, 2.0, (3, len(graph)))
+    durations = [graph.duration_s * factor for factor in factors]
+    whole = simulate(repeated(graph, durations))
+    one_by_one = list(simulate_steps(graph, durations))
+    for column in ("start_s", "end_s"):
+        parts = [getattr(step, column) for step in one_by_one]
+        np.testing.assert_array_equal(np.concatenate(parts), getattr(whole, column))
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "message"),
+    [
+        ([1.0], r"one entry for each of 2 tasks, got shape \(1,\)"),
+        ([1.0, -1.0], "not negative, got -1.0 for task 1"),
+        ([np.inf, 1.0], "finite and not negative, got inf for task 0"),
+    ],
+)
+def test_bad_durations_of_a_step_are_refused(duration_s: list[float], message: str) -> None:
+    steps = simulate_steps(TaskGraph.from_columns([1.0, 1.0]), [[1.0, 1.0], duration_s])
+    assert next(steps).makespan_s == 2.0
+    with pytest.raises(ValueError, match=message):
+        next(steps)
 
 
 def test_a_lane_runs_in_the_order_of_indices_even_if_a_later_task_is_ready() -> None:

@@ -2,7 +2,7 @@
 
 from paceline.timeline._columns import BUSY_KINDS, COLUMNS, SOURCES, Kind, Source, Span
 from paceline.timeline._plot import KIND_COLOURS
-from paceline.timeline._simulate import TaskGraph, simulate
+from paceline.timeline._simulate import TaskGraph, simulate, simulate_steps
 from paceline.timeline._summary import Summary
 from paceline.timeline._timeline import Timeline
 
@@ -18,4 +18,5 @@ __all__ = [
     "TaskGraph",
     "Timeline",
     "simulate",
+    "simulate_steps",
 ]

@@ -1,7 +1,8 @@
 """A discrete-event simulator: tasks on lanes of ranks, with dependencies and collectives."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -105,28 +106,87 @@ def simulate(graph: TaskGraph) -> Timeline:
     Raises:
         GraphError: If some tasks can never start because they wait for each other.
     """
-    lane_of_rank = graph.rank.astype(np.int64) * len(graph.lanes) + graph.lane
-    in_lane_order = np.argsort(lane_of_rank, kind="stable")
-    same_lane = np.diff(lane_of_rank[in_lane_order]) == 0
-    before = np.concatenate([graph.before, in_lane_order[:-1][same_lane]])
-    after = np.concatenate([graph.after, in_lane_order[1:][same_lane]])
-    group, num_groups = _groups(graph.collective)
-    by_group = np.argsort(group, kind="stable")
-    by_before = np.argsort(before, kind="stable")
-    arrival_s, end_s, num_done = _run(
-        graph.duration_s,
-        group,
-        _offsets(group, num_groups),
-        by_group,
-        _offsets(before, len(graph)),
-        after[by_before],
-        np.bincount(after, minlength=len(graph)),
-    )
-    if num_done < len(graph):
-        raise GraphError(_deadlock_message(graph, end_s))
+    return next(simulate_steps(graph, [graph.duration_s]))
+
+
+def simulate_steps(graph: TaskGraph, durations: Iterable[ArrayLike]) -> Iterator[Timeline]:
+    """Run the graph of one step again and again; yield what happens in each run.
+
+    Each `(rank, lane)` goes on where it stood after the run before, as if the tasks of all runs
+    stood in one graph: with the same results, in the memory of one. The graph is prepared
+    once; a run then takes O(n) time.
+
+    Args:
+        graph: Tasks of one step. What one step waits for in another is the order of its lanes.
+        durations: Seconds of each task, shape `(num_tasks,)`, for one run after the other.
+
+    Raises:
+        ValueError: If durations have another shape, or one is negative or not finite.
+        GraphError: As `simulate`.
+
+    Examples:
+        >>> graph = TaskGraph.from_columns([1.0, 2.0], rank=[0, 1], collective=[0, 0])
+        >>> runs = simulate_steps(graph, [[1.0, 2.0], [3.0, 1.0]])
+        >>> [(run.start_s + run.duration_s).tolist() for run in runs]
+        [[2.0, 2.0], [5.0, 5.0]]
+    """
+    links = _Links.of(graph)
     kept = ("rank", "lane", "kind", "name", "step", "collective", "lanes", "names")
     columns = {name: getattr(graph, name) for name in kept}
-    return Timeline(source="simulated", start_s=arrival_s, duration_s=end_s - arrival_s, **columns)
+    arrival_s = np.zeros(len(graph))
+    for given in durations:
+        duration_s = _checked_duration(given, len(graph))
+        end_s, num_done = _run(duration_s, links, arrival_s)
+        if num_done < len(graph):
+            raise GraphError(_deadlock_message(graph, end_s))
+        taken_s = end_s - arrival_s
+        yield Timeline(source="simulated", start_s=arrival_s, duration_s=taken_s, **columns)
+        arrival_s = np.zeros(len(graph))
+        arrival_s[links.first_in_lane] = end_s[links.last_in_lane]
+
+
+class _Links(NamedTuple):
+    """What waits for what, in arrays that the loop runs through.
+
+    Attributes:
+        group: What each task starts together with: its collective, or itself alone.
+        group_offset: Where each group's tasks begin in `members`, and the end.
+        members: Tasks, group after group.
+        next_offset: Where the tasks that wait for each task begin in `next_tasks`, and the end.
+        next_tasks: Those tasks.
+        num_before: How many tasks each one waits for.
+        first_in_lane: First task of each lane of each rank.
+        last_in_lane: The last ones.
+    """
+
+    group: NDArray[np.int64]
+    group_offset: NDArray[np.int64]
+    members: NDArray[np.int64]
+    next_offset: NDArray[np.int64]
+    next_tasks: NDArray[np.int64]
+    num_before: NDArray[np.int64]
+    first_in_lane: NDArray[np.int64]
+    last_in_lane: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, graph: TaskGraph) -> "_Links":
+        lane_of_rank = graph.rank.astype(np.int64) * len(graph.lanes) + graph.lane
+        in_lane_order = np.argsort(lane_of_rank, kind="stable")
+        is_same = np.diff(lane_of_rank[in_lane_order]) == 0
+        before = np.concatenate([graph.before, in_lane_order[:-1][is_same]])
+        after = np.concatenate([graph.after, in_lane_order[1:][is_same]])
+        group, num_groups = _groups(graph.collective)
+        edge = np.full(min(len(graph), 1), True)
+        return cls(
+            group=group,
+            group_offset=_offsets(group, num_groups),
+            members=np.argsort(group, kind="stable"),
+            next_offset=_offsets(before, len(graph)),
+            next_tasks=after[np.argsort(before, kind="stable")],
+            num_before=np.bincount(after, minlength=len(graph)),
+            first_in_lane=in_lane_order[np.concatenate([edge, ~is_same])],
+            last_in_lane=in_lane_order[np.concatenate([~is_same, edge])],
+        )
 
 
 def _groups(collective: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
@@ -143,49 +203,61 @@ def _offsets(key: NDArray[np.int64], num_keys: int) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(np.bincount(key, minlength=num_keys))]).astype(np.int64)
 
 
+def _checked_duration(given: ArrayLike, num_tasks: int) -> NDArray[np.float64]:
+    duration_s = np.asarray(given, dtype=np.float64)
+    if duration_s.shape != (num_tasks,):
+        raise ValueError(
+            f"durations must have one entry for each of {num_tasks} tasks, got shape "
+            f"{duration_s.shape}"
+        )
+    bad = np.flatnonzero(~(np.isfinite(duration_s) & (duration_s >= 0)))
+    if bad.size:
+        raise ValueError(
+            f"durations must be finite and not negative, got {duration_s[bad[0]]} for task {bad[0]}"
+        )
+    return duration_s
+
+
 @compiled_beyond(100_000)
 def _run(
-    duration_s: NDArray[np.float64],
-    group: NDArray[np.int64],
-    group_offset: NDArray[np.int64],
-    group_members: NDArray[np.int64],
-    next_offset: NDArray[np.int64],
-    next_tasks: NDArray[np.int64],
-    num_missing: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Release groups as their members become ready; the order of release does not matter."""
+    duration_s: NDArray[np.float64], links: _Links, arrival_s: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], int]:
+    """Release groups as their members become ready; the order of release does not matter.
+
+    Fills in when each task's turn comes, in `arrival_s`; it holds what a first task waits for.
+    """
     num_tasks = len(duration_s)
-    arrival_s = np.zeros(num_tasks)
     end_s = np.full(num_tasks, -1.0)
-    absent = np.diff(group_offset)
+    num_missing = links.num_before.copy()
+    absent = np.diff(links.group_offset)
     ready = np.empty(len(absent), dtype=np.int64)
     num_ready = 0
     for task in range(num_tasks):
         if num_missing[task] == 0:
-            absent[group[task]] -= 1
-            if absent[group[task]] == 0:
-                ready[num_ready] = group[task]
+            absent[links.group[task]] -= 1
+            if absent[links.group[task]] == 0:
+                ready[num_ready] = links.group[task]
                 num_ready += 1
     num_done = 0
     while num_ready > 0:
         num_ready -= 1
-        members = group_members[group_offset[ready[num_ready]] : group_offset[ready[num_ready] + 1]]
+        first, end = links.group_offset[ready[num_ready]], links.group_offset[ready[num_ready] + 1]
         start, longest = 0.0, 0.0
-        for task in members:
+        for task in links.members[first:end]:
             start = max(start, arrival_s[task])
             longest = max(longest, duration_s[task])
-        for task in members:
+        for task in links.members[first:end]:
             end_s[task] = start + longest
             num_done += 1
-            for later in next_tasks[next_offset[task] : next_offset[task + 1]]:
+            for later in links.next_tasks[links.next_offset[task] : links.next_offset[task + 1]]:
                 arrival_s[later] = max(arrival_s[later], end_s[task])
                 num_missing[later] -= 1
                 if num_missing[later] == 0:
-                    absent[group[later]] -= 1
-                    if absent[group[later]] == 0:
-                        ready[num_ready] = group[later]
+                    absent[links.group[later]] -= 1
+                    if absent[links.group[later]] == 0:
+                        ready[num_ready] = links.group[later]
                         num_ready += 1
-    return arrival_s, end_s, num_done
+    return end_s, num_done
 
 
 def _checked_pairs(edges: ArrayLike, num_tasks: int) -> NDArray[np.int64]:
