@@ -85,6 +85,15 @@ def lanes_on_a_wire() -> str:
     return table("`ScheduledDataParallel`, 50 MB over 1 Gbit/s | step, ms", rows)
 
 
+def saving() -> str:
+    found = result("async_checkpoint")
+    rows = [
+        [bold(name), ranged(way["added_s"], 0, 1e-3), ranged(way["blocked_s"], 0, 1e-3)]
+        for name, way in found["ways"].items()
+    ]
+    return table("way | added to 20 steps, ms | the call itself, ms", rows)
+
+
 def wire_faults() -> str:
     """Return how runs ended whose link or rank failed."""
     rows = [
