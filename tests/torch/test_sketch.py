@@ -343,6 +343,19 @@ def test_what_is_left_out_is_named_with_its_reason() -> None:
     assert told["partly.bias"] == "its weight is not trained"
 
 
+def test_skipped_modules_are_left_out_and_not_told_of() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Sequential(nn.Linear(4, 5), nn.ReLU()), nn.Linear(5, 3)), randn(4)
+    with GradientSketch(model, dim=1024, skip=["0"]) as sketch:
+        squares(model(x)).backward()
+        rows, told = sketch.take(), sketch.left_out
+    head = nn.Sequential(model[1])
+    with GradientSketch(head, dim=1024) as alone:
+        squares(head(model[0](x).detach())).backward()
+        torch.testing.assert_close(rows, alone.take())
+    assert (told, sketch.dim) == ({}, 3 * 6)
+
+
 def num_hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
@@ -411,6 +424,8 @@ def test_stored_rows_are_within_half_a_step() -> None:
         ({"dim": 64, "every": 0}, "at least 1"),
         ({"dim": 64, "per": 0}, "at least 1"),
         ({"dim": 64, "reduction": "max"}, '"mean" or "sum"'),
+        ({"dim": 64, "skip": ["head"]}, "modules of the model, got 'head'; it has 0, 1"),
+        ({"dim": 64, "skip": ["0", "1"]}, "no layer of the model can be sketched"),
     ],
 )
 def test_settings_are_checked(options: dict[str, Any], message: str) -> None:

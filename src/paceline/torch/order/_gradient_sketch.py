@@ -1,5 +1,6 @@
 """Short vectors whose inner products are those of per-example gradients."""
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any, Self
 
@@ -34,14 +35,18 @@ class GradientSketch:
         reduction: Of the loss over a batch. After "mean", rows are multiplied by its size.
         batch_dim: Axis of the examples if several come before the features: 1 for sequence-first.
         seed: Fixes the projections; the same on every rank and after a restart.
+        skip: Names of modules whose parameters are left out, with those inside them: the first
+            layers see the largest inputs, so they cost most of the time.
 
     Attributes:
         dim: Columns of a row.
-        left_out: Trained parameters that rows lack, or lack a part of, and why; may still grow.
+        left_out: Trained parameters outside `skip` that rows lack, or lack a part of, and why;
+            may still grow.
         relative_variance: The worst layer's bound, over seeds; see above.
 
     Raises:
-        ValueError: If `dim`, `every` or `per` is too small, or nothing can be sketched.
+        ValueError: If `dim`, `every` or `per` is too small, `skip` names what the model does not
+            have, or nothing can be sketched.
 
     Examples:
         >>> model = torch.nn.Linear(4, 1)
@@ -69,17 +74,18 @@ class GradientSketch:
         reduction: str = "mean",
         batch_dim: int = 0,
         seed: int = 0,
+        skip: Collection[str] = (),
     ) -> None:
         if every < 1 or per < 1:
             raise ValueError(f"every and per must be at least 1, got {every} and {per}")
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
-        layout = Layout(model, dim, seed)
+        layout = Layout(model, dim, seed, skip)
         if not layout.taps:
             raise ValueError(f"no layer of the model can be sketched: {layout.left_out}")
         self._model, self._every, self._per = model, every, per
         self._is_mean, self._batch_dim = reduction == "mean", batch_dim
-        self._taps = layout.taps
+        self._taps, self._skipped = layout.taps, layout.skipped
         self.dim, self.left_out = layout.dim, layout.left_out
         self.relative_variance = layout.relative_variance
         self._batches: list[SketchedBatch] = []
@@ -193,7 +199,7 @@ class GradientSketch:
     def _name_other_users(self) -> None:
         names = {id(p): name for name, p in self._model.named_parameters() if p.requires_grad}
         for parameter, users in self._uses.users.items():
-            others = [user for user in users if user not in self._taps]
+            others = [user for user in users if user not in {*self._taps, *self._skipped}]
             name = names.get(id(parameter))
             if others and name is not None and name not in self.left_out:
                 kinds = ", ".join(sorted({type(user).__name__ for user in others}))

@@ -1,6 +1,6 @@
 """Which layers of a model are sketched, where in a row, and which are left out, and why."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -26,15 +26,17 @@ class Layout:
     Attributes:
         taps: For each sketched module, one tap for each tensor that it returns.
         left_out: Trained parameters, by name, that no row knows of, with the reason.
+        skipped: Modules that are left out because they were named.
         dim: Columns of a row.
     """
 
-    def __init__(self, model: nn.Module, dim: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, dim: int, seed: int, skip: Collection[str] = ()) -> None:
         self.taps: dict[nn.Module, list[Tap]] = {}
         self.left_out: dict[str, str] = {}
         self._slots: dict[Tensor, Slot] = {}
         self._params = list(model.parameters())
-        self._refused: set[nn.Module] = set()
+        self.skipped = _inside(model, skip)
+        self._refused = set(self.skipped)
         for name, module in model.named_modules():
             if module not in self._refused:
                 self._visit(name, module)
@@ -115,6 +117,17 @@ class Layout:
         for slot, width in zip(slots, _widths(slots, dim), strict=True):
             end = slot.place(end, width, generator)
         return end
+
+
+def _inside(model: nn.Module, names: Collection[str]) -> set[nn.Module]:
+    """Return the modules of these names, with all that they hold."""
+    named = dict(model.named_modules())
+    if unknown := [name for name in names if name not in named]:
+        raise ValueError(
+            f"skip must name modules of the model, got {unknown[0]!r}; it has "
+            f"{', '.join(sorted(filter(None, named))[:10])}"
+        )
+    return {part for name in names for part in named[name].modules()}
 
 
 def _widths(slots: list[Slot], dim: int) -> list[int]:
