@@ -1,5 +1,30 @@
 """Where the rooms meet: one plan for a job, priced by the one simulator."""
 
-from paceline.plan._graph import data_parallel_graph
+from paceline.plan._advise import Advice, Suggestion, advise
+from paceline.plan._graph import Part, data_parallel_graph
+from paceline.plan._lines import (
+    BALANCE_LINES,
+    BF16,
+    BUCKET_LINE,
+    PADDED_LINES,
+    SCHEDULED_LINE,
+)
+from paceline.plan._schedule import Change, Schedule
+from paceline.plan._tune import simulate_schedule, tune
 
-__all__ = ["data_parallel_graph"]
+__all__ = [
+    "BALANCE_LINES",
+    "BF16",
+    "BUCKET_LINE",
+    "PADDED_LINES",
+    "SCHEDULED_LINE",
+    "Advice",
+    "Change",
+    "Part",
+    "Schedule",
+    "Suggestion",
+    "advise",
+    "data_parallel_graph",
+    "simulate_schedule",
+    "tune",
+]

@@ -2,18 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.comm import BlockPlan, WireProblem, ddp_buckets
+from paceline.comm import ddp_buckets
 from paceline.cost import Job
 from paceline.timeline import Kind, TaskGraph
 
 Array = NDArray[np.float64]
 MAIN, COMM = 0, 1
 UPDATE, FORWARD, BACKWARD, BLOCK = range(4)
+
+
+class Part(NamedTuple):
+    """A stretch of one layer's gradients."""
+
+    layer: int
+    first_byte: int
+    num_bytes: int
+
+
+Blocks = tuple[tuple[Part, ...], ...]
 
 
 def data_parallel_graph(
@@ -55,7 +66,16 @@ def data_parallel_graph(
     if buckets is None:
         buckets = ddp_buckets([layer.gradient_bytes for layer in job.layers])
     _check_buckets(buckets, len(job.layers))
-    return step_graph(job, compute_s, StepParts.of_buckets(job, buckets))
+    blocks = whole_layers(job, buckets)
+    return step_graph(job, compute_s, StepParts.of_blocks(job, blocks, waits_for_all=True))
+
+
+def whole_layers(job: Job, buckets: Sequence[Sequence[int]]) -> Blocks:
+    """Return buckets of layers as blocks of parts."""
+    return tuple(
+        tuple(Part(layer, 0, job.layers[layer].gradient_bytes) for layer in bucket)
+        for bucket in buckets
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -73,7 +93,6 @@ class StepParts:
         backward_share: Share of each stretch of the backward pass: one until each block may be
             sent, and the rest. Shape `(num_blocks + 1,)`.
         num_bytes: Bytes of each block, shape `(num_blocks,)`.
-        latency_share: See `BlockPlan`.
     """
 
     forward_share: Array
@@ -81,47 +100,39 @@ class StepParts:
     waits_for: NDArray[np.int64]
     backward_share: Array
     num_bytes: Array
-    latency_share: float = 1.0
 
     @classmethod
-    def of_buckets(cls, job: Job, buckets: Sequence[Sequence[int]]) -> Self:
-        """Divide a step in which the update waits for all buckets of layers."""
+    def of_blocks(cls, job: Job, blocks: Blocks, *, waits_for_all: bool) -> Self:
+        """Divide a step whose gradients go out in `blocks`.
+
+        Args:
+            job: Whose layers these are.
+            blocks: Parts of gradients, in the order of sending.
+            waits_for_all: Whether the update waits for all blocks, as under
+                DistributedDataParallel; else each layer waits for its own.
+        """
         backward_s = np.array([layer.backward_s for layer in job.layers])
         # Seconds from the start of the backward pass until each layer's gradients are ready.
         ready_s = np.cumsum(backward_s[::-1])[::-1]
-        forward, backward = _shares(job, [max(ready_s[layer] for layer in one) for one in buckets])
-        sizes = [sum(job.layers[layer].gradient_bytes for layer in one) for one in buckets]
-        return cls(
-            forward_share=np.array([forward]),
-            update_share=np.ones(1),
-            waits_for=np.array([len(buckets) - 1]),
-            backward_share=backward,
-            num_bytes=np.array(sizes, dtype=np.float64),
-        )
-
-    @classmethod
-    def of_plan(cls, job: Job, problem: WireProblem, plan: BlockPlan) -> Self:
-        """Divide a step in which each layer waits for its own gradients, if the plan says so.
-
-        Args:
-            job: What the plan is for.
-            problem: The job as a planner saw it: its tensors are the layers with gradients.
-            plan: Blocks of these tensors.
-        """
-        ready_s = np.zeros(plan.num_blocks)
-        np.maximum.at(ready_s, plan.block, problem.ready_s[plan.tensor])
-        forward, backward = _shares(job, ready_s.tolist())
-        layer = problem.layer[plan.tensor]
-        waits_for, first = _groups(plan, layer, max(len(job.layers), 1))
-        sizes = np.bincount(layer, plan.num_bytes, minlength=max(len(job.layers), 1))
+        forward, backward = _shares(job, [max(ready_s[p.layer] for p in one) for one in blocks])
+        num_layers = max(len(job.layers), 1)
+        rows = [
+            (part.layer, index, part.num_bytes) for index, one in enumerate(blocks) for part in one
+        ]
+        layer, block, num_bytes = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+        needs = np.full(num_layers, len(blocks) - 1 if waits_for_all else -1)
+        if not waits_for_all:
+            np.maximum.at(needs, layer, block)
+        # Blocks land in order: a layer that needs no later one than those before it joins them.
+        waits_for, first = np.unique(np.maximum.accumulate(needs), return_index=True)
         forward_s = np.array([each.forward_s for each in job.layers] or [1.0])
+        updated = np.bincount(layer, num_bytes, minlength=num_layers)
         return cls(
             forward_share=forward * _normal(np.add.reduceat(forward_s, first)),
-            update_share=_normal(np.add.reduceat(sizes, first)),
+            update_share=_normal(np.add.reduceat(updated, first)),
             waits_for=waits_for,
             backward_share=backward,
-            num_bytes=plan.block_bytes,
-            latency_share=plan.latency_share,
+            num_bytes=np.bincount(block, num_bytes, minlength=len(blocks)).astype(np.float64),
         )
 
     def alone(self) -> Self:
@@ -157,7 +168,7 @@ def step_graph(job: Job, compute_s: ArrayLike, parts: StepParts) -> TaskGraph:
     duration = np.zeros((len(compute) + 1, num_ranks, len(template.kind)))
     duration[:-1] = compute[:, :, None] * template.compute_share
     if job.link is not None:
-        wire_s = job.link.alpha_s * parts.latency_share + parts.num_bytes / job.link.bytes_per_s
+        wire_s = job.link.alpha_s + parts.num_bytes / job.link.bytes_per_s
         duration[:, :, template.kind == BLOCK] = wire_s
     overhead_s = np.array([worker.overhead_s for worker in job.workers])
     duration[:, :, template.kind == UPDATE] = overhead_s[:, None] * parts.update_share
@@ -176,9 +187,7 @@ class _Template:
     @classmethod
     def of(cls, parts: StepParts) -> "_Template":
         num_groups, num_blocks = len(parts.waits_for), len(parts.num_bytes)
-        kind = np.repeat(
-            [UPDATE, BACKWARD, BLOCK], [2 * num_groups, num_blocks + 1, num_blocks]
-        )
+        kind = np.repeat([UPDATE, BACKWARD, BLOCK], [2 * num_groups, num_blocks + 1, num_blocks])
         kind[1 : 2 * num_groups : 2] = FORWARD
         share = np.zeros(len(kind))
         share[kind == FORWARD] = parts.forward_share
@@ -234,21 +243,6 @@ def _shares(job: Job, ready_s: Sequence[float]) -> tuple[float, Array]:
         return 1.0, np.zeros(len(ready_s) + 1)
     ends = np.maximum.accumulate([0.0, *ready_s, job.backward_s])
     return job.forward_s / total_s, np.diff(ends) / total_s
-
-
-def _groups(
-    plan: BlockPlan, layer: NDArray[np.int64], num_layers: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the block that each group of layers waits for, and its first layer.
-
-    Blocks land in order, so a layer that needs no later block than those before it joins them.
-    """
-    if plan.waits_for_all or not plan.num_blocks:
-        return np.array([plan.num_blocks - 1]), np.zeros(1, dtype=np.int64)
-    needs = np.full(num_layers, -1)
-    np.maximum.at(needs, layer, plan.block)
-    waits_for, first = np.unique(np.maximum.accumulate(needs), return_index=True)
-    return waits_for, first
 
 
 def _normal(values: Array) -> Array:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from paceline.torch.order import GradientOrder, GradientSketch
     from paceline.torch.overlap import Handle, LaneOptimizer, Lanes, Prefetch
     from paceline.torch.overlap.split import SplitBackward, split_backward
+    from paceline.torch.plan import advise
     from paceline.torch.predict import calibrate_cpu, trace_workload
     from paceline.torch.ranks import Replica, gather_timeline
 
@@ -64,6 +65,7 @@ _HOME = {
     "ScheduledDataParallel": "comm",
     "SplitBackward": "overlap.split",
     "Watch": "measure",
+    "advise": "plan",
     "calibrate_cpu": "predict",
     "carry_info": "balance",
     "example_sizes": "balance",
@@ -103,6 +105,7 @@ __all__ = [
     "ScheduledDataParallel",
     "SplitBackward",
     "Watch",
+    "advise",
     "calibrate_cpu",
     "carry_info",
     "example_sizes",
