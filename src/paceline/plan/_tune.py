@@ -63,8 +63,9 @@ def tune(
             nothing is balanced. Its `num_workers` is the job's.
         seconds_per_cost: 1 if `job.cost` is in seconds; unset to let a mean step take as long as
             the job's layers.
-        order: An order that samplers know by name. It fixes what is in a global batch, and
-            balance who computes it. Simulated as the shuffle, since it is learnt later.
+        order: An order that samplers know by name. It fixes what is in a global batch, so no wider
+            window is tried, and balance who computes it. Simulated as the shuffle, since it is
+            learnt later.
         may_change: "nothing" tries what leaves the gradients of every step as they are, "order of
             data" wider windows too, "numerics" gradients in 16 bits as well.
         lanes: What of the backward pass runs on a lane of its own, as `choose_way` planned it;
@@ -157,7 +158,9 @@ def candidates(
     if config is not None:
         config = replace(config, num_workers=len(job.workers))
         examples = examples_of(job, config, num_steps=num_steps, seconds_per_cost=seconds_per_cost)
-    splits = list(_splits(job, config, examples, num_steps, may_reorder=allowed > 0))
+    splits = list(
+        _splits(job, config, examples, num_steps, may_reorder=allowed > 0 and order == SHUFFLE)
+    )
     sendings = [plain_sending(job), *other_sendings(job, may_compress=allowed > 1)]
     defers = [None, lanes] if lanes is not None and lanes.defers else [None]
     plain_s = 0.0

@@ -54,11 +54,11 @@ def advise(
         >>> print(advise(model, torch.ones(8, 4), num_steps=4).not_worth[0])
         balance: a single worker has nobody to wait for
     """
+    per_worker = 0 if sizes is None or config is not None else _num_examples(batch)
     job = measure_job(model, batch, loss=loss, num_steps=num_steps, process_group=process_group)
     if sizes is None:
         return plan.advise(job)
-    if config is None:
-        config = BalanceConfig(batch_size=_num_examples(batch) * len(job.workers))
+    config = config or BalanceConfig(batch_size=per_worker * len(job.workers))
     example, seconds_per_cost = cost or LinearCost(), None
     if isinstance(example, MeasuredCost):
         config = replace(config, microbatch_cost=example.microbatch)
