@@ -81,6 +81,16 @@ def test_an_order_that_is_asked_for_stays() -> None:
     assert "order='pair-balance'" in "".join(schedule.lines)
 
 
+def test_workers_on_shared_cores_gain_less_from_balance() -> None:
+    """On one core, whoever waits for the slowest leaves it the core."""
+    job = ragged_job(num_workers=4, bytes_per_s=1e12)
+    gains = [
+        tune(replace(job, slowdown=slowdown), CONFIG).gain
+        for slowdown in ((), (3.0, 3.0, 3.0, 4.0), (1.0, 2.0, 3.0, 4.0))
+    ]
+    assert gains[0] > gains[1] > gains[2] == 0.0
+
+
 def test_lanes_are_priced_with_the_rest() -> None:
     job = ragged_job(spread=0.0, bytes_per_s=1e12)
     lanes = LanePlan(deferred=("0",), plain_s=1.0, predicted_s=0.8, reason="")

@@ -4,18 +4,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from paceline.balance import BalanceConfig
 from paceline.cost import Job
 from paceline.overlap import LanePlan
 from paceline.plan._schedule import DDP_CAP_MB, Change, Schedule
-from paceline.plan._tune import LEAST_GAIN, NUM_STEPS, Priced, best_of, candidates
+from paceline.plan._tune import NUM_STEPS, Priced, best_of, candidates
 from paceline.timeline import gain_interval
 
 Keeps = Callable[[Schedule], bool]
+# Of a part alone, surely more than this is worth a change.
+WORTH_IT = 0.02
 # What each part changes of the plain way, and nothing else.
+BALANCE, WINDOW = "balance", "wider window"
 PARTS: dict[str, Keeps] = {
-    "balance": lambda one: one.is_balanced and one.changes == "nothing" and _sends_plainly(one),
-    "wider window": lambda one: one.changes == "order of data" and _sends_plainly(one),
+    BALANCE: lambda one: one.is_balanced and one.changes == "nothing" and _sends_plainly(one),
+    WINDOW: lambda one: one.changes == "order of data" and _sends_plainly(one),
     "bucket size": lambda one: not one.is_balanced and bool(one.bucket_cap_mb),
     "scheduled blocks": lambda one: not one.is_balanced and _schedules(one, bits=32),
     "16 bits": lambda one: not one.is_balanced and _schedules(one, bits=16),
@@ -135,9 +140,9 @@ def advise(
     plain = found[0]
     best = {name: _best_part(plain, found, keeps) for name, keeps in PARTS.items()}
     told = {name: _suggestion(name, plain, one) for name, one in best.items() if one is not None}
-    worth = {name: one for name, one in told.items() if one.gain_low > LEAST_GAIN}
-    if "wider window" in worth and not _beats(told["wider window"], told["balance"]):
-        del worth["wider window"]
+    worth = {name: one for name, one in told.items() if one.gain_low > WORTH_IT}
+    if WINDOW in worth and worth[WINDOW].gain <= told[BALANCE].gain + WORTH_IT:
+        del worth[WINDOW]
     kept = best_of([one for one in found if one.schedule.changes == "nothing"])
     return Advice(
         suggestions=tuple(sorted(worth.values(), key=lambda one: -one.gain)),
@@ -161,7 +166,11 @@ def _best_part(plain: Priced, found: list[Priced], keeps: Keeps) -> Priced | Non
 
 
 def _suggestion(name: str, plain: Priced, one: Priced) -> Suggestion:
-    low, high = gain_interval(plain.step_times_s, one.step_times_s)
+    # A window moves work from step to step, so only whole windows can be compared.
+    window = one.schedule.config.window if one.schedule.config else 1
+    starts = np.arange(0, len(one.step_times_s), window)
+    times = (np.add.reduceat(each.step_times_s, starts) for each in (plain, one))
+    low, high = gain_interval(*times)
     return Suggestion(
         part=name,
         gain=one.schedule.gain,
@@ -174,16 +183,13 @@ def _suggestion(name: str, plain: Priced, one: Priced) -> Suggestion:
 
 def _not_worth(name: str, found: Suggestion | None, job: Job, config: BalanceConfig | None) -> str:
     if found is not None:
-        return f"{name}: would save {found.gain:.1%} of the step (simulated)"
+        than = ", little more than balance" if name == WINDOW and found.gain > WORTH_IT else ""
+        return f"{name}: would save {found.gain:.1%} of the step (simulated){than}"
     if len(job.workers) == 1:
         return f"{name}: a single worker has nobody to wait for"
-    if name in ("balance", "wider window"):
+    if name in (BALANCE, WINDOW):
         return f"{name}: {UNKNOWN_SIZES}" if config is None else f"{name}: nothing else to try"
     return f"{name}: all sizes make the buckets of the default"
-
-
-def _beats(one: Suggestion, other: Suggestion) -> bool:
-    return one.gain > other.gain + LEAST_GAIN
 
 
 def _sends_plainly(schedule: Schedule) -> bool:

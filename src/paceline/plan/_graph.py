@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.comm import ddp_buckets
-from paceline.cost import Job
+from paceline.cost import Job, shared_cores_s
 from paceline.timeline import Kind, TaskGraph
 
 Array = NDArray[np.float64]
@@ -40,7 +40,7 @@ def data_parallel_graph(
     Args:
         job: Layers, link and workers; their number is the number of ranks.
         compute_s: Forward plus backward seconds of each rank in each step, speed
-            included, shape `(num_steps, num_ranks)`.
+            included, as long as all ranks compute, shape `(num_steps, num_ranks)`.
         buckets: Layer indices per bucket in the order of sending; unset for the
             buckets that DDP makes by default.
 
@@ -162,6 +162,8 @@ def step_graph(job: Job, compute_s: ArrayLike, parts: StepParts) -> TaskGraph:
         raise ValueError(
             f"a job of {num_ranks} workers needs a link; measure it in a process group or pass one"
         )
+    if job.slowdown:
+        compute = shared_cores_s(compute, job.slowdown)
     parts = parts if num_ranks > 1 else parts.alone()
     template = _Template.of(parts)
     # One more step than there are, of which only the updates stay.

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         measure_cost,
         measure_job,
         measure_link,
+        measure_slowdown,
         watch,
     )
     from paceline.torch.order import GradientOrder, GradientSketch
@@ -73,6 +74,7 @@ _HOME = {
     "measure_cost": "measure",
     "measure_job": "measure",
     "measure_link": "measure",
+    "measure_slowdown": "measure",
     "pack": "balance",
     "packed_attention": "balance",
     "split_backward": "overlap.split",
@@ -114,6 +116,7 @@ __all__ = [
     "measure_cost",
     "measure_job",
     "measure_link",
+    "measure_slowdown",
     "pack",
     "packed_attention",
     "split_backward",
