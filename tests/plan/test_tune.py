@@ -11,9 +11,7 @@ from paceline.balance import BalanceConfig
 from paceline.comm import WireProblem, plan_blocks, plan_ddp, plan_p3, step_time_s
 from paceline.cost import Job, LayerCost, Link, Worker
 from paceline.overlap import LanePlan
-from paceline.plan import Change, simulate_schedule, tune
-from paceline.plan._graph import StepParts, step_graph
-from paceline.plan._sendings import _blocks
+from paceline.plan import Change, StepParts, blocks_of, simulate_schedule, step_graph, tune
 from paceline.timeline import simulate
 
 CONFIG = BalanceConfig(batch_size=16)
@@ -128,7 +126,9 @@ def test_blocks_take_what_the_judge_of_plans_says(planner: object, rate: float) 
     job = replace(job, workers=(Worker(), Worker()))
     problem = WireProblem.from_job(job)
     plan = planner(problem, **({"in_halves": False} if planner is plan_blocks else {}))  # type: ignore[operator]
-    parts = StepParts.of_blocks(job, _blocks(problem, plan), waits_for_all=bool(plan.waits_for_all))
+    parts = StepParts.of_blocks(
+        job, blocks_of(problem, plan), waits_for_all=bool(plan.waits_for_all)
+    )
     ends = [simulate(step_graph(job, np.full((num, 2), 0.06), parts)).makespan_s for num in (6, 16)]
     assert (ends[1] - ends[0]) / 10 == pytest.approx(step_time_s(problem, plan), rel=1e-6)
 

@@ -1,7 +1,7 @@
 """Where the rooms meet: one plan for a job, priced by the one simulator."""
 
 from paceline.plan._advise import Advice, Suggestion, advise
-from paceline.plan._graph import Part, data_parallel_graph
+from paceline.plan._graph import Blocks, Part, StepParts, blocks_of, data_parallel_graph, step_graph
 from paceline.plan._lines import (
     BALANCE_LINES,
     BF16,
@@ -19,12 +19,16 @@ __all__ = [
     "PADDED_LINES",
     "SCHEDULED_LINE",
     "Advice",
+    "Blocks",
     "Change",
     "Part",
     "Schedule",
+    "StepParts",
     "Suggestion",
     "advise",
+    "blocks_of",
     "data_parallel_graph",
     "simulate_schedule",
+    "step_graph",
     "tune",
 ]

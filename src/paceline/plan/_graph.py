@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.comm import ddp_buckets
+from paceline.comm import BlockPlan, WireProblem, ddp_buckets
 from paceline.cost import Job, shared_cores_s
 from paceline.timeline import Kind, TaskGraph
 
@@ -76,6 +76,16 @@ def whole_layers(job: Job, buckets: Sequence[Sequence[int]]) -> Blocks:
         tuple(Part(layer, 0, job.layers[layer].gradient_bytes) for layer in bucket)
         for bucket in buckets
     )
+
+
+def blocks_of(problem: WireProblem, plan: BlockPlan) -> Blocks:
+    """Return a plan of `problem`'s tensors as parts of layers, in whole bytes."""
+    ends = (plan.first_byte + plan.num_bytes).round()
+    columns = (problem.layer[plan.tensor], plan.first_byte.round(), ends)
+    found: list[list[Part]] = [[] for _ in range(plan.num_blocks)]
+    for block, layer, first, end in zip(plan.block.tolist(), *columns, strict=True):
+        found[block].append(Part(int(layer), int(first), int(end - first)))
+    return tuple(map(tuple, found))
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

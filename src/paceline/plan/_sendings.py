@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from paceline.comm import BUCKET_CAPS_MB, BlockPlan, WireProblem, plan_blocks, plan_ddp_cap
+from paceline.comm import BUCKET_CAPS_MB, WireProblem, plan_blocks, plan_ddp_cap
 from paceline.cost import Job
-from paceline.plan._graph import Blocks, Part
+from paceline.plan._graph import Blocks, blocks_of
 from paceline.plan._schedule import DDP_CAP_MB
 
 
@@ -23,7 +23,7 @@ def plain_sending(job: Job) -> Sending:
     if job.link is None:
         return Sending((), DDP_CAP_MB)
     problem = WireProblem.from_job(job)
-    return Sending(_blocks(problem, plan_ddp_cap(problem, DDP_CAP_MB)), DDP_CAP_MB)
+    return Sending(blocks_of(problem, plan_ddp_cap(problem, DDP_CAP_MB)), DDP_CAP_MB)
 
 
 def other_sendings(job: Job, *, may_compress: bool) -> Iterator[Sending]:
@@ -35,21 +35,11 @@ def other_sendings(job: Job, *, may_compress: bool) -> Iterator[Sending]:
         return
     problem, seen = WireProblem.from_job(job), {plain_sending(job).blocks}
     for cap in sorted(BUCKET_CAPS_MB, reverse=True):
-        blocks = _blocks(problem, plan_ddp_cap(problem, cap))
+        blocks = blocks_of(problem, plan_ddp_cap(problem, cap))
         if blocks not in seen:
             seen.add(blocks)
             yield Sending(blocks, cap)
-    yield Sending(_blocks(problem, plan_blocks(problem, in_halves=False)), None)
+    yield Sending(blocks_of(problem, plan_blocks(problem, in_halves=False)), None)
     if may_compress:
         halved = replace(problem, num_bytes=problem.num_bytes / 2)
-        yield Sending(_blocks(halved, plan_blocks(halved, in_halves=False)), None, "bf16")
-
-
-def _blocks(problem: WireProblem, plan: BlockPlan) -> Blocks:
-    """Return a plan as plain data, in whole bytes."""
-    ends = (plan.first_byte + plan.num_bytes).round()
-    columns = (problem.layer[plan.tensor], plan.first_byte.round(), ends)
-    found: list[list[Part]] = [[] for _ in range(plan.num_blocks)]
-    for block, layer, first, end in zip(plan.block.tolist(), *columns, strict=True):
-        found[block].append(Part(int(layer), int(first), int(end - first)))
-    return tuple(map(tuple, found))
+        yield Sending(blocks_of(halved, plan_blocks(halved, in_halves=False)), None, "bf16")
