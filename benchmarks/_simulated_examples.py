@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,8 @@ from paceline.cost import example_costs
 from paceline.torch import MeasuredCost
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-# Each folder has a `train.py` or files of its own, which import each other by their bare names.
-sys.path += [str(EXAMPLES / name) for name in ("gpt2", "ordering")]
+# Files of an example import each other by their bare names; two folders have a `train.py`.
+sys.path += [str(EXAMPLES), *(str(EXAMPLES / name) for name in ("gpt2", "ordering"))]
 # A micro-batch: its examples, and what its mean loss counts in the step.
 Share = tuple[list[int], float]
 
@@ -49,11 +50,7 @@ class Example(NamedTuple):
 
 def ragged_text() -> Example:
     """`examples/ragged_text`, as it comes."""
-    sys.path.insert(0, str(EXAMPLES / "ragged_text"))
-    try:
-        import train
-    finally:
-        sys.path.pop(0)
+    train = import_module("ragged_text.train")
     dataset = train.Functions(400, 1024)
     return Example(
         train.ByteTransformer(32, 2, 1024),
@@ -66,11 +63,10 @@ def ragged_text() -> Example:
 
 def gpt2() -> Example:
     """The small model of `examples/gpt2` on random tokens, two sequences of 128 a rank."""
-    from model import GPT2, SIZES
-
+    found = import_module("model")
     tokens = torch.randint(512, (256, 129), generator=torch.Generator().manual_seed(0))
     return Example(
-        GPT2(SIZES["1m"], vocab_size=512, context=128),
+        found.GPT2(found.SIZES["1m"], vocab_size=512, context=128),
         lambda model, batch: model(batch[:, :-1], batch[:, 1:]) / batch[:, 1:].numel(),
         lambda ids: tokens[list(ids)],
         np.full(len(tokens), 128.0),
@@ -80,12 +76,10 @@ def gpt2() -> Example:
 
 def ordering() -> Example:
     """LeNet of `examples/ordering` on random images, 64 a rank."""
-    from lenet import lenet
-
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(2048, 1, 28, 28, generator=generator), torch.arange(2048) % 10
     return Example(
-        lenet(),
+        import_module("lenet").lenet(),
         lambda model, batch: cross_entropy(model(batch[0]), batch[1]),
         lambda ids: (images[list(ids)], labels[list(ids)]),
         np.ones(len(images)),
@@ -97,8 +91,9 @@ def dealt_steps(example: Example, num_ranks: int, num_steps: int) -> list[list[l
     """Return what DistributedSampler gives each rank in each step."""
     ranks = []
     for rank in range(num_ranks):
-        mine = list(DistributedSampler(range(len(example.sizes)), num_ranks, rank))  # type: ignore[arg-type]
-        whole = np.resize(np.array(mine), (num_steps, example.per_rank)).tolist()
+        dataset: Any = range(len(example.sizes))
+        mine = np.array(list(DistributedSampler(dataset, num_ranks, rank)))
+        whole = np.resize(mine, num_steps * example.per_rank).reshape(num_steps, -1).tolist()
         ranks.append([[(ids, 1.0)] for ids in whole])
     return ranks
 

@@ -1,12 +1,10 @@
 """Workers that share the cores of one machine slow each other, as long as they compute at once."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def shared_cores_s(work_s: ArrayLike, slowdown: Sequence[float]) -> NDArray[np.float64]:
+def shared_cores_s(work_s: ArrayLike, slowdown: ArrayLike) -> NDArray[np.float64]:
     """Return when each worker of a step has done its work, if they begin together.
 
     Whoever has ended leaves its share of the machine to the others: processor sharing, with the
@@ -38,7 +36,7 @@ def shared_cores_s(work_s: ArrayLike, slowdown: Sequence[float]) -> NDArray[np.f
     return _paced(work_s, slower, slower[::-1] / slower[-1:])
 
 
-def shared_work_s(end_s: ArrayLike, slowdown: Sequence[float]) -> NDArray[np.float64]:
+def shared_work_s(end_s: ArrayLike, slowdown: ArrayLike) -> NDArray[np.float64]:
     """Return the work of which `shared_cores_s` makes `end_s`; its arguments and errors.
 
     Examples:
