@@ -19,8 +19,9 @@ from paceline.cost import example_costs
 from paceline.torch import MeasuredCost
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-# Files of an example import each other by their bare names; two folders have a `train.py`.
-sys.path += [str(EXAMPLES), *(str(EXAMPLES / name) for name in ("gpt2", "ordering"))]
+# Files of an example import each other by their bare names. Of the two that are called `train`, the
+# first folder's is found.
+sys.path += [str(EXAMPLES / name) for name in ("ragged_text", "gpt2", "ordering")]
 # A micro-batch: its examples, and what its mean loss counts in the step.
 Share = tuple[list[int], float]
 
@@ -50,7 +51,7 @@ class Example(NamedTuple):
 
 def ragged_text() -> Example:
     """`examples/ragged_text`, as it comes."""
-    train = import_module("ragged_text.train")
+    train = import_module("train")
     dataset = train.Functions(400, 1024)
     return Example(
         train.ByteTransformer(32, 2, 1024),

@@ -141,7 +141,8 @@ def advise(
     best = {name: _best_part(plain, found, keeps) for name, keeps in PARTS.items()}
     told = {name: _suggestion(name, plain, one) for name, one in best.items() if one is not None}
     worth = {name: one for name, one in told.items() if one.gain_low > WORTH_IT}
-    if WINDOW in worth and worth[WINDOW].gain <= told[BALANCE].gain + WORTH_IT:
+    # On top of balance, whose steps are shorter already.
+    if WINDOW in worth and 1 - worth[WINDOW].gain > (1 - WORTH_IT) * (1 - told[BALANCE].gain):
         del worth[WINDOW]
     kept = best_of([one for one in found if one.schedule.changes == "nothing"])
     return Advice(
@@ -184,7 +185,7 @@ def _suggestion(name: str, plain: Priced, one: Priced) -> Suggestion:
 def _not_worth(name: str, found: Suggestion | None, job: Job, config: BalanceConfig | None) -> str:
     if found is not None:
         than = ", little more than balance" if name == WINDOW and found.gain > WORTH_IT else ""
-        return f"{name}: would save {found.gain:.1%} of the step (simulated){than}"
+        return f"{name}: would save {max(found.gain, 0.0):.1%} of the step (simulated){than}"
     if len(job.workers) == 1:
         return f"{name}: a single worker has nobody to wait for"
     if name in (BALANCE, WINDOW):
