@@ -18,13 +18,17 @@ PUBLIC = {
     "LinearCost",
     "Link",
     "QuadraticCost",
+    "Schedule",
     "ScheduledDataParallel",
     "Summary",
     "Timeline",
     "Worker",
+    "advise",
     "measure_job",
     "simulate",
+    "simulate_schedule",
     "split_backward",
+    "tune",
     "watch",
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paceline.cost import Job, LayerCost, LinearCost, Link, QuadraticCost, Worker
+    from paceline.plan import Schedule, simulate_schedule, tune
     from paceline.timeline import Summary, Timeline, simulate
     from paceline.torch import (
         BalancedBatchSampler,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         Checkpoint,
         DataLoader,
         ScheduledDataParallel,
+        advise,
         measure_job,
         split_backward,
         watch,
@@ -33,13 +35,17 @@ _HOME = {
     "LinearCost": "paceline.cost",
     "Link": "paceline.cost",
     "QuadraticCost": "paceline.cost",
+    "Schedule": "paceline.plan",
     "ScheduledDataParallel": "paceline.torch",
     "Summary": "paceline.timeline",
     "Timeline": "paceline.timeline",
     "Worker": "paceline.cost",
+    "advise": "paceline.torch",
     "measure_job": "paceline.torch",
     "simulate": "paceline.timeline",
+    "simulate_schedule": "paceline.plan",
     "split_backward": "paceline.torch",
+    "tune": "paceline.plan",
     "watch": "paceline.torch",
 }
 
@@ -53,13 +59,17 @@ __all__ = [
     "LinearCost",
     "Link",
     "QuadraticCost",
+    "Schedule",
     "ScheduledDataParallel",
     "Summary",
     "Timeline",
     "Worker",
+    "advise",
     "measure_job",
     "simulate",
+    "simulate_schedule",
     "split_backward",
+    "tune",
     "watch",
 ]
 

@@ -1,4 +1,7 @@
-"""Read files that others wrote: what is damaged, too large or too deep is one `ValueError`."""
+"""Read files that others wrote: what is damaged, too large or too deep is one `ValueError`.
+
+What is written has another name until it is whole.
+"""
 
 import csv
 import json
@@ -69,6 +72,19 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not a JSON file: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {told(error)}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value in place of what is there; a reader never finds half of it."""
+    with partial(path).open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+    partial(path).replace(path)
+
+
+def partial(path: Path) -> Path:
+    """Return the name under which `path` is written first; no reader looks for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:

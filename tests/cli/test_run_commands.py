@@ -21,7 +21,9 @@ def test_compare_and_whatif_answer_in_words_and_in_json(
     assert json.loads(capsys.readouterr().out)["cause"] == "data"
     assert main(["whatif", a, "--workers", "1..8", "--link", "10Gbit/s+20us"]) == 0
     assert "simulated" in capsys.readouterr().out
-    assert main(["whatif", a, "--workers", "2,64", "--latency-us", "3", "--json"]) == 0
+    assert (
+        main(["whatif", a, "--workers", "2,64", "--latency-us", "3", "--cores", "2", "--json"]) == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert [point["num_workers"] for point in found["points"]] == [2, 64]
     assert found["hop_s"] == pytest.approx(3e-6)
@@ -36,6 +38,7 @@ def test_compare_and_whatif_answer_in_words_and_in_json(
         (["whatif", "a", "--workers", "many"], "workers must be a number"),
         (["whatif", "a", "--workers", "0"], "num_workers must be 1 to"),
         (["whatif", "a", "--link", "fast"], "link must be a positive rate"),
+        (["whatif", "a", "--cores", "0"], "num_cores must be at least 1"),
         (["whatif", "a", "--balance", "best"], "balance must be one of"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.cost import Job, LayerCost, Link, Worker
+from paceline.cost import Job, LayerCost, Link, Worker, shared_cores_s, shared_work_s
 
 
 def layer(name: str = "0", **costs: Any) -> LayerCost:
@@ -139,3 +139,33 @@ def test_bad_numbers_are_refused(make: Callable[[], object], message: str) -> No
 
 def test_a_worker_is_of_speed_1_without_overhead_unless_told() -> None:
     assert Worker() == Worker(speed=1.0, overhead_s=0.0)
+
+
+@given(
+    work=st.lists(st.floats(0.0, 9.0), min_size=1, max_size=5),
+    steps=st.lists(st.floats(0.0, 2.0), min_size=5, max_size=5),
+)
+def test_shared_cores_do_all_the_work_and_never_faster_than_alone(
+    work: list[float], steps: list[float]
+) -> None:
+    """Against a walk from one end to the next, and its bounds."""
+    slowdown = (1.0 + np.cumsum(steps))[: len(work)]
+    (found,) = shared_cores_s([work], slowdown)
+    left, now, ends = dict(enumerate(work)), 0.0, np.zeros(len(work))
+    while left:
+        rate = slowdown[-1] / slowdown[len(left) - 1]
+        first = min(left, key=lambda worker: left[worker])
+        took_s = left[first] / rate
+        now += took_s
+        left = {worker: rest - took_s * rate for worker, rest in left.items() if worker != first}
+        ends[first] = now
+    np.testing.assert_allclose(found, ends, atol=1e-9)
+    np.testing.assert_allclose(shared_work_s([found], slowdown), [work], atol=1e-9)
+    assert (found <= np.array(work) + 1e-9).all()
+    assert (found >= np.array(work) * slowdown[0] / slowdown[-1] - 1e-9).all()
+
+
+@pytest.mark.parametrize("slowdown", [(1.0,), (2.0, 1.0), (0.0, 1.0)])
+def test_a_slowdown_that_cannot_be_is_refused(slowdown: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="slowdown must hold 2 positive numbers that do not fall"):
+        Job(source="measured", workers=(Worker(), Worker()), slowdown=slowdown)

@@ -19,6 +19,7 @@ class Loop:
     num_steps: int = 200
     accumulate: int = 1
     noise: float = 0.07
+    shared_noise: float = 0.0
     num_examples: int = 16
     length: float = 200.0
     microbatch_s: float = 1.5e-3
@@ -79,6 +80,8 @@ def planted_steps(loop: Loop, seed: int) -> list[Steps]:
     elements = np.maximum(loop.num_examples * length, 1.0).round()
     cost_s = loop.microbatch_s + loop.element_s * elements
     passes_s = _noisy(random, loop.noise, cost_s).sum(axis=2)
+    if loop.shared_noise:
+        passes_s *= np.exp(loop.shared_noise * random.standard_normal(loop.num_steps))
     passes_s *= np.where(last, loop.slow_factor, 1.0)[:, None]
     passes_s += np.where(last, loop.slow_extra_s, 0.0)[:, None]
     flat = np.ones(shape[:2])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tests.run.planted import PLANTS, Loop, planted_run, with_causes
 
 from paceline.run import Run, Verdict
-from paceline.run.causes import CAUSES, Evidence, Replay, gain_interval
+from paceline.run.causes import CAUSES, Evidence, Replay
+from paceline.timeline import gain_interval
 
 # A rank that always comes last hides what else varies; a small batch leaves little else to see.
 HIDDEN = {("imbalance", "slow-rank"), ("imbalance", "small-batch"), ("padding", "small-batch")}

@@ -28,6 +28,27 @@ def test_more_ranks_of_the_same_loop_take_what_was_simulated() -> None:
         assert simulated == pytest.approx(measured, rel=0.05)
 
 
+def test_what_slows_all_ranks_at_once_makes_none_of_them_wait() -> None:
+    loop = replace(RAGGED, wire_s=0.0, shared_noise=0.6, length_spread=0.2, num_steps=2000)
+    curve = planted_run(loop, 0).what_if([2, 8])
+    measured = planted_run(replace(loop, num_ranks=8), 1).step_s
+    assert curve.replayed_step_s == pytest.approx(curve.measured_step_s, rel=0.03)
+    assert curve.points[1].step_s == pytest.approx(measured, rel=0.06)
+
+
+@pytest.mark.parametrize("num_cores", [1, 2, 4])
+def test_ranks_that_share_cores_end_when_the_cores_have_done_their_work(num_cores: int) -> None:
+    """Four ranks from two: of equal work, each gets its share of the cores; none is lost."""
+    loop = replace(RAGGED, wire_s=0.0, noise=0.0, length_spread=0.0, data_s=0.0)
+    run = planted_run(loop, 0)
+    alone, shared = (run.what_if([4], num_cores=num).points[0] for num in (None, num_cores))
+    assert shared.step_s == pytest.approx(alone.step_s * min(2, 4 / num_cores), rel=0.01)
+    ragged = run_of(wire_s=0.0)
+    points = [ragged.what_if([4], num_cores=num).points[0].step_s for num in (1, 2, 3, 4, None)]
+    assert points == sorted(points, reverse=True)
+    assert points[3] == pytest.approx(points[4])
+
+
 def test_the_run_itself_is_simulated_as_it_was_measured() -> None:
     for run in (run_of(), run_of(wire_s=0.03), run_of(slow_factor=1.5), run_of(accumulate=4)):
         curve = run.what_if([2])
@@ -101,6 +122,7 @@ def test_what_is_not_known_is_one_line() -> None:
         ({"device_speed": 0.0}, "device_speed"),
         ({"bytes_per_s": float("inf")}, "bytes_per_s"),
         ({"hop_s": -1.0}, "hop_s"),
+        ({"num_cores": 0}, "num_cores"),
     ):
         with pytest.raises(ValueError, match=message):
             run_of().what_if(**{"num_workers": [2], **bad})  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ def add_whatif(commands: Any) -> None:
     whatif.add_argument("--device-speed", type=float, default=1.0, help="times faster (default 1)")
     whatif.add_argument("--balance", default="none", help="none (default), window or perfect")
     whatif.add_argument("--comm", default="ddp", help="ddp (default) or overlapped")
+    whatif.add_argument("--cores", type=int, help="of one machine that all ranks share")
     whatif.add_argument("--json", action="store_true", help="print one JSON object")
     whatif.set_defaults(run=run_whatif)
 
@@ -42,6 +43,7 @@ def run_whatif(options: argparse.Namespace) -> int:
         device_speed=options.device_speed,
         balance=options.balance,
         comm=options.comm,
+        num_cores=options.cores,
     )
     print(json.dumps(curve.to_dict()) if options.json else curve)
     return 0

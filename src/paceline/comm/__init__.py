@@ -1,6 +1,6 @@
 """Which gradient block is sent when."""
 
-from paceline.comm._advice import BucketAdvice, advise_buckets
+from paceline.comm._advice import BUCKET_CAPS_MB, BucketAdvice, advise_buckets
 from paceline.comm._baselines import (
     plan_bytescheduler,
     plan_ddp,
@@ -22,6 +22,7 @@ from paceline.comm._wire_graph import wire_graph
 from paceline.comm.search import baseline_plans, plan_blocks
 
 __all__ = [
+    "BUCKET_CAPS_MB",
     "BlockPlan",
     "BucketAdvice",
     "Head",

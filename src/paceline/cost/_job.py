@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline._files import shown
 from paceline.cost._checks import check_number, checked_column, is_finite
+from paceline.cost._cores import shared_cores_s
 from paceline.cost._examples import ExampleCost, LinearCost
 from paceline.cost._least_squares import fit_nonnegative
 from paceline.timeline import SOURCES, Source
@@ -128,6 +129,9 @@ class Job:
         workers: One per data-parallel rank.
         sizes: Size of each example, shape `(num_examples,)`; empty if not known.
         cost: Cost of an example by size.
+        slowdown: Where workers share cores, the seconds of the same work while 1, 2, ... of them
+            compute at once, in any unit; see `shared_cores_s`. Seconds of the job are those with
+            all workers at it. Empty where they do not slow each other.
     """
 
     source: Source
@@ -136,6 +140,7 @@ class Job:
     workers: tuple[Worker, ...] = (Worker(),)
     sizes: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     cost: ExampleCost = field(default_factory=LinearCost)
+    slowdown: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
@@ -144,6 +149,8 @@ class Job:
         if not self.workers:
             raise ValueError("workers must hold at least one Worker, got none")
         checked_column("sizes", self.sizes)
+        if self.slowdown:
+            shared_cores_s(np.zeros((1, len(self.workers))), self.slowdown)
 
     @property
     def forward_s(self) -> float:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.run.causes import CLASSES, Grid, interval_of, resampled_sums
+from paceline.run.causes import CLASSES, Grid
+from paceline.timeline import interval_of, resampled_sums
 
 Array = NDArray[np.float64]
 # Two runs of the same thing differ by this much from one start to the next.

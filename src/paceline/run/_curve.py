@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.run._wire_model import COMMS, Comm, WireModel
 
@@ -27,6 +28,8 @@ class WhatIf:
             evenly; "perfect" lets all ranks arrive together.
         comm: "ddp" sends buckets during the backward pass; "overlapped" hides what both passes
             have room for.
+        num_cores: Cores of one machine that all ranks share; unset for as many machines as the
+            ranks need.
     """
 
     num_workers: tuple[int, ...]
@@ -35,6 +38,7 @@ class WhatIf:
     device_speed: float = 1.0
     balance: Balance = "none"
     comm: Comm = "ddp"
+    num_cores: int | None = None
 
     def __post_init__(self) -> None:
         if not self.num_workers or not all(1 <= num <= MAX_RANKS for num in self.num_workers):
@@ -47,11 +51,18 @@ class WhatIf:
                 raise ValueError(f"{name} must be finite and positive, got {value}")
         if self.hop_s is not None and not 0 <= self.hop_s < np.inf:
             raise ValueError(f"hop_s must be finite and not negative, got {self.hop_s}")
+        if self.num_cores is not None and self.num_cores < 1:
+            raise ValueError(f"num_cores must be at least 1, got {self.num_cores}")
         for name, choices in (("balance", BALANCES), ("comm", COMMS)):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
+
+    def slowdown(self, num_ranks: int) -> NDArray[np.float64]:
+        """Return the seconds of the same work while 1, 2, ... ranks compute, over those of one."""
+        busy = np.arange(1, num_ranks + 1)
+        return np.maximum(busy / (self.num_cores or num_ranks), 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +122,7 @@ class Curve:
             "device_speed": self.changed.device_speed,
             "balance": self.changed.balance,
             "comm": self.changed.comm,
+            "num_cores": self.changed.num_cores,
             "notes": list(self.notes),
         }
 

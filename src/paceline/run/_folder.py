@@ -5,8 +5,6 @@
 first and then renamed, so a process that is killed leaves whole files. Nothing is pickled.
 """
 
-import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline._files import read_arrays, read_json, shown, told
+from paceline._files import partial, read_arrays, read_json, shown, told, write_json
 from paceline.run._steps import Steps
 from paceline.timeline import COLUMNS, Timeline
 
@@ -54,7 +52,7 @@ class RunFolder(NamedTuple):
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Write what was run and how it stands, in place of what was written before."""
-        _write_json(self.path / INFO, {"schema": SCHEMA, **info})
+        write_json(self.path / INFO, {"schema": SCHEMA, **info})
 
     def read_info(self) -> dict[str, Any]:
         """Read what `write_info` wrote.
@@ -83,7 +81,7 @@ class RunFolder(NamedTuple):
 
     def write_facts(self, rank: int, facts: Mapping[str, Any]) -> None:
         """Write what `rank` knows of its model, its data and its machine."""
-        _write_json(self._rank(rank) / FACTS, facts)
+        write_json(self._rank(rank) / FACTS, facts)
 
     def read_facts(self, rank: int) -> dict[str, Any] | None:
         """Read what `write_facts` wrote; None if that rank wrote none.
@@ -171,19 +169,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with _partial(path).open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-    _partial(path).replace(path)
-
-
 def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with _partial(path).open("wb") as file:
+    with partial(path).open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    _partial(path).replace(path)
-
-
-def _partial(path: Path) -> Path:
-    """Return the name under which `path` is written first; no reader looks for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial(path).replace(path)

@@ -169,6 +169,7 @@ class Run:
         device_speed: float = 1.0,
         balance: Balance = "none",
         comm: Comm = "ddp",
+        num_cores: int | None = None,
     ) -> Curve:
         """Simulate this run on other numbers of ranks, and with something changed.
 
@@ -180,6 +181,7 @@ class Run:
             balance: "none", "window" for an even expected cost in each step, or "perfect" for
                 ranks that arrive together.
             comm: "ddp", or "overlapped" for what both passes can hide at best.
+            num_cores: Cores of one machine that all ranks share; unset for more machines.
 
         Raises:
             ValueError: If a value makes no sense, or the run says too little of its wire.
@@ -191,6 +193,7 @@ class Run:
             device_speed=device_speed,
             balance=balance,
             comm=comm,
+            num_cores=num_cores,
         )
         return simulate_curve(Evidence.of(self.grid(), self.facts), changed)
 

@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.cost import shared_cores_s, shared_work_s
 from paceline.run._curve import Curve, Limit, Point, WhatIf
+from paceline.run._disturbance import Disturbance
 from paceline.run._wire_model import MIB, WireModel
 from paceline.run.causes import Evidence
 
@@ -74,18 +76,47 @@ def _draw(evidence: Evidence, changed: WhatIf, num_ranks: int) -> dict[Limit, Ar
     rank = np.arange(num_ranks)[:, None] % grid.num_ranks
     picked = rank, random.integers(grid.num_steps, size=(num_ranks, num_steps))
     expected_s = model.predict(work)[picked]
-    disturbed = grid.compute_s[picked] / np.maximum(expected_s, 1e-12)
+    disturbed = _disturbances(evidence).drawn(picked, random)
     fixed_s = np.minimum(model.microbatch_s * work.num_microbatches[picked], expected_s)
     growing_s = (expected_s - fixed_s) / changed.device_speed
     if changed.balance != "none":
         growing_s = np.repeat(growing_s.mean(axis=0)[None], num_ranks, axis=0)
     update_s = grid.seconds["optimizer"][picked] / changed.device_speed
-    return {
+    parts: dict[Limit, Array] = {
         "compute": growing_s * disturbed,
         "small batch": fixed_s * disturbed + update_s,
         "loop": (grid.seconds["between"] + grid.seconds["after"])[picked],
         "loader": _data_s(evidence, changed, picked),
     }
+    return parts if changed.num_cores is None else _on_cores(parts, evidence, changed, picked)
+
+
+def _disturbances(evidence: Evidence) -> Disturbance:
+    expected_s = np.maximum(evidence.model.predict(evidence.work), 1e-12)
+    return Disturbance.of(evidence.grid.compute_s / expected_s)
+
+
+def _on_cores(
+    parts: dict[Limit, Array],
+    evidence: Evidence,
+    changed: WhatIf,
+    picked: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> dict[Limit, Array]:
+    """Stretch what ranks do on their own to what it takes where they share cores."""
+    measured_s, num_ranks = evidence.grid.local_s, len(picked[0])
+    # What was measured had been slowed by those who still computed, and by no more.
+    work_s = shared_work_s(measured_s.T, changed.slowdown(len(measured_s))).T
+    slower = (work_s / np.maximum(measured_s, 1e-12))[picked]
+    slower = slower * _crowding(evidence, changed, num_ranks)
+    local_s: Array = sum(parts.values(), np.zeros(1))
+    ended_s = shared_cores_s((slower * local_s).T, changed.slowdown(num_ranks)).T
+    return {name: part * (ended_s / np.maximum(local_s, 1e-12)) for name, part in parts.items()}
+
+
+def _crowding(evidence: Evidence, changed: WhatIf, num_ranks: int) -> float:
+    """Return how much longer work takes with `num_ranks` at it than with the measured ones."""
+    measured = changed.slowdown(evidence.grid.num_ranks)
+    return float(changed.slowdown(num_ranks)[-1] / measured[-1])
 
 
 def _data_s(
@@ -109,7 +140,9 @@ def _exposed_s(
     if wire is None or num_ranks == 1:
         return np.zeros(1)
     forward, backward = _share_of_passes(evidence)
-    return wire.exposed_s(num_ranks, forward * passes_s, backward * passes_s, changed.comm)
+    exposed_s = wire.exposed_s(num_ranks, forward * passes_s, backward * passes_s, changed.comm)
+    # Between processes of one machine the cores are the wire.
+    return exposed_s * _crowding(evidence, changed, num_ranks)
 
 
 def _share_of_passes(evidence: Evidence) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from paceline.timeline._columns import BUSY_KINDS, COLUMNS, SOURCES, Kind, Source, Span
 from paceline.timeline._plot import KIND_COLOURS
+from paceline.timeline._resample import gain_interval, interval_of, resampled_sums
 from paceline.timeline._simulate import TaskGraph, simulate, simulate_steps
 from paceline.timeline._summary import Summary
 from paceline.timeline._timeline import Timeline
@@ -17,6 +18,9 @@ __all__ = [
     "Summary",
     "TaskGraph",
     "Timeline",
+    "gain_interval",
+    "interval_of",
+    "resampled_sums",
     "simulate",
     "simulate_steps",
 ]

@@ -33,11 +33,13 @@ if TYPE_CHECKING:
         measure_cost,
         measure_job,
         measure_link,
+        measure_slowdown,
         watch,
     )
     from paceline.torch.order import GradientOrder, GradientSketch
     from paceline.torch.overlap import Handle, LaneOptimizer, Lanes, Prefetch
     from paceline.torch.overlap.split import SplitBackward, split_backward
+    from paceline.torch.plan import advise
     from paceline.torch.predict import calibrate_cpu, trace_workload
     from paceline.torch.ranks import Replica, gather_timeline
 
@@ -64,6 +66,7 @@ _HOME = {
     "ScheduledDataParallel": "comm",
     "SplitBackward": "overlap.split",
     "Watch": "measure",
+    "advise": "plan",
     "calibrate_cpu": "predict",
     "carry_info": "balance",
     "example_sizes": "balance",
@@ -71,6 +74,7 @@ _HOME = {
     "measure_cost": "measure",
     "measure_job": "measure",
     "measure_link": "measure",
+    "measure_slowdown": "measure",
     "pack": "balance",
     "packed_attention": "balance",
     "split_backward": "overlap.split",
@@ -103,6 +107,7 @@ __all__ = [
     "ScheduledDataParallel",
     "SplitBackward",
     "Watch",
+    "advise",
     "calibrate_cpu",
     "carry_info",
     "example_sizes",
@@ -111,6 +116,7 @@ __all__ = [
     "measure_cost",
     "measure_job",
     "measure_link",
+    "measure_slowdown",
     "pack",
     "packed_attention",
     "split_backward",

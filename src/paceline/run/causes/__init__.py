@@ -10,12 +10,7 @@ from paceline.run.causes._grid import CLASSES, Grid
 from paceline.run.causes._imbalance import imbalance
 from paceline.run.causes._loader import loader
 from paceline.run.causes._padding import padding
-from paceline.run.causes._replay import (
-    Replay,
-    gain_interval,
-    interval_of,
-    resampled_sums,
-)
+from paceline.run.causes._replay import Replay
 from paceline.run.causes._slow_rank import slow_rank
 from paceline.run.causes._small_batch import small_batch
 
@@ -38,7 +33,4 @@ __all__ = [
     "Grid",
     "Replay",
     "Work",
-    "gain_interval",
-    "interval_of",
-    "resampled_sums",
 ]

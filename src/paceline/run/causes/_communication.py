@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from paceline.plan import BF16, BUCKET_LINE, SCHEDULED_LINE
 from paceline.run.causes._cause import Cause
 from paceline.run.causes._evidence import Evidence
-from paceline.run.causes._replay import gain_interval
+from paceline.timeline import gain_interval
 
 DDP_CAP_MB, SCHEDULED = 25.0, "ScheduledDataParallel"
 
@@ -48,9 +49,9 @@ def _next(evidence: Evidence) -> str:
     cap_mb = evidence.fact("bucket_cap_mb") or DDP_CAP_MB
     lines = []
     if evidence.fact("parallel") != SCHEDULED:
-        lines.append("model = paceline.ScheduledDataParallel(model, optimizer)  # docs/from-ddp.md")
+        lines.append(SCHEDULED_LINE)
     if 0 < num_bytes < 2 * cap_mb * 2**20:
         cap = max(round(num_bytes / 2**20 / 8), 1)
-        lines.append(f"or more buckets: DistributedDataParallel(..., bucket_cap_mb={cap})")
-    lines.append("or fewer bytes: compression='bf16'; or fewer all-reduces: accumulate gradients")
+        lines.append(f"or more buckets: {BUCKET_LINE.format(cap=cap)}")
+    lines.append(f"or fewer bytes: {BF16}; or fewer all-reduces: accumulate gradients")
     return "\n".join(lines)

@@ -2,15 +2,11 @@
 
 import numpy as np
 
+from paceline.plan import BALANCE_LINES
 from paceline.run.causes._cause import Cause
 from paceline.run.causes._evidence import Evidence
-from paceline.run.causes._replay import gain_interval
+from paceline.timeline import gain_interval
 
-BALANCE = (
-    "# sizes: the length of each example; docs/ragged-text.md\n"
-    "batches = paceline.BalancedBatchSampler(sizes, batch_size={batch_size})\n"
-    "loader = paceline.DataLoader(dataset, batch_sampler=batches)"
-)
 # Where batches are balanced already, they are balanced by another cost than the measured one.
 REFINE = (
     "batches.refit(run.gather())  # after each epoch: each rank's measured speed\n"
@@ -56,7 +52,7 @@ def _next(evidence: Evidence) -> str:
     names = (evidence.fact("sampler"), evidence.fact("batch_sampler"))
     if any(str(name).startswith("Balanced") for name in names):
         return REFINE
-    return BALANCE.format(batch_size=batch_size_of(evidence))
+    return BALANCE_LINES.format(batch_size=batch_size_of(evidence))
 
 
 def _why(evidence: Evidence) -> str:

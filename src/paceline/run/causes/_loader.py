@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from paceline.run.causes._cause import Cause
 from paceline.run.causes._evidence import Evidence
-from paceline.run.causes._replay import gain_interval
+from paceline.timeline import gain_interval
 
 # Steps in which an epoch begins are few; a loader that stalls there alone starts anew each time.
 FEW_STEPS, MOST_OF_IT = 0.02, 0.5

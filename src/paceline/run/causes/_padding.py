@@ -2,25 +2,15 @@
 
 import numpy as np
 
+from paceline.plan import PADDED_LINES
 from paceline.run.causes._cause import Cause
 from paceline.run.causes._compute_model import Work
 from paceline.run.causes._evidence import Evidence
 from paceline.run.causes._imbalance import batch_size_of
-from paceline.run.causes._replay import gain_interval
+from paceline.timeline import gain_interval
 
 # Batches of similar lengths keep some padding.
 REMOVED = (0.8, 1.0)
-NEXT = (
-    "# similar lengths together; sizes: the length of each example; docs/ragged-text.md\n"
-    "cost, fixed = measure_cost(model, loss, dataset, sizes, collate_fn=collate)\n"
-    "config = BalanceConfig(\n"
-    "    batch_size={batch_size}, counts='free', padded=True, microbatch_cost=fixed\n"
-    ")\n"
-    "batches = paceline.BalancedBatchSampler(sizes, config, cost=cost)\n"
-    "loader = paceline.DataLoader(\n"
-    "    dataset, batch_sampler=batches, collate_fn=collate, with_info=True\n"
-    ")  # the loop then needs info.loss_weight and info.is_step_end"
-)
 
 
 def padding(evidence: Evidence) -> Cause:
@@ -41,7 +31,7 @@ def padding(evidence: Evidence) -> Cause:
         why=f"{padded:.0%} of all positions hold padding"
         if padded
         else "the batches do not tell how much of them is padding, or have none",
-        next=NEXT.format(batch_size=batch_size_of(evidence)),
+        next=PADDED_LINES.format(batch_size=batch_size_of(evidence)),
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from paceline.run.causes._cause import Cause
 from paceline.run.causes._evidence import Evidence, pace_excess_s
-from paceline.run.causes._replay import gain_interval
+from paceline.timeline import gain_interval
 
 NEXT = (
     "look at rank {rank}'s machine: other processes, clock, memory, cores per rank\n"

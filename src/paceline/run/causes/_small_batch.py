@@ -2,7 +2,7 @@
 
 from paceline.run.causes._cause import Cause
 from paceline.run.causes._evidence import Evidence
-from paceline.run.causes._replay import gain_interval
+from paceline.timeline import gain_interval
 
 # Every step has a fixed part. Of what a rank computes, this much of it is too much.
 MOST_FIXED = 0.4

@@ -1,7 +1,5 @@
 """Measure what examples and micro-batches cost, on the device at hand."""
 
-import json
-import os
 from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, default_collate
 
-from paceline._files import read_json, shown
+from paceline._files import read_json, shown, write_json
 from paceline.cost import QuadraticCost, checked_column, fit_nonnegative
 from paceline.torch.measure._unchanged import unchanged
 from paceline.torch.model import Clock, clock_of
@@ -206,6 +204,4 @@ def _kept(path: Path | None) -> NDArray[np.float64] | None:
 def _keep(path: Path | None, found: NDArray[np.float64]) -> None:
     if path is None:
         return
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(dict(zip(KEYS, found.tolist(), strict=True))))
-    unfinished.replace(path)
+    write_json(path, dict(zip(KEYS, found.tolist(), strict=True)))

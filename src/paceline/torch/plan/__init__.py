@@ -1,0 +1,3 @@
+"""Advice for a live model."""
+
+from paceline.torch.plan._advise import advise
