@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paceline.balance import BalanceConfig, measure_quality, plan_epoch
-from paceline.balance._compose import compose_steps, lag_1_autocorrelation, uncorrelated_order
+from paceline.balance._compose import compose_steps, in_uncorrelated_order, lag_1_autocorrelation
 
 EPOCH = 10**6
 
@@ -141,9 +141,12 @@ def test_autocorrelation_is_as_by_hand(series: list[float], expected: float) -> 
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 40])
-def test_a_uncorrelated_order_is_an_order_of_all_steps(num_steps: int) -> None:
-    costs = np.arange(num_steps, dtype=np.float64)
-    order = uncorrelated_order(costs, np.random.default_rng(0))
-    assert sorted(order.tolist()) == list(range(num_steps))
-    if num_steps == 40:
-        assert abs(lag_1_autocorrelation(costs[order])) < 0.1
+def test_an_uncorrelated_order_is_an_order_of_all_steps_of_each_window(num_steps: int) -> None:
+    windows = np.arange(2 * num_steps).reshape(2, num_steps, 1)
+    costs = windows[:, :, 0].astype(np.float64)
+    steps = in_uncorrelated_order(windows, costs, np.random.default_rng(0))
+    for first in (0, num_steps):
+        here = steps[first : first + num_steps, 0]
+        assert sorted(here.tolist()) == list(range(first, first + num_steps))
+        if num_steps == 40:
+            assert abs(lag_1_autocorrelation(here.astype(np.float64))) < 0.1

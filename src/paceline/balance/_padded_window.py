@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline._compile import compiled, compiled_beyond
-from paceline.balance._compose import uncorrelated_order
+from paceline.balance._compose import in_uncorrelated_order
 from paceline.balance._config import BalanceConfig
 from paceline.balance.split import Pace, earliest_end, fastest_first
 
@@ -60,10 +60,10 @@ def compose_padded_steps(
         examples = part.ravel()[np.argsort(-costs[part.ravel()], kind="stable")]
         if config.counts == "free" and len(part) > 1:
             examples = examples[_compose(costs[examples], config.batch_size, pace)]
-        composed = examples.reshape(part.shape)
-        steps[first : first + window] = composed[
-            uncorrelated_order(costs[composed].sum(axis=1), rng)
-        ]
+        composed = examples.reshape(1, *part.shape)
+        steps[first : first + window] = in_uncorrelated_order(
+            composed, costs[composed].sum(axis=2), rng
+        )
     return steps
 
 

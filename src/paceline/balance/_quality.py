@@ -80,7 +80,7 @@ def measure_quality(
         imbalance=over_mean_cost(plan.makespan(), total, plan.num_workers),
         lower_bound=over_mean_cost(mean + float(excess.sum()), total, plan.num_workers),
         reunion=None if next_plan is None else reunion(plan, next_plan),
-        cost_autocorrelation=lag_1_autocorrelation(step_cost),
+        cost_autocorrelation=float(lag_1_autocorrelation(step_cost)),
         num_steps=plan.num_steps,
         num_examples=int((~plan.is_repeat).sum()),
     )

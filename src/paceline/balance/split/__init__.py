@@ -1,5 +1,6 @@
 """Split the examples of a step over workers: one batch, padded or not, and what sorts them."""
 
+from paceline.balance.split._expensive import Shape, choose_expensive, gather_steps
 from paceline.balance.split._pace import Pace, pace_of
 from paceline.balance.split._padded import (
     earliest_end,
