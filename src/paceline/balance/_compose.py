@@ -101,8 +101,8 @@ def _gather_expensive(
     capacity = batch_size // config.num_workers if config.counts == "equal" else batch_size
     shape = Shape(num_steps, batch_size, config.num_workers, capacity, EXPENSIVE_SHARE)
     ranked_steps, steps = np.empty_like(order), np.empty_like(order)
-    ranked = (np.take_along_axis(values, order, axis=1) for values in (rank_cost, cost))
-    choose_expensive(*ranked, shape, ranked_steps)
+    ranked = [np.take_along_axis(values, order, axis=1) for values in (rank_cost, cost)]
+    choose_expensive(ranked[0], ranked[1], shape, ranked_steps)
     np.put_along_axis(steps, order, ranked_steps, axis=1)
     gathered = np.empty_like(windows)
     gather_steps(examples, steps, gathered)
