@@ -60,7 +60,9 @@ def _composed(
         descending = costs[examples]
 
         def divided(window: int) -> NDArray[np.int64]:
-            return examples[window][divide_window(descending[window], config.batch_size, crew)]
+            places = divide_window(descending[window], config.batch_size, crew)
+            row: NDArray[np.int64] = examples[window][places]
+            return row
 
         examples = np.stack(in_threads(divided, range(len(windows))))
     composed: NDArray[np.int64] = examples.reshape(windows.shape)

@@ -79,6 +79,7 @@ def plan_epoch(
             f"costs come first, then the BalanceConfig, got a {type(config).__name__} as config"
         )
     cost = checked_costs(costs)
+    config = config.with_window(len(cost))
     amounts = _amounts(cost, sizes, example_bytes, config.limits)
     check_worker_counts(config.batch_size, config.num_workers, config.counts, workers)
     if order is not None:

@@ -74,6 +74,7 @@ def measure_quality(
         (1.25, 1.25)
     """
     slot_cost, step_cost = slot_and_step_costs(plan, costs)
+    config = config.with_window(len(checked_column("costs", costs)))
     total = float(step_cost.sum())
     mean, excess = mean_and_excess(plan, slot_cost, step_cost, config)
     return PlanQuality(
