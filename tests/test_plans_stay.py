@@ -44,8 +44,8 @@ BALANCE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "equal": ({}, {}, "a863692f46cb"),
     "free": ({"counts": "free"}, {}, "7033f253b6cf"),
     "free, slow workers": ({"counts": "free"}, {"workers": SLOW}, "6d936237723f"),
-    "window": ({"window": 4}, {"epoch": 2}, "db03e4bee725"),
-    "epoch window": ({"window": 10**6, "seed": 3}, {}, "9da1bf6439d3"),
+    "window": ({"window": 4}, {"epoch": 2}, "51746c75d247"),
+    "epoch window": ({"window": 10**6, "seed": 3}, {}, "5fc272941cba"),
     "micro-batches": ({"num_microbatches": 3}, {}, "ef67faffc2cb"),
     "limits": (
         {"limits": Limits(max_tokens=6000.0, max_examples=9)},
@@ -54,7 +54,7 @@ BALANCE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "padded": ({"padded": True}, {}, "f80813c3dc70"),
     "padded, free": ({"padded": True, "counts": "free"}, {"workers": SLOW}, "222de9754bd4"),
-    "padded, window": ({"padded": True, "counts": "free", "window": 8}, {}, "a727e1174733"),
+    "padded, window": ({"padded": True, "counts": "free", "window": 8}, {}, "e3424b8dff6d"),
     "padded, micro-batches": ({"padded": True, "num_microbatches": 2}, {}, "f92f401ec585"),
     "padded, cut to cost": (
         {"padded": True, "counts": "free", "num_microbatches": "auto"},

@@ -4,7 +4,8 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, update_wrapper
 from hashlib import sha256
@@ -16,6 +17,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 F = TypeVar("F", bound=Callable[..., object])
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 SAY_AFTER_S = 2.0
 # Once a loop was interpreted this long in all, compiling it pays.
@@ -54,6 +57,21 @@ def compiled_beyond(num_values: int) -> Callable[[F], F]:
         return cast(F, _Kernel(cast(FunctionType, function), num_values=num_values))
 
     return decorated
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Return what `function` makes of each item, in order, on the cores that are this process's.
+
+    Compiled loops hold no interpreter lock. Processes that torchrun started side by side share
+    the cores of their machine; each takes its part.
+    """
+    items = list(items)
+    num_beside = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    num_threads = min((os.cpu_count() or 1) // num_beside, len(items))
+    if num_threads <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(num_threads) as threads:
+        return list(threads.map(function, items))
 
 
 def cache_folder() -> Path | None:

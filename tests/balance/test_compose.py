@@ -1,11 +1,13 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from paceline.balance import BalanceConfig, measure_quality, plan_epoch
-from paceline.balance._compose import compose_steps, lag_1_autocorrelation, uncorrelated_order
+from paceline.balance import BalanceConfig, Counts, measure_quality, plan_epoch
+from paceline.balance._compose import compose_steps, in_uncorrelated_order, lag_1_autocorrelation
 
 EPOCH = 10**6
 
@@ -141,9 +143,59 @@ def test_autocorrelation_is_as_by_hand(series: list[float], expected: float) -> 
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 40])
-def test_a_uncorrelated_order_is_an_order_of_all_steps(num_steps: int) -> None:
-    costs = np.arange(num_steps, dtype=np.float64)
-    order = uncorrelated_order(costs, np.random.default_rng(0))
-    assert sorted(order.tolist()) == list(range(num_steps))
-    if num_steps == 40:
-        assert abs(lag_1_autocorrelation(costs[order])) < 0.1
+def test_an_uncorrelated_order_is_an_order_of_all_steps_of_each_window(num_steps: int) -> None:
+    windows = np.arange(2 * num_steps).reshape(2, num_steps, 1)
+    costs = windows[:, :, 0].astype(np.float64)
+    steps = in_uncorrelated_order(windows, costs, np.random.default_rng(0))
+    for first in (0, num_steps):
+        here = steps[first : first + num_steps, 0]
+        assert sorted(here.tolist()) == list(range(first, first + num_steps))
+        if num_steps == 40:
+            assert abs(lag_1_autocorrelation(here.astype(np.float64))) < 0.1
+
+
+def long_tailed(name: str) -> NDArray[np.float64]:
+    median, sigma, longest = {"chat": (600, 1.2, 32_768), "steep": (400, 1.4, 16_384)}[name]
+    rng = np.random.default_rng(1)
+    size = np.clip(rng.lognormal(np.log(median), sigma, 46 * 256), 8, longest).round()
+    return 6144 * size + size**2
+
+
+@pytest.mark.parametrize("counts", ["free", "equal"])
+@pytest.mark.parametrize("num_workers", [64, 128])
+@pytest.mark.parametrize("name", ["chat", "steep"])
+def test_long_tails_come_near_their_bound_and_stay_mixed(
+    name: str, num_workers: int, counts: Counts
+) -> None:
+    costs = long_tailed(name)
+    config = BalanceConfig(batch_size=256, num_workers=num_workers, counts=counts, mixing=0)
+    plans = [plan_epoch(costs, config, epoch=epoch) for epoch in (0, 1)]
+    quality = measure_quality(plans[0], costs, config, plans[1])
+    # The most expensive example alone exceeds a worker's share 8 to 48 times.
+    assert quality.imbalance <= quality.lower_bound + 0.1
+    assert quality.reunion is not None
+    assert quality.reunion <= 4
+
+
+def best_makespan(costs: NDArray[np.float64], batch_size: int) -> float:
+    """Try all ways to make steps of two workers, of any counts."""
+    if not len(costs):
+        return 0.0
+    best = np.inf
+    for others in combinations(range(1, len(costs)), batch_size - 1):
+        step = costs[[0, *others]]
+        masks = np.arange(1, 2 ** (batch_size - 1))[:, None] >> np.arange(batch_size) & 1
+        ends = float(np.maximum(masks @ step, (1 - masks) @ step).min())
+        best = min(best, ends + best_makespan(np.delete(costs, [0, *others]), batch_size))
+    return best
+
+
+def test_small_windows_are_nearly_as_even_as_any() -> None:
+    config = BalanceConfig(batch_size=5, num_workers=2, counts="free", window=2, shuffle=False)
+    ratios = []
+    for seed in range(20):
+        costs = np.random.default_rng(seed).lognormal(0, 1.5, 10)
+        reached = plan_epoch(costs, config).makespan()
+        ratios.append(reached / best_makespan(costs, 5))
+    assert min(ratios) >= 1 - 1e-9
+    assert np.mean(ratios) <= 1.1

@@ -10,6 +10,7 @@ import pytest
 from paceline.balance import (
     BalanceConfig,
     Limits,
+    knee_of,
     measure_quality,
     mixing_frontier,
     plan_epoch,
@@ -414,5 +415,19 @@ def test_the_frontier_shows_what_mixing_costs_window_by_window(
     assert [row["reunion"] for row in rows] == [stop.reunion for stop in stops]
     assert plan(sizes, *flags) == 0
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == ["window", "imbalance", "padding", "reunion"]
+    assert header.split() == ["window", "mixing", "imbalance", "padding", "reunion"]
     assert [line.split()[0] for line in lines[: len(rows)]] == [row["window"] for row in rows]
+    starred = [line.split()[0] for line in lines[: len(rows)] if line.endswith("*")]
+    assert starred == [str(knee_of(stops).window)]
+
+
+def test_mixing_stands_for_a_window(sizes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    num_steps = len(SIZES) // 64
+    for flags in (("--mixing", "0.5"), ("--window", str(round(num_steps**0.5)))):
+        assert plan(sizes, *flags, "--json") == 0
+        found.append(the_result(capsys))
+    assert found[0]["window"] == found[1]["window"]
+    assert found[0]["imbalance"] == found[1]["imbalance"]
+    assert plan(sizes, "--mixing", "0.5", "--window", "2") == 2
+    assert "two words for one" in the_line(capsys)

@@ -4,7 +4,7 @@ from paceline.balance._config import BalanceConfig, Limits, Tail
 from paceline.balance._delivery import Delivery, MicroBatch, delivery_of, micro_batches_of
 from paceline.balance._epoch_plan import EpochPlan
 from paceline.balance._example_order import ExampleOrder
-from paceline.balance._frontier import WHOLE_EPOCH, MixingStop, mixing_frontier
+from paceline.balance._frontier import WHOLE_EPOCH, MixingStop, knee_of, mixing_frontier
 from paceline.balance._plan import plan_epoch
 from paceline.balance._quality import PlanQuality, measure_quality
 from paceline.balance._refit import MIN_REFIT_STEPS, refit_workers
@@ -34,6 +34,7 @@ __all__ = [
     "Shards",
     "Tail",
     "delivery_of",
+    "knee_of",
     "measure_quality",
     "micro_batches_of",
     "mixing_frontier",

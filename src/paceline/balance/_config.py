@@ -1,6 +1,6 @@
 """What fixes a plan, equal on every rank."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from numbers import Integral
 from typing import Any, Literal
@@ -52,6 +52,9 @@ class BalanceConfig:
             its number of examples times the cost of the most expensive.
         window: Steps over which examples may move. 1 keeps each global batch of the
             plain shuffle, and so its gradient; more than an epoch has means all.
+        mixing: The same as one dial, whatever the size of the dataset: from 1, as random as
+            possible, which is a window of 1, to 0, as even as possible, a window of the epoch;
+            between, a window of `num_steps ** (1 - mixing)`. Unset, `window` holds.
         num_microbatches: Micro-batches per worker and step, for gradient accumulation
             or pipelines; more where `limits` demand it, equally many for all workers
             of a step, ordered light to heavy. `"auto"`: for padded models, each step is cut
@@ -80,6 +83,7 @@ class BalanceConfig:
     counts: Counts = "equal"
     padded: bool = False
     window: int = 1
+    mixing: float | None = None
     num_microbatches: Microbatches | None = None
     microbatch_cost: float | None = None
     limits: Limits = field(default_factory=Limits)
@@ -93,6 +97,7 @@ class BalanceConfig:
         check_worker_counts(self.batch_size, self.num_workers, self.counts, None)
         if self.window < 1:
             raise ValueError(f"window must be at least 1, got {self.window}")
+        self._check_mixing()
         self._check_microbatches()
         if self.tail not in TAILS:
             raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {self.tail!r}")
@@ -113,6 +118,25 @@ class BalanceConfig:
     def cuts_to_cost(self) -> bool:
         """Whether padded steps are cut into the micro-batches that end first."""
         return self.padded and self.num_microbatches == "auto"
+
+    def with_window(self, num_examples: int) -> "BalanceConfig":
+        """Return the same with the window that `mixing` means for a dataset of this size."""
+        if self.mixing is None:
+            return self
+        num_steps = max(num_examples // self.batch_size, 1)
+        return replace(self, mixing=None, window=max(round(num_steps ** (1 - self.mixing)), 1))
+
+    def _check_mixing(self) -> None:
+        if self.mixing is None:
+            return
+        if not 0 <= self.mixing <= 1:
+            raise ValueError(
+                f"mixing must lie between 0 (even) and 1 (plain shuffle), got {self.mixing}"
+            )
+        if self.window != 1:
+            raise ValueError(
+                f"mixing={self.mixing} and window={self.window} are two words for one; pass one"
+            )
 
     def _check_whole_numbers(self) -> None:
         ways_out = {"window": "; for the whole epoch pass more steps than it has, such as 10**9"}

@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import log
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from paceline.balance._config import BalanceConfig
 from paceline.balance._epoch_plan import EpochPlan
@@ -15,6 +16,9 @@ from paceline.cost import Worker, checked_column
 
 WHOLE_EPOCH = sys.maxsize
 WINDOWS = (1, 2, 4, 8, 16, 32, WHOLE_EPOCH)
+# Below this gain nobody would notice.
+NOTABLE = 1.02
+TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +27,14 @@ class MixingStop:
 
     Attributes:
         window: Steps over which examples move.
+        mixing: The value of `BalanceConfig.mixing` that means this window.
         imbalance: As in `PlanQuality`; simulated, with what micro-batches cost by themselves.
         padding: Share of what is computed that is padding, by cost.
         reunion: As in `PlanQuality`; 1 is a perfect shuffle.
     """
 
     window: int
+    mixing: float
     imbalance: float
     padding: float
     reunion: float
@@ -44,8 +50,8 @@ def mixing_frontier(
 ) -> tuple[MixingStop, ...]:
     """Plan two epochs with each window, and say how even and how mixed they are.
 
-    `BalanceConfig.window` is the dial. Windows of an epoch or more are one stop, the last. Takes as
-    long as planning twice the number of windows.
+    `BalanceConfig.mixing` is the dial, and `window` what it means here. Windows of an epoch or more
+    are one stop, the last. Takes as long as planning twice the number of windows. See `knee_of`.
 
     Args:
         costs: Cost of each example, shape `(num_examples,)`.
@@ -65,12 +71,52 @@ def mixing_frontier(
     num_steps = max(len(checked_column("costs", costs)) // config.batch_size, 1)
     inside = [window for window in windows if window < num_steps]
     chosen = inside if len(inside) == len(windows) else [*inside, WHOLE_EPOCH]
-    return tuple(_stop(costs, replace(config, window=window), sizes, workers) for window in chosen)
+    configs = [replace(config, mixing=None, window=window) for window in chosen]
+    return tuple(_stop(costs, each, num_steps, sizes, workers) for each in configs)
+
+
+def knee_of(stops: Sequence[MixingStop]) -> MixingStop:
+    """Return the stop beyond which more balance costs too much mixing.
+
+    Imbalance and reunion are scaled to what they range over; the knee is the stop where their sum
+    is least [1], the more mixed one of equals. Where no stop gains 2 %, it is the first.
+
+    Args:
+        stops: As `mixing_frontier` returns them.
+
+    Raises:
+        ValueError: If there is no stop.
+
+    Examples:
+        >>> values = ((1, 1.0, 1.5, 1.0), (8, 0.5, 1.1, 1.2), (64, 0.0, 1.0, 5.0))
+        >>> names = ("window", "mixing", "imbalance", "reunion")
+        >>> stops = [MixingStop(padding=0.0, **dict(zip(names, v, strict=True))) for v in values]
+        >>> knee_of(stops).window
+        8
+
+    References:
+        [1] V. Satopää, J. Albrecht, D. Irwin, B. Raghavan, "Finding a 'Kneedle' in a haystack:
+        detecting knee points in system behavior", ICDCS workshops, 2011: the point farthest from
+        the line between the ends, which for scaled axes is where the sum is least.
+    """
+    if not stops:
+        raise ValueError("there is no stop to choose from; pass what mixing_frontier returns")
+    imbalance = np.array([stop.imbalance for stop in stops])
+    reunion = np.array([stop.reunion for stop in stops])
+    if imbalance[0] < NOTABLE * imbalance.min():
+        return stops[0]
+    return stops[int((_scaled(imbalance) + _scaled(reunion)).argmin())]
+
+
+def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    scaled: NDArray[np.float64] = (values - values.min()) / max(float(np.ptp(values)), TINY)
+    return scaled
 
 
 def _stop(
     costs: ArrayLike,
     config: BalanceConfig,
+    num_steps: int,
     sizes: ArrayLike | None,
     workers: tuple[Worker, ...] | None,
 ) -> MixingStop:
@@ -81,6 +127,7 @@ def _stop(
     assert quality.reunion is not None
     return MixingStop(
         window=config.window,
+        mixing=1 - log(min(config.window, num_steps)) / log(max(num_steps, 2)),
         imbalance=quality.imbalance,
         padding=_padding(plan, costs) if config.padded else 0.0,
         reunion=quality.reunion,

@@ -1,10 +1,12 @@
 """Plan one epoch: compose its steps, split them over workers, arrange the result."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from paceline._compile import in_threads
 from paceline.balance._compose import compose_steps
 from paceline.balance._config import BalanceConfig, Limits
 from paceline.balance._epoch_plan import EpochPlan, longest_first
@@ -77,6 +79,7 @@ def plan_epoch(
             f"costs come first, then the BalanceConfig, got a {type(config).__name__} as config"
         )
     cost = checked_costs(costs)
+    config = config.with_window(len(cost))
     amounts = _amounts(cost, sizes, example_bytes, config.limits)
     check_worker_counts(config.batch_size, config.num_workers, config.counts, workers)
     if order is not None:
@@ -234,13 +237,16 @@ def _planned(
     """Arrange blocks of steps in place, so that what it takes besides the plan is little."""
     # What fills up the last step stands at its end, before examples go to workers.
     is_repeat = (np.arange(steps.size) >= num_examples).reshape(steps.shape)
-    per_block, blocks = max(BLOCK_SLOTS // steps.shape[1], 1), []
-    for first in range(0, len(steps), per_block):
+    per_block = max(BLOCK_SLOTS // steps.shape[1], 1)
+
+    def arranged(first: int) -> tuple[NDArray[Any], ...]:
         block = slice(first, first + per_block)
         slots, *rest = arrange_steps(amounts, steps[block], rules, first)
         for values in (steps[block], is_repeat[block]):
             values.ravel()[:] = values.ravel()[slots]
-        blocks.append(rest)
+        return tuple(rest)
+
+    blocks = in_threads(arranged, range(0, len(steps), per_block))
     micro_sizes, num_parts, load = map(np.concatenate, zip(*blocks, strict=True))
     return EpochPlan(
         num_workers=rules.config.num_workers,

@@ -74,13 +74,14 @@ def measure_quality(
         (1.25, 1.25)
     """
     slot_cost, step_cost = slot_and_step_costs(plan, costs)
+    config = config.with_window(len(checked_column("costs", costs)))
     total = float(step_cost.sum())
     mean, excess = mean_and_excess(plan, slot_cost, step_cost, config)
     return PlanQuality(
         imbalance=over_mean_cost(plan.makespan(), total, plan.num_workers),
         lower_bound=over_mean_cost(mean + float(excess.sum()), total, plan.num_workers),
         reunion=None if next_plan is None else reunion(plan, next_plan),
-        cost_autocorrelation=lag_1_autocorrelation(step_cost),
+        cost_autocorrelation=float(lag_1_autocorrelation(step_cost)),
         num_steps=plan.num_steps,
         num_examples=int((~plan.is_repeat).sum()),
     )

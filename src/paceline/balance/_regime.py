@@ -105,7 +105,7 @@ def regime_of(
         'expensive examples'
     """
     cost = checked_column("costs", costs)
-    config = replace(config, limits=Limits(), tail="zero-weight")
+    config = replace(config.with_window(len(cost)), limits=Limits(), tail="zero-weight")
     sample = _sample(len(cost), config)
     plan = plan_epoch(cost, config, workers=workers, remaining=sample)
     slot_cost, step_cost = slot_and_step_costs(plan, cost)

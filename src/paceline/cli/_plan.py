@@ -41,6 +41,7 @@ def add_plan(commands: Any) -> None:
     plan.add_argument("--padded", action="store_true", help="micro-batches are padded")
     plan.add_argument("--counts", choices=("equal", "free"), default="equal")
     plan.add_argument("--window", default="1", help="steps to move over, or epoch (default 1)")
+    plan.add_argument("--mixing", type=float, help="instead: 1 plain shuffle, 0 most even")
     plan.add_argument("--speeds", help="relative speed of each worker: 1,1,0.5,...")
     plan.add_argument("--microbatches", default="1", help="per worker and step, or auto (1)")
     plan.add_argument("--max-tokens", type=float, help="summed size of a micro-batch at most")
@@ -77,6 +78,7 @@ def _run_epoch(options: argparse.Namespace) -> int:
         workers = tuple(Worker(speed=speed) for speed in _numbers("speeds", options.speeds))
     sizes = _read_sizes(options.sizes)
     costs = example_costs(_cost_model(options.cost), sizes)
+    config = config.with_window(len(costs))
     if options.frontier:
         stops = mixing_frontier(costs, config, sizes=sizes, workers=workers)
         print(frontier_text(stops, is_json=options.json))
@@ -96,7 +98,7 @@ def _run_epoch(options: argparse.Namespace) -> int:
         "workers": config.num_workers,
         "batch_size": config.batch_size,
         "counts": config.counts,
-        "window": options.window,
+        "window": options.window if options.mixing is None else str(config.window),
         "source": "simulated",
     }
     print(json.dumps(result) if options.json else _table(result))
@@ -117,6 +119,7 @@ def _config(options: argparse.Namespace) -> "BalanceConfig":
         counts=options.counts,
         padded=options.padded,
         window=_window(options.window),
+        mixing=options.mixing,
         num_microbatches=_microbatches(options.microbatches),
         limits=Limits(**limits),
         tail=options.tail,

@@ -79,8 +79,8 @@ class EpochPlanner:
         shards: Shards | None = None,
         order: ExampleOrder | None = None,
     ) -> None:
-        self.config = config
         self.costs = checked_column("costs", costs)
+        self.config = config = config.with_window(len(self.costs))
         self._sizes = self._column("sizes", sizes)
         self._example_bytes = self._column("example_bytes", example_bytes)
         self._shards = shards

@@ -1,5 +1,6 @@
 """Split the examples of a step over workers: one batch, padded or not, and what sorts them."""
 
+from paceline.balance.split._expensive import Shape, choose_expensive, gather_steps
 from paceline.balance.split._pace import Pace, pace_of
 from paceline.balance.split._padded import (
     earliest_end,
@@ -8,6 +9,8 @@ from paceline.balance.split._padded import (
     split_padded_steps,
 )
 from paceline.balance.split._padded_micro import MicroBatchCosts, plan_padded_micro_batches
+from paceline.balance.split._padded_price import Crew, crew_of
+from paceline.balance.split._padded_steps import divide_window
 from paceline.balance.split._partition import (
     Partition,
     check_worker_counts,

@@ -54,12 +54,12 @@ def longest_first(
     for worker in range(size):
         heap[worker], time[worker] = worker, rules.start[worker]
     for at in range(size // 2 - 1, -1, -1):
-        _sift_down(heap, at, size, time)
+        sift_down(heap, at, size, time)
     for position, example in enumerate(by_cost):
         while len(by_cost) - position <= num_empty and count[heap[0]] > 0:
             size -= 1
             heap[0] = heap[size]
-            _sift_down(heap, 0, size, time)
+            sift_down(heap, 0, size, time)
         worker = heap[0]
         num_empty -= count[worker] == 0
         owner[example] = worker
@@ -68,11 +68,11 @@ def longest_first(
         if count[worker] == rules.capacity:
             size -= 1
             heap[0] = heap[size]
-        _sift_down(heap, 0, size, time)
+        sift_down(heap, 0, size, time)
 
 
 @compiled
-def _sift_down(heap: NDArray[np.int64], at: int, size: int, time: NDArray[np.float64]) -> None:
+def sift_down(heap: NDArray[np.int64], at: int, size: int, time: NDArray[np.float64]) -> None:
     moved = heap[at]
     while 2 * at + 1 < size:
         child = 2 * at + 1

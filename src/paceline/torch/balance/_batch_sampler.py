@@ -33,7 +33,7 @@ from paceline.torch.balance._short_form import (
     checked_sizes,
     config_of,
 )
-from paceline.torch.ranks import Facts, Group, Replica, process_group_of, replica_of
+from paceline.torch.ranks import Facts, Group, Replica, data_ranks_of, process_group_of, replica_of
 
 
 class BalancedBatchSampler(Sampler[list[int]]):
@@ -66,6 +66,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
         process_group: The data-parallel ranks: a process group, one axis of a device mesh, or
             a `Replica`. By default from the environment (`WORLD_SIZE` and `RANK`), then the
             default process group, else one process.
+        data_axis: Which axis of the mesh in `process_group` shares the data. Ranks that differ in
+            other axes (tensor, context, pipeline) get the same examples, and agree on one plan.
         order: In which order examples come; who computes them is decided afterwards.
             `"shuffle"` is plain reshuffling; `"stratified"` spreads each class evenly;
             `"pair-balance"` is `paceline.order.pair_balance`, which learns from gradients: see
@@ -110,6 +112,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
         cost: ExampleCost | None = None,
         workers: tuple[Worker, ...] | None = None,
         process_group: Group | Replica | None = None,
+        data_axis: str | None = None,
         order: Order = "shuffle",
         labels: ArrayLike | None = None,
         example_bytes: ArrayLike | None = None,
@@ -117,7 +120,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
         loss_terms: ArrayLike | None = None,
         check_plan: bool = True,
     ) -> None:
-        place = replica_of(process_group)
+        data_ranks, self._everyone = data_ranks_of(process_group, data_axis)
+        place = replica_of(data_ranks)
         self.num_replicas, self.rank = place.num_replicas, place.rank
         config = config_of(
             config,
@@ -146,7 +150,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
         self._walk = EpochWalk(
             planner, self.rank, terms, workers or (Worker(),) * self.num_replicas
         )
-        self._process_group = process_group
+        self._process_group = data_ranks
         self._check = PlanCheck(type(self).__name__, is_wanted=check_plan)
         self._walk.begin_calls.append(self._compare)
 
@@ -277,7 +281,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
         """
         walk = self._walk
         finished = checked_finished(walk.finished, self.epoch, is_under_way=walk.is_under_way)
-        plan, group = self.planner.plan(finished), self.process_group
+        plan, group = self.planner.plan(finished), self._everyone or self.process_group
         workers = refitted(timeline, plan, finished.num_steps, group)
         if workers != plan.workers:
             walk.use_workers(workers)
@@ -285,6 +289,6 @@ class BalancedBatchSampler(Sampler[list[int]]):
     def _compare(self, run: BatchPass) -> None:
         self._check.run(
             lambda: {**self.facts, **place_facts(self.planner, run.begin)},
-            self.process_group,
-            self.num_replicas,
+            self._everyone or self.process_group,
+            self._everyone.size() if self._everyone else self.num_replicas,
         )

@@ -25,5 +25,11 @@ from paceline.torch.ranks._gather import (
     gather_timeline,
 )
 from paceline.torch.ranks._meeting import MEETING_S, meet, own_store
-from paceline.torch.ranks._replica import Group, Replica, process_group_of, replica_of
+from paceline.torch.ranks._replica import (
+    Group,
+    Replica,
+    data_ranks_of,
+    process_group_of,
+    replica_of,
+)
 from paceline.torch.ranks._roll_call import RollCall, is_of_communication

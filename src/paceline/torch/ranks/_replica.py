@@ -55,6 +55,35 @@ def replica_of(
     return _from_group(process_group_of(process_group))
 
 
+def data_ranks_of(
+    process_group: Group | Replica | None, data_axis: str | None
+) -> tuple[Group | Replica | None, dist.ProcessGroup | None]:
+    """Return the ranks that share the data, and the group of all that must have one plan.
+
+    Args:
+        process_group: With a `data_axis`, a device mesh of all ranks.
+        data_axis: Its axis that shares the data; ranks that differ in others get the same examples.
+            Unset, only the ranks that share the data compare their plans: None for the second.
+
+    Raises:
+        ValueError: If there is no such axis, or the mesh leaves ranks out.
+    """
+    if data_axis is None:
+        return process_group, None
+    names = process_group.mesh_dim_names or () if isinstance(process_group, DeviceMesh) else ()
+    if not isinstance(process_group, DeviceMesh) or data_axis not in names:
+        raise ValueError(
+            f"data_axis={data_axis!r} needs a device mesh with such an axis as process_group, got "
+            f"{type(process_group).__name__} with the axes {tuple(names)}"
+        )
+    if process_group.size() != dist.get_world_size():
+        raise ValueError(
+            f"data_axis needs a mesh of all {dist.get_world_size()} ranks, got one of "
+            f"{process_group.size()}; pass process_group=mesh[{data_axis!r}] without data_axis"
+        )
+    return process_group[data_axis], dist.group.WORLD
+
+
 def process_group_of(
     process_group: Group | Replica | None, num_replicas: int | None = None
 ) -> dist.ProcessGroup | None:
