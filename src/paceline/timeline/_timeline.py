@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.timeline._chrome import write_chrome_trace
+from paceline.timeline._chrome import Part, read_chrome_trace, write_chrome_trace
 from paceline.timeline._columns import (
     COLUMNS,
     SOURCES,
@@ -183,10 +183,35 @@ class Timeline:
         run = self.aligned()
         return summarize(run.source, run._columns())
 
-    def to_chrome_trace(self, path: str | Path) -> Path:
-        """Write the run as JSON that Perfetto and chrome://tracing open; return the path."""
-        run = self.aligned()
-        return write_chrome_trace(run.source, run._columns(), run.lanes, run.names, path)
+    def to_chrome_trace(self, path: str | Path, *, beside: "Timeline | None" = None) -> Path:
+        """Write the run as JSON that Perfetto and chrome://tracing open; return the path.
+
+        Args:
+            path: File to write.
+            beside: Another timeline on the same clock, drawn below, such as the plan of this one.
+        """
+        runs = [self.aligned()] if beside is None else [self.aligned(), beside]
+        return write_chrome_trace(
+            [Part(run.source, run._columns(), run.lanes, run.names) for run in runs], path
+        )
+
+    @classmethod
+    def from_chrome_trace(cls, path: str | Path) -> "list[Timeline]":
+        """Read what `to_chrome_trace` wrote: the run, and the timeline beside it if there is one.
+
+        Raises:
+            ValueError: If the file cannot be read, or holds anything else.
+        """
+        parts = read_chrome_trace(path)
+        return [
+            cls(
+                source=part.source,
+                lanes=tuple(part.lanes),
+                names=tuple(part.names),
+                **part.spans._asdict(),
+            )
+            for part in parts
+        ]
 
     def plot(self) -> "Figure":
         """Return one matplotlib figure, a row for each lane of each rank; needs the `report` extra.
