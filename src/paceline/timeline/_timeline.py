@@ -27,6 +27,7 @@ from paceline.timeline._plot import plot_timeline
 from paceline.timeline._summary import Summary, summarize
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -213,16 +214,19 @@ class Timeline:
             for part in parts
         ]
 
-    def plot(self) -> "Figure":
+    def plot(self, axes: "Axes | None" = None) -> "Figure":
         """Return one matplotlib figure, a row for each lane of each rank; needs the `report` extra.
 
         In a notebook, select a few steps first: `run.timeline(num=20).plot()`.
+
+        Args:
+            axes: Where to draw, to set two timelines side by side; unset for a figure of its own.
 
         Raises:
             MissingExtraError: If matplotlib is not installed.
         """
         run = self.aligned()
-        return plot_timeline(run.source, run._columns(), run.lanes)
+        return plot_timeline(run.source, run._columns(), run.lanes, axes)
 
     @staticmethod
     def merge(parts: Sequence["Timeline"]) -> "Timeline":
