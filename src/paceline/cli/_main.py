@@ -77,13 +77,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_demo(commands: "argparse._SubParsersAction[OneLineParser]") -> None:
     demo = commands.add_parser(
-        "demo", help="compare default PyTorch, tuned PyTorch and Paceline on real text"
+        "demo",
+        help="compare default PyTorch, tuned PyTorch and Paceline on real text",
+        description="Train one model on real text in four ways at once, default and tuned PyTorch "
+        "among them, and end with the verdict over the default. The folder keeps each way as a run "
+        "for report, compare and whatif.",
     )
     demo.add_argument("--ranks", type=int, default=2, help="gloo processes (default 2)")
     demo.add_argument(
         "--seconds", type=float, default=60.0, help="time to aim for, 15 to 90 (default 60)"
     )
-    demo.add_argument("--output", type=Path, default=Path("paceline-demo"), help="folder to write")
+    demo.add_argument(
+        "--output", type=Path, default=Path("paceline-demo"), help="folder (default paceline-demo)"
+    )
     demo.add_argument("--seed", type=int, default=0, help="of weights and order (default 0)")
     demo.add_argument("--json", action="store_true", help="print one JSON object, last line")
     demo.set_defaults(run=_run_demo)
