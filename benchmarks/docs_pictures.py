@@ -78,12 +78,13 @@ def waits(run: Run) -> Any:
     figure, axes = pyplot.subplots(figsize=(9, height), layout="constrained")
     # From the page's own colour to vermilion, so that it reads on light and on dark.
     shades = mpl.colors.LinearSegmentedColormap.from_list("waits", ["#D55E0010", "#D55E00ff"])
-    drawn = axes.pcolormesh(1e3 * wait_s, cmap=shades, vmin=0.0, linewidth=0)
+    axes.pcolormesh(1e3 * wait_s, cmap=shades, vmin=0.0, linewidth=0)
     axes.set_yticks(np.arange(run.num_ranks) + 0.5, [f"rank {r}" for r in range(run.num_ranks)])
     axes.invert_yaxis()
     axes.set_xlabel("step after warm-up")
-    bar = figure.colorbar(drawn, ax=axes, label="waited, ms, measured", drawedges=False)
-    bar.solids.set_rasterized(False)
+    keys = [pyplot.Rectangle((0, 0), 1, 1, color=shades(level)) for level in (0.0, 1.0)]
+    words = ["no wait", f"waited {1e3 * wait_s.max():,.0f} ms, measured"]
+    figure.legend(keys, words, loc="outside upper center", ncols=2)
     return figure
 
 
