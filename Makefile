@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 TORCH := 2.13.0
 
-.PHONY: demo test test-integrations lint types check docs bench dist newcomer clean
+.PHONY: demo test test-integrations lint types check docs docs-pictures bench dist newcomer clean
 
 demo: .venv/.demo
 	$(BIN)/paceline demo
@@ -28,6 +28,10 @@ check: lint types test
 
 docs: .venv/.docs
 	$(BIN)/mkdocs build --strict
+
+# Runs the demo for 90 s and draws docs/pictures from it; screenshots need a chromium.
+docs-pictures: .venv/.demo
+	$(BIN)/python benchmarks/docs_pictures.py
 
 bench: .venv/.demo
 	$(BIN)/python benchmarks/watch_overhead.py --json

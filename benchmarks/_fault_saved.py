@@ -194,6 +194,7 @@ def _demo(folder: Path) -> list[Reader]:
         speedup=1.5, speedup_range=(1.0, 2.0), tuned_bucket_mb=25.0,
         max_loss_difference=0.0, predicted_step_s=1.0, measured_step_s=1.0, num_ranks=2,
         num_rounds=3, num_examples=96, trace="trace.json", summary="summary.json",
+        recorded="plain",
     )  # fmt: skip
     result.save(folder / "summary.json")
     corpus = Corpus(text=np.arange(9, dtype=np.uint8), offsets=np.array([0, 4, 9]))

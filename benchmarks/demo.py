@@ -23,10 +23,10 @@ def main() -> None:
             num_ranks=options.ranks, seconds=options.seconds, output=Path(folder) / "paceline-demo"
         )
         result = run_demo(config)
-    if not options.json:
-        show(result, Console())
+        if not options.json:
+            show(result, Console())
     values = result.to_dict()
-    del values["trace"], values["summary"]  # gone with the folder
+    del values["trace"], values["summary"], values["recorded"]  # gone with the folder
     finish("demo", options, values, "torch")
 
 

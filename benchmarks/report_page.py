@@ -1,7 +1,7 @@
 """Claim: the page of 10,000 steps on 8 ranks is under 3 MB, opens in under 2 s, and works.
 
 A made-up run with random steps is drawn, and opened in a headless Chromium without a network: on a
-wide screen light and dark, and on a phone of 390 pixels. Opened means that every figure is
+wide screen light and dark, on a phone of 390 pixels, and printed. Opened means that every figure is
 drawn. Then buttons and keys zoom, and whatever the console says or the page asks for is counted.
 Needs a chromium (`apt-get install chromium`); `--run` draws a recorded run instead, `--pictures`
 keeps what a reader sees.
@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from base64 import b64decode
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -147,6 +148,13 @@ def check(page: Path, chromium: str, pictures: Path | None) -> dict[str, Any]:
             result[f"zooms_{name}"] = zooms(tab, by_mouse=not screen.get("phone"))
             if pictures is not None:
                 tab.screenshot(pictures / f"report-{name}.png")
+        # From the screen that a reader may have: dark, and what is printed is light.
+        tab.show(**SCREENS["dark"])
+        open_page(tab, page)
+        pdf = b64decode(tab.call("Page.printToPDF", printBackground=True)["data"])
+        result["printed_pages"] = pdf.count(b"/Type /Page\n")
+        if pictures is not None:
+            (pictures / "report-print.pdf").write_bytes(pdf)
         result["console_errors"] = tab.errors
         result["requests"] = [one for one in tab.requests if one != page.as_uri()]
     return result
@@ -170,7 +178,9 @@ def main() -> None:
             **check(page, chromium, options.pictures),
         }
     finish("report_page", options, result, "bokeh")
-    works = all(all(result[f"zooms_{name}"].values()) for name in SCREENS)
+    works = result["printed_pages"] > 0 and all(
+        all(result[f"zooms_{name}"].values()) for name in SCREENS
+    )
     if result["console_errors"] or result["requests"] or result["blank_figures"] or not works:
         sys.exit(f"the page does not work: {json.dumps(result)}")
 

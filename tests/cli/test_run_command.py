@@ -39,6 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--nproc-per-node=many", "train.py"], "Unsupported nproc_per_node value: many"),
         (["--nnodes=0", "train.py"], "torchrun's arguments do not fit: min_nodes must be > 0"),
         (["--no-python", "train.py"], "--no-python says that train.py is none"),
+        (["--price=nan", "train.py"], "price must be finite and not negative, got nan"),
         (["--output=old", "train.py"], "old holds another run; give --output a new folder"),
     ],
 )

@@ -1,6 +1,7 @@
 """The whole demo, as a user starts it."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -10,8 +11,13 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
+
+from paceline.demo import DemoResult, show
+from paceline.run import Run
 
 WAYS = ("plain", "tuned", "paced", "window")
 PACELINE = str(Path(sysconfig.get_path("scripts"), "paceline"))
@@ -59,7 +65,30 @@ def test_the_demo_prints_one_json_object_and_writes_a_trace(tmp_path: Path) -> N
     assert steps == set(range(len(WAYS) * 3 * (result["num_rounds"] + 1)))
     lanes = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
     assert lanes == set(WAYS)
-    assert sorted(path.name for path in output.iterdir()) == ["summary.json", "trace.json"]
+    files = ["summary.json", "trace.json"]
+    assert sorted(path.name for path in output.iterdir()) == sorted([*files, *WAYS])
+    check_recorded(output, result)
+
+
+def check_recorded(output: Path, result: dict[str, Any]) -> None:
+    """Each way is a run; its end is the verdict over default PyTorch and where its page is."""
+    for way in WAYS:
+        run = Run.load(output / way)
+        num_steps = 3 * (result["num_rounds"] + 1)
+        assert run.num_steps + len(run.warm_up[0].begin_s) == num_steps, way
+        padding = sum(int(steps.num_padding.sum()) for steps in run.steps)
+        elements = sum(int(steps.num_elements.sum()) for steps in run.steps)
+        # The first round is left out of the result, and not all of it is warm-up of the run.
+        assert padding / elements == pytest.approx(result[way]["padding"], abs=0.2)
+        # What other ways did between two turns is no part of this one.
+        wide_s = run.timeline().makespan_s
+        assert wide_s < 1.5 * run.step_s * run.num_steps + 1.0
+    console = Console(file=io.StringIO(), width=100)
+    show(DemoResult.load(output / "summary.json"), console)
+    told = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert any(line.startswith("what   ") for line in told)
+    assert told[-1] == f"report: {output / 'report.html'}"
+    assert "default PyTorch" in (output / "report.html").read_text(encoding="utf-8")
 
 
 def processes_of(session: int) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.timeline import SOURCES, Kind, Source, Span, Timeline
+from paceline.timeline._chrome import PIDS_PER_PART
 
 
 def trace_of(run: Timeline, path: Path) -> dict[str, Any]:
@@ -86,6 +88,47 @@ def test_any_timeline_gives_valid_json_with_all_spans(
     assert [event["dur"] for event in events] == [span.duration_s * 1e6 for span in run]
     origin_s = min((span.start_s for span in aligned), default=0.0)
     assert [event["ts"] for event in events] == [(s.start_s - origin_s) * 1e6 for s in aligned]
+
+
+def test_a_plan_stands_below_what_happened_and_both_are_read_back(tmp_path: Path) -> None:
+    run = two_ranks()
+    plan = replace(run, source="simulated", start_s=run.start_s + 1.0)
+    trace = trace_of_both(run, plan, tmp_path / "run.json")
+    pids = [event["pid"] for event in spans_in(trace)]
+    assert pids == [0, 0, 3, PIDS_PER_PART, PIDS_PER_PART, PIDS_PER_PART + 3]
+    names = labels_in(trace, "process_name")
+    assert names[0, 0] == "rank 0 (measured)"
+    assert names[PIDS_PER_PART, 0] == "rank 0 (simulated)"
+    found = Timeline.from_chrome_trace(tmp_path / "run.json")
+    assert [part.source for part in found] == ["measured", "simulated"]
+    for part, expected, begin_s in zip(found, (run, plan), (0.0, 1.0), strict=True):
+        wanted = replace(expected, start_s=expected.start_s - 10.0)
+        assert list(part) == list(wanted)
+        assert part.start_s.min() == begin_s
+
+
+def trace_of_both(run: Timeline, plan: Timeline, path: Path) -> dict[str, Any]:
+    run.to_chrome_trace(path, beside=plan)
+    trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return trace
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        '{"traceEvents": 3}',
+        '{"traceEvents": [{"ph": "X"}]}',
+        '{"traceEvents": [{"ph": "X", "pid": 0, "tid": 0, "cat": "cpu_op", "name": "aten::mm"}]}',
+    ],
+)
+def test_what_is_no_trace_of_ours_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"other.json is no trace that Paceline wrote") as caught:
+        Timeline.from_chrome_trace(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_names_with_quotes_and_other_scripts_survive(tmp_path: Path) -> None:

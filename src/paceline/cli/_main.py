@@ -17,6 +17,7 @@ from paceline.cli._model_flags import needing
 from paceline.cli._plan import add_plan
 from paceline.cli._report import add_report
 from paceline.cli._run import add_run
+from paceline.cli._trace import add_trace
 from paceline.cli._whatif import add_whatif
 from paceline.errors import MissingExtraError, PacelineError
 
@@ -69,20 +70,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"paceline {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     adders = (_add_demo, add_run, add_plan, add_estimate, add_collect, add_fit, add_herding)
-    for add in (*adders, add_report, add_compare, add_whatif):
+    for add in (*adders, add_report, add_trace, add_compare, add_whatif):
         add(commands)
     return parser
 
 
 def _add_demo(commands: "argparse._SubParsersAction[OneLineParser]") -> None:
     demo = commands.add_parser(
-        "demo", help="compare default PyTorch, tuned PyTorch and Paceline on real text"
+        "demo",
+        help="compare default PyTorch, tuned PyTorch and Paceline on real text",
+        description="Train one model on real text in four ways at once, default and tuned PyTorch "
+        "among them, and end with the verdict over the default. The folder keeps each way as a run "
+        "for report, compare and whatif.",
     )
     demo.add_argument("--ranks", type=int, default=2, help="gloo processes (default 2)")
     demo.add_argument(
         "--seconds", type=float, default=60.0, help="time to aim for, 15 to 90 (default 60)"
     )
-    demo.add_argument("--output", type=Path, default=Path("paceline-demo"), help="folder to write")
+    demo.add_argument(
+        "--output", type=Path, default=Path("paceline-demo"), help="folder (default paceline-demo)"
+    )
     demo.add_argument("--seed", type=int, default=0, help="of weights and order (default 0)")
     demo.add_argument("--json", action="store_true", help="print one JSON object, last line")
     demo.set_defaults(run=_run_demo)
@@ -90,6 +97,7 @@ def _add_demo(commands: "argparse._SubParsersAction[OneLineParser]") -> None:
 
 def _run_demo(options: argparse.Namespace) -> int:
     with needing("the demo", "torch,report"):
+        import bokeh  # noqa: F401
         from rich.console import Console
 
         from paceline.demo import DemoConfig, run_demo, show

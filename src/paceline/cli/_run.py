@@ -13,7 +13,7 @@ from paceline.cli._model_flags import needing
 DESCRIPTION = (
     "Launch a training script as torchrun does, record every rank's steps without an edit to the "
     "script, and say what slowed it. Arguments in front of the script are torchrun's, and ours: "
-    "--output, --json. Those behind it are the script's."
+    "--output, --price, --json. Those behind it are the script's."
 )
 
 
@@ -53,6 +53,7 @@ def _parser(
     )
     ours = parser.add_argument_group("of paceline")
     ours.add_argument("--output", type=Path, help="folder (default paceline-runs/SCRIPT-TIME)")
+    ours.add_argument("--price", type=float, help="dollars per hour and rank, for the cost so far")
     ours.add_argument("--json", action="store_true", help="print one JSON object, last line")
     return parser
 

@@ -91,6 +91,7 @@ class DemoResult:
         num_examples: Examples that each way trained on, warm-up included.
         trace: Chrome trace of the whole run.
         summary: File that holds this result.
+        recorded: Folder of the default way as a run, beside those of the other ways.
     """
 
     plain: WayResult
@@ -109,6 +110,7 @@ class DemoResult:
     num_examples: int
     trace: str
     summary: str
+    recorded: str
 
     @property
     def losses_agree(self) -> bool:
@@ -170,6 +172,7 @@ def result_of(
         num_examples=len(difference) * config.num_ranks * EXAMPLES_PER_RANK,
         trace=str(config.output / "trace.json"),
         summary=str(config.output / "summary.json"),
+        recorded=str(config.output / "plain"),
     )
 
 

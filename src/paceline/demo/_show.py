@@ -1,9 +1,13 @@
 """Print what the demo found, as a person reads it."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
 from paceline.demo._result import LABELS, DemoResult, WayResult
+from paceline.report import write_report
+from paceline.run import Run
 
 ENOUGH_ROUNDS = 3
 FEW = "; too few rounds for a close race, try more --seconds"
@@ -22,6 +26,10 @@ def show(result: DemoResult, console: Console) -> None:
     console.print()
     for label, text in _lines(result).items():
         console.print(f"{label:<22}{text}", highlight=False, soft_wrap=True)
+    run = Run.load(result.recorded)
+    console.print(f"\n{run.verdict()}", highlight=False, markup=False, soft_wrap=True)
+    page = write_report(run, Path(result.recorded).with_name("report.html"))
+    console.print(f"\nreport: {page}", highlight=False, soft_wrap=True)
 
 
 def _cells(way: WayResult) -> dict[str, str]:

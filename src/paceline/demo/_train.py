@@ -15,6 +15,7 @@ from paceline.demo._data import TextDataset
 from paceline.demo._model import ByteTransformer
 from paceline.demo._price import measured_job, new_optimizer, train_step
 from paceline.demo._progress import Notes
+from paceline.demo._record import RunRecord, counted
 from paceline.demo._result import LABELS, DemoResult, Turn, result_of
 from paceline.demo._tuned import best_bucket_mb
 from paceline.demo._ways import Price, Way, ways_of
@@ -33,21 +34,25 @@ class Trainee:
         self.model = DistributedDataParallel(deepcopy(model), bucket_cap_mb=way.bucket_mb)
         self.optimizer = new_optimizer(self.model)
         self.turns: list[Turn] = []
+        self.record = RunRecord()
 
     def run(self, num_steps: int) -> None:
         """Train `num_steps` steps and add them as one turn."""
-        losses, counts = [], torch.zeros(2, dtype=torch.int64)
+        losses, rows = [], []
         dist.barrier()
         with watch(self.model, self.optimizer) as recorder:
             for _ in range(num_steps):
+                begin_s = time.perf_counter()
                 shares = next(self.way.batches)
+                rows.append(counted(shares, time.perf_counter() - begin_s))
                 losses.append(train_step(self.model, self.optimizer, shares))
-                for batch, _ in shares:
-                    counts += torch.tensor([int(batch.lengths.sum()), batch.num_padded])
+        padded = sum(row.num_padding for row in rows)
+        counts = torch.tensor([sum(row.num_elements for row in rows) - padded, padded])
         mean_losses = torch.stack(losses)
         dist.all_reduce(mean_losses)
         dist.all_reduce(counts)
         timeline = replace(recorder.gather(), lanes=(self.way.name,))
+        self.record.add(recorder.timeline(), rows, timeline.makespan_s)
         mean = tuple((mean_losses / dist.get_world_size()).tolist())
         self.turns.append(Turn(timeline, mean, int(counts[0]), int(counts[1])))
 
@@ -76,6 +81,9 @@ def train_all_ways(rank: int, config: DemoConfig, corpus: Path, notes: Notes, en
             trainee.run(STEPS_PER_ROUND)
         num_rounds += 1
         last_s = time.monotonic() - begin_s
+    for trainee in trainees:
+        folder = config.output / trainee.way.name
+        trainee.record.write(folder, rank, trainee.model, config.num_ranks)
     if rank == 0:
         done = slice(STEPS_PER_ROUND, num_rounds * STEPS_PER_ROUND)
         predicted_s = {way.name: float(way.predicted_s[done].mean()) for way in ways}

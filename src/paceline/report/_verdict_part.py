@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from paceline.report.markup import Html, element
 from paceline.run import Cause, Verdict
 
-HEALTHY = "Nothing here is worth a change."
-
 
 def verdict_part(verdict: Verdict) -> Html:
     """Return the section of the verdict; causes come largest first."""
@@ -14,7 +12,7 @@ def verdict_part(verdict: Verdict) -> Html:
     if verdict.causes:
         found = element("ol", *(_cause(cause) for cause in verdict.causes))
     else:
-        found = element("p", HEALTHY, class_="healthy")
+        found = element("p", f"{verdict.what.capitalize()}.", class_="healthy")
     parts = [title, found, *_rest("Also seen", verdict.notes)]
     parts += _rest("Not worth it here", verdict.not_worth)
     return element(

@@ -5,6 +5,7 @@ from paceline.run._curve import BALANCES, Curve, Point, WhatIf, powers_of_two
 from paceline.run._folder import RunFolder
 from paceline.run._run import Run
 from paceline.run._steps import STEP_SPANS, UNKNOWN, Steps
+from paceline.run._trace import Trace
 from paceline.run._verdict import Verdict
 from paceline.run._wire_model import COMMS, WireModel
 from paceline.run.causes import Cause
@@ -21,6 +22,7 @@ __all__ = [
     "Run",
     "RunFolder",
     "Steps",
+    "Trace",
     "Verdict",
     "WhatIf",
     "WireModel",

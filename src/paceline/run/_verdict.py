@@ -33,17 +33,21 @@ class Verdict:
         causes: What is worth a change, largest share first; empty for a healthy run.
         not_worth: What would not help here, one line each.
         notes: What was seen and has no cause among the six.
+        is_known: Whether there were steps enough to tell.
     """
 
     headline: str
     causes: tuple[Cause, ...]
     not_worth: tuple[str, ...]
     notes: tuple[str, ...]
+    is_known: bool = True
 
     @property
     def what(self) -> str:
         """What costs most, one sentence."""
-        return self.causes[0].what if self.causes else "nothing here is worth a change"
+        if self.causes:
+            return self.causes[0].what
+        return "nothing here is worth a change" if self.is_known else "too few steps to tell"
 
     @property
     def why(self) -> str:
@@ -93,7 +97,7 @@ def verdict_of(grid: Grid, facts: Sequence[Mapping[str, Any]], headline: str) ->
     """Tell what costs time in `grid`."""
     if grid.num_steps < LEAST_STEPS:
         note = f"{grid.num_steps} steps after warm-up say nothing yet; record {LEAST_STEPS} or more"
-        return Verdict(headline=headline, causes=(), not_worth=(), notes=(note,))
+        return Verdict(headline=headline, causes=(), not_worth=(), notes=(note,), is_known=False)
     evidence = Evidence.of(grid, facts)
     found = [tell(evidence) for tell in CAUSES]
     worth = [one for one in found if one.is_worth_it]

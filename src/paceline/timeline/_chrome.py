@@ -4,31 +4,46 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from paceline.timeline._columns import Columns, Kind, Source
+from paceline._files import read_json, told
+from paceline.timeline._columns import Columns, Kind, Source, columns_of
 
 ROWS_HELD = 4096
+# The ranks of a second part have pids from here on.
+PIDS_PER_PART = 1 << 20
 
 
-def write_chrome_trace(
-    source: Source, spans: Columns, lanes: Sequence[str], names: Sequence[str], path: str | Path
-) -> Path:
+class Part(NamedTuple):
+    """One timeline of a trace."""
+
+    source: Source
+    spans: Columns
+    lanes: Sequence[str]
+    names: Sequence[str]
+
+
+def write_chrome_trace(parts: Sequence[Part], path: str | Path) -> Path:
     """Write spans to `path`; the first begins at zero.
 
-    pid is the rank, tid the lane, times are microseconds. The file appears under its name only
-    when it is whole. Source: "Trace Event Format", the Chromium project's public document.
+    pid is the rank, tid the lane, times are microseconds. Ranks of the second part, as of a plan
+    beside what happened, stand below those of the first and have pids of their own. The file
+    appears under its name only when it is whole. Source: "Trace Event Format", the Chromium
+    project's public document.
     """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    begins_s = [part.spans.start_s.min(initial=np.inf) for part in parts]
     try:
         with partial.open("w", encoding="utf-8") as file:
-            other = json.dumps({"source": source})
+            other = json.dumps({"source": parts[0].source})
             file.write(f'{{"displayTimeUnit": "ms", "otherData": {other},\n"traceEvents": [\n')
-            for number, event in enumerate(_events(source, spans, lanes, names)):
+            events = (_events(part, place, min(begins_s)) for place, part in enumerate(parts))
+            for number, event in enumerate(chain.from_iterable(events)):
                 file.write((",\n" if number else "") + json.dumps(event))
             file.write("\n]}\n")
         partial.replace(target)
@@ -41,13 +56,15 @@ def write_chrome_trace(
     return target
 
 
-def _events(
-    source: Source, spans: Columns, lanes: Sequence[str], names: Sequence[str]
-) -> Iterator[dict[str, Any]]:
+def _events(part: Part, place: int, origin_s: float) -> Iterator[dict[str, Any]]:
+    spans, names = part.spans, part.names
+    first_pid = place * PIDS_PER_PART
     for rank, lane in np.unique(np.stack([spans.rank, spans.lane]), axis=1).T.tolist():
-        yield _label("process_name", rank, lane, f"rank {rank} ({source})")
-        yield _label("thread_name", rank, lane, lanes[lane])
-    origin_s = spans.start_s.min(initial=np.inf)
+        pid = first_pid + rank
+        yield _label("process_name", pid, lane, {"name": f"rank {rank} ({part.source})"})
+        yield _label("thread_name", pid, lane, {"name": part.lanes[lane]})
+        if place:
+            yield _label("process_sort_index", pid, lane, {"sort_index": pid})
     microseconds = spans._replace(
         start_s=np.round((spans.start_s - origin_s) * 1e6, 3),
         duration_s=np.round(spans.duration_s * 1e6, 3),
@@ -55,7 +72,7 @@ def _events(
     for rank, lane, kind, name, start_us, duration_us, step, collective in _rows(microseconds):
         yield {
             "ph": "X",
-            "pid": rank,
+            "pid": first_pid + rank,
             "tid": lane,
             "ts": start_us,
             "dur": duration_us,
@@ -65,6 +82,56 @@ def _events(
         }
 
 
+def read_chrome_trace(path: str | Path) -> list[Part]:
+    """Read what `write_chrome_trace` wrote, part by part; times begin at zero.
+
+    Raises:
+        ValueError: If the file cannot be read, or holds anything else.
+    """
+    found = read_json(Path(path))
+    try:
+        return _parts_in(found)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no trace that Paceline wrote ({type(error).__name__}: {told(error)}); "
+            "write one with timeline.to_chrome_trace() or `paceline trace RUN --output FILE`"
+        ) from None
+
+
+def _parts_in(found: Any) -> list[Part]:
+    events = found["traceEvents"]
+    labels: dict[str, dict[tuple[int, int], str]] = {"process_name": {}, "thread_name": {}}
+    for one in events:
+        if one["ph"] == "M" and one["name"] in labels:
+            labels[one["name"]][one["pid"], one["tid"]] = one["args"]["name"]
+    spans = [one for one in events if one["ph"] == "X"]
+    places = sorted({one["pid"] // PIDS_PER_PART for one in events if one["ph"] in "MX"}) or [0]
+    lanes = list(dict.fromkeys(labels["thread_name"].values()))
+    parts = []
+    for place in places:
+        sources = {
+            text.rpartition("(")[2].rstrip(")")
+            for (pid, _), text in labels["process_name"].items()
+            if pid // PIDS_PER_PART == place
+        } or {found["otherData"]["source"]}
+        (source,) = sources
+        mine = [one for one in spans if one["pid"] // PIDS_PER_PART == place]
+        names = list(dict.fromkeys(one["name"] for one in mine))
+        code = {name: index for index, name in enumerate(names)}
+        columns = columns_of(
+            rank=[one["pid"] % PIDS_PER_PART for one in mine],
+            lane=[lanes.index(labels["thread_name"][one["pid"], one["tid"]]) for one in mine],
+            kind=[Kind[one["cat"].upper()] for one in mine],
+            name=[code[one["name"]] for one in mine],
+            start_s=[one["ts"] / 1e6 for one in mine],
+            duration_s=[one["dur"] / 1e6 for one in mine],
+            step=[one["args"]["step"] for one in mine],
+            collective=[one["args"].get("collective", -1) for one in mine],
+        )
+        parts.append(Part(cast(Source, source), columns, lanes, names))
+    return parts
+
+
 def _rows(spans: Columns) -> Iterator[tuple[Any, ...]]:
     """Yield the values of each span; only a block of them is held as Python's objects."""
     for first in range(0, len(spans.rank), ROWS_HELD):
@@ -72,5 +139,5 @@ def _rows(spans: Columns) -> Iterator[tuple[Any, ...]]:
         yield from zip(*block, strict=True)
 
 
-def _label(what: str, rank: int, lane: int, text: str) -> dict[str, Any]:
-    return {"ph": "M", "pid": rank, "tid": lane, "name": what, "args": {"name": text}}
+def _label(what: str, pid: int, lane: int, args: dict[str, Any]) -> dict[str, Any]:
+    return {"ph": "M", "pid": pid, "tid": lane, "name": what, "args": args}

@@ -27,6 +27,8 @@ class Kind(IntEnum):
     """Moving bytes inside one worker, beside the compute."""
 
 
+# Of a step in detail: what the lane `main` holds as whole passes and one all-reduce.
+LAYER_LANE, BUCKET_LANE = "layers", "buckets"
 BUSY_KINDS = (Kind.COMPUTE, Kind.FORWARD, Kind.BACKWARD, Kind.OPTIMIZER)
 
 

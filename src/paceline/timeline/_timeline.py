@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.timeline._chrome import write_chrome_trace
+from paceline.timeline._chrome import Part, read_chrome_trace, write_chrome_trace
 from paceline.timeline._columns import (
     COLUMNS,
     SOURCES,
@@ -27,6 +27,7 @@ from paceline.timeline._plot import plot_timeline
 from paceline.timeline._summary import Summary, summarize
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -183,21 +184,49 @@ class Timeline:
         run = self.aligned()
         return summarize(run.source, run._columns())
 
-    def to_chrome_trace(self, path: str | Path) -> Path:
-        """Write the run as JSON that Perfetto and chrome://tracing open; return the path."""
-        run = self.aligned()
-        return write_chrome_trace(run.source, run._columns(), run.lanes, run.names, path)
+    def to_chrome_trace(self, path: str | Path, *, beside: "Timeline | None" = None) -> Path:
+        """Write the run as JSON that Perfetto and chrome://tracing open; return the path.
 
-    def plot(self) -> "Figure":
+        Args:
+            path: File to write.
+            beside: Another timeline on the same clock, drawn below, such as the plan of this one.
+        """
+        runs = [self.aligned()] if beside is None else [self.aligned(), beside]
+        return write_chrome_trace(
+            [Part(run.source, run._columns(), run.lanes, run.names) for run in runs], path
+        )
+
+    @classmethod
+    def from_chrome_trace(cls, path: str | Path) -> "list[Timeline]":
+        """Read what `to_chrome_trace` wrote: the run, and the timeline beside it if there is one.
+
+        Raises:
+            ValueError: If the file cannot be read, or holds anything else.
+        """
+        parts = read_chrome_trace(path)
+        return [
+            cls(
+                source=part.source,
+                lanes=tuple(part.lanes),
+                names=tuple(part.names),
+                **part.spans._asdict(),
+            )
+            for part in parts
+        ]
+
+    def plot(self, axes: "Axes | None" = None) -> "Figure":
         """Return one matplotlib figure, a row for each lane of each rank; needs the `report` extra.
 
         In a notebook, select a few steps first: `run.timeline(num=20).plot()`.
+
+        Args:
+            axes: Where to draw, to set two timelines side by side; unset for a figure of its own.
 
         Raises:
             MissingExtraError: If matplotlib is not installed.
         """
         run = self.aligned()
-        return plot_timeline(run.source, run._columns(), run.lanes)
+        return plot_timeline(run.source, run._columns(), run.lanes, axes)
 
     @staticmethod
     def merge(parts: Sequence["Timeline"]) -> "Timeline":

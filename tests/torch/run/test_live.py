@@ -47,6 +47,11 @@ def test_the_line_says_pace_waiting_and_what_is_left(now: Progress, line: str) -
     assert line_of(now) == line
 
 
+def test_the_cost_so_far_is_told_where_the_price_is_known() -> None:
+    line = line_of(progress(num_examples=8), dollars_per_h=2 * 4.5)
+    assert line == f"{line_of(progress(num_examples=8))}, $0.19 so far"
+
+
 @pytest.mark.parametrize(
     ("is_terminal", "every_s", "begin", "end"),
     [(True, 1.0, "\r\x1b[K", "\r\r\x1b[Kepoch 1\n"), (False, 10.0, "", "\nepoch 1\n")],

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from paceline.run import Run, RunFolder
+from paceline.run import Run, RunFolder, Trace
 from paceline.testing import run_ranks
+from paceline.timeline import Kind
 from paceline.torch import ScheduledDataParallel
 from paceline.torch.run._recorder import Recorder
 
@@ -113,6 +115,36 @@ def test_two_ranks_agree_on_what_a_step_is(tmp_path: Path) -> None:
             assert (steps.arrival_s[:-1] < steps.begin_s[1:]).all()
     ends = [end_of_collectives(RunFolder(tmp_path / "ddp"), rank) for rank in (0, 1)]
     assert np.abs(ends[0] - ends[1]).max() < 0.05
+    for name in ("ddp", "scheduled"):
+        RunFolder(tmp_path / name).write_info({"state": "ended", "num_ranks": 2})
+    check_detail(Trace.load(tmp_path / "ddp"))
+    assert Trace.load(tmp_path / "scheduled").measured.lanes == ("main",)
+
+
+def check_detail(trace: Trace) -> None:
+    """Of three micro-batches through two layers, DDP sends one bucket, in the last backward."""
+    run = trace.measured
+    assert run.lanes == ("main", "layers", "buckets")
+    layers, sent = (run.select(run.lane == run.lanes.index(lane)) for lane in run.lanes[1:])
+    assert (layers.step == 2).all()
+    counts = Counter((span.rank, span.kind, span.name) for span in layers)
+    # A forward pass ends once for a layer, and its weight and its bias get a gradient each.
+    for rank in (0, 1):
+        for name in ("0", "1"):
+            assert counts[rank, Kind.FORWARD, name] == 3
+            assert counts[rank, Kind.BACKWARD, name] == 6
+    assert [(span.rank, span.name) for span in sent] == [
+        (rank, "bucket 0, 1,540 bytes") for rank in (0, 1)
+    ]
+    joint = run.select((run.step == 2) & (run.kind == Kind.COLLECTIVE) & (run.lane == 0))
+    for rank in (0, 1):
+        (whole,) = (span for span in joint if span.rank == rank)
+        (bucket,) = (span for span in sent if span.rank == rank)
+        assert bucket.start_s < whole.start_s + 1e-3
+        assert bucket.start_s + bucket.duration_s <= whole.start_s + whole.duration_s + 1e-9
+    assert trace.plan is not None
+    assert (trace.plan.source, trace.plan.lanes) == ("simulated", ("main", "buckets"))
+    assert "bucket 0, 1,540 bytes" in trace.plan.names
 
 
 def end_of_collectives(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from paceline.report.charts._axes import hover, name_rows, new_figure, range_from_zero
 from paceline.report.charts._chart import Chart
 from paceline.report.charts._colours import BLUE, CLASS_COLOURS, MEANINGS, VERMILION
-from paceline.report.markup import Html, number_text, table, time_text, unit_for
+from paceline.report.markup import Html, table, time_text, unit_for
 from paceline.report.tables import CLASSES, StepsTable
 
 MAX_RANKS = 32
@@ -109,7 +109,7 @@ def distribution_chart(run: StepsTable) -> Chart:
     histogram = histogram_of(run.step_s)
     marks_s = np.quantile(run.step_s, [0.5, 0.95])
     text = (
-        f"{number_text(run.num_steps)} steps. Solid line: the median, {time_text(marks_s[0])}. "
+        f"{run.num_steps:,} steps. Solid line: the median, {time_text(marks_s[0])}. "
         f"Dashed: 95% of the steps are faster than {time_text(marks_s[1])}."
     )
     if run.step_s.max() > histogram.edges_s[-1]:

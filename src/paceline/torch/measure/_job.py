@@ -1,8 +1,6 @@
 """Turn a live model into a `Job`: what each layer costs."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paceline.cost import Job, LayerCost, Worker
 from paceline.errors import MeasurementError
+from paceline.torch.measure._layer_marks import LayerMarks
 from paceline.torch.measure._link import measure_link
 from paceline.torch.measure._unchanged import unchanged
 from paceline.torch.model import call_model, clock_of, mean_square
@@ -85,50 +84,28 @@ class _Probe:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._clock = clock_of(model)
-        owners = [
-            (name, module)
-            for name, module in model.named_modules()
-            if next(module.parameters(recurse=False), None) is not None
-        ]
-        self._names = [name for name, _ in owners]
-        self._modules = [module for _, module in owners]
-        self._marks: list[tuple[int, object]] = []
+        self._layers = LayerMarks(model, self._clock, self._on_call)
+        self.hooks = self._layers.hooks
         self._first_call: dict[int, int] = {}
-        self._bytes = [0] * len(owners)
-
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
-        handles = []
-        seen: set[torch.nn.Parameter] = set()
-        for layer, module in enumerate(self._modules):
-            handles.append(module.register_forward_pre_hook(partial(self._on_call, layer)))
-            handles.append(module.register_forward_hook(partial(self._on_output, layer)))
-            for parameter in module.parameters(recurse=False):
-                if parameter.requires_grad and parameter not in seen:
-                    seen.add(parameter)
-                    hook = partial(self._on_gradient, layer)
-                    handles.append(parameter.register_post_accumulate_grad_hook(hook))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        self._bytes = np.zeros(len(self._layers.names), np.int64)
 
     def run_step(self, batch: Any, loss: Loss) -> NDArray[np.float64]:
         """Run one step; return forward and backward seconds, shape `(2, num_layers)`."""
-        self._marks = []
-        self._bytes = [0] * len(self._modules)
+        taken = self._layers.taken
+        taken.clear()
         self._model.zero_grad(set_to_none=True)
         begin = self._clock.mark()
         value = loss(call_model(self._model, batch))
-        num_forward, forward_end = len(self._marks), self._clock.mark()
+        num_forward, forward_end = len(taken), self._clock.mark()
         if value.requires_grad:
             value.backward()
-        if not any(self._bytes):
-            raise MeasurementError("no parameter gets a gradient: is the whole model frozen?")
         backward_end = self._clock.mark()
-        layers = [layer for layer, _ in self._marks]
-        marks = [mark for _, mark in self._marks]
+        layers = [one.layer for one in taken]
+        marks = [one.mark for one in taken]
+        self._bytes[:] = 0
+        np.add.at(self._bytes, layers, [one.gradient_bytes for one in taken])
+        if not self._bytes.any():
+            raise MeasurementError("no parameter gets a gradient: is the whole model frozen?")
         times = self._clock.seconds([begin, *marks[:num_forward], forward_end])
         forward_s = self._attribute(layers[:num_forward], times)
         times = self._clock.seconds([forward_end, *marks[num_forward:], backward_end])
@@ -137,31 +114,30 @@ class _Probe:
     def layer_costs(self, seconds: NDArray[np.float64]) -> tuple[LayerCost, ...]:
         """Return the layers in the order of their first call."""
         position, key = -1, []
-        for layer in range(len(self._modules)):
+        for layer in range(len(self._bytes)):
             # A layer whose parameters are used without calling it stays with the one before.
             position = self._first_call.get(layer, position)
             key.append((position, layer))
         costs = []
         for _, layer in sorted(key):
-            name, (forward_s, backward_s) = self._names[layer], seconds[:, layer].tolist()
-            own = {"forward_s": forward_s, "backward_s": backward_s}
-            costs.append(LayerCost(name=name, gradient_bytes=self._bytes[layer], **own))
+            forward_s, backward_s = seconds[:, layer].tolist()
+            costs.append(
+                LayerCost(
+                    name=self._layers.names[layer],
+                    forward_s=forward_s,
+                    backward_s=backward_s,
+                    gradient_bytes=int(self._bytes[layer]),
+                )
+            )
         return tuple(costs)
 
     def _attribute(self, layers: list[int], times_s: list[float]) -> NDArray[np.float64]:
         """Give each mark the time since the mark before, and the rest to the last."""
-        seconds = np.zeros(len(self._modules))
+        seconds = np.zeros(len(self._bytes))
         np.add.at(seconds, layers, np.diff(times_s[:-1]))
         if layers:
             seconds[layers[-1]] += times_s[-1] - times_s[-2]
         return seconds
 
-    def _on_call(self, layer: int, *_: object) -> None:
+    def _on_call(self, layer: int) -> None:
         self._first_call.setdefault(layer, len(self._first_call))
-
-    def _on_output(self, layer: int, *_: object) -> None:
-        self._marks.append((layer, self._clock.mark()))
-
-    def _on_gradient(self, layer: int, parameter: torch.Tensor) -> None:
-        self._marks.append((layer, self._clock.mark()))
-        self._bytes[layer] += parameter.numel() * parameter.element_size()

@@ -1,6 +1,6 @@
 """What a live model is asked: its clock, its tensors, which parameters are in use."""
 
-from paceline.torch.model._clock import Clock, clock_of
+from paceline.torch.model._clock import Clock, CpuClock, clock_of
 from paceline.torch.model._param_use import ParamUse, is_compiled
 from paceline.torch.model._partial_update import PartialUpdate
 from paceline.torch.model._processor import processor_name

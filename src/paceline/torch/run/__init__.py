@@ -4,4 +4,6 @@
 itself, `python -m paceline.torch.run`: it installs the recorder and then runs the script.
 """
 
+from paceline.torch.run._facts import hardware, versions
 from paceline.torch.run._launch import Launched, launch
+from paceline.torch.run._rows import Counted, steps_of

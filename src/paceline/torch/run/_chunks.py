@@ -8,8 +8,9 @@ from paceline.run import RunFolder, Steps
 from paceline.timeline import Timeline
 
 STEPS_PER_CHUNK = 1000
-# Steps whose spans are kept: after the warm-up, and after the step whose operations are counted.
-TRACED = range(3, 13)
+# Steps whose spans are kept: the one in detail and ten more, after the one whose operations are
+# counted.
+TRACED = range(2, 13)
 
 
 class Chunks:

@@ -31,11 +31,13 @@ class Order(NamedTuple):
         folder: Of the run.
         command: What the user typed.
         is_module: Whether the script is the name of a module.
+        price: Dollars per hour and rank; None if not known.
     """
 
     folder: str
     command: list[str]
     is_module: bool
+    price: float | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     about = _about(order, script)
     if rank == 0:
         folder.write_info(about)
-    recorder = Recorder(folder, rank, _live_line() if rank == 0 else None)
+    recorder = Recorder(folder, rank, _live_line(order) if rank == 0 else None)
     recorder.install()
     finish_on_sigterm(recorder.finish)
     code = FAILURE
@@ -64,8 +66,9 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _live_line() -> LiveLine:
-    live = LiveLine()
+def _live_line(order: Order) -> LiveLine:
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    live = LiveLine(dollars_per_h=None if order.price is None else num_ranks * order.price)
     for stream in (sys.stdout, sys.stderr):
         live.make_way_for(stream)
     return live

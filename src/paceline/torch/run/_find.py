@@ -25,6 +25,14 @@ def is_parallel(module: torch.nn.Module) -> bool:
     return isinstance(module, tuple(kinds))
 
 
+def is_plain(model: torch.nn.Module) -> bool:
+    """Return whether `model` is on a CPU and nothing but DDP is around it or inside it."""
+    inner: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    return all(one.is_cpu for one in model.parameters()) and not any(
+        map(is_parallel, inner.modules())
+    )
+
+
 def modules_trained_by(optimizer: torch.optim.Optimizer) -> list[torch.nn.Module]:
     """Return modules that hold parameters of `optimizer`, likely ones first.
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,8 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
     """Run `options.training_script` on every rank and record it.
 
     Args:
-        options: What torchrun's parser returns, with `output`, a folder or None.
+        options: What torchrun's parser returns, with `output`, a folder or None, and `price`,
+            dollars per hour and rank or None.
         command: What the user typed; kept in the folder.
 
     Returns:
@@ -50,7 +52,7 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
     """
     _check(options)
     folder = _new_folder(options)
-    order = Order(str(folder.path.resolve()), list(command), bool(options.module))
+    order = Order(str(folder.path.resolve()), list(command), bool(options.module), options.price)
     options.training_script_args = [
         json.dumps(order._asdict()), options.training_script, *options.training_script_args
     ]  # fmt: skip
@@ -73,6 +75,8 @@ def _check(options: argparse.Namespace) -> None:
             f"there is no script {script}; write paceline run [torchrun's arguments] train.py "
             "[its arguments]"
         )
+    if options.price is not None and not 0 <= options.price < inf:
+        raise ValueError(f"price must be finite and not negative, got {options.price:g}")
     try:
         torchrun.config_from_args(options)
     except AssertionError as error:

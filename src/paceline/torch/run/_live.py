@@ -10,6 +10,7 @@ from paceline.run import UNKNOWN, Steps
 # Normal quantile of a 90 % interval.
 SPREAD = 1.645
 TERMINAL_S, FILE_S = 1.0, 10.0
+SECONDS_PER_H = 3600
 
 
 class Progress(NamedTuple):
@@ -33,9 +34,11 @@ class LiveLine:
 
     Args:
         stream: Where it goes; standard error if unset.
+        dollars_per_h: What all ranks together cost; None if not known.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, dollars_per_h: float | None = None) -> None:
+        self._dollars_per_h = dollars_per_h
         self._stream = stream or sys.stderr
         self._write = self._stream.write
         self._in_place = self._stream.isatty()
@@ -56,7 +59,7 @@ class LiveLine:
     def show(self, progress: Progress) -> None:
         """Write the line."""
         if len(progress.steps.begin_s):
-            text = line_of(progress)
+            text = line_of(progress, self._dollars_per_h)
             self._write(f"\r\x1b[K{text}\r" if self._in_place else f"{text}\n")
             self._stream.flush()
             self._is_shown = True
@@ -69,7 +72,7 @@ class LiveLine:
             self._is_shown = False
 
 
-def line_of(progress: Progress) -> str:
+def line_of(progress: Progress, dollars_per_h: float | None = None) -> str:
     """Return the line."""
     steps = progress.steps
     seconds = _step_seconds(steps)
@@ -81,6 +84,8 @@ def line_of(progress: Progress) -> str:
         f"{idle:.0%} of the time waiting",
         _time_left(progress, seconds),
     ]
+    if dollars_per_h is not None:
+        parts.append(f"${dollars_per_h * progress.elapsed_s / SECONDS_PER_H:,.2f} so far")
     return ", ".join(parts)
 
 

@@ -6,14 +6,17 @@ import torch
 
 from paceline.run import UNKNOWN, Steps
 from paceline.timeline import Timeline
-from paceline.torch.measure import Watch
+from paceline.torch.measure import Detail, Watch
 from paceline.torch.run._fetches import Fetches
+from paceline.torch.run._find import is_plain
 from paceline.torch.run._host_cost import OpCount, can_count
 from paceline.torch.run._inputs import counted
 from paceline.torch.run._rows import Counted, steps_of
 
 # The first step that is recorded still warms up; the next one is slow from counting operations.
 OPS_STEP = 1
+# The last one that the verdict leaves out.
+DETAIL_STEP = 2
 FIRST_STEPS = 3
 
 
@@ -48,7 +51,8 @@ class Loop:
         self.num_seen = 1  # Steps, with the one that this loop was found by.
         self.ops: OpCount | None = None
         self.ops_counted = Counted()
-        self._before_update = optimizer.register_step_pre_hook(self._close_count)
+        self._detail: Detail | None = None
+        self._before_update = optimizer.register_step_pre_hook(self._before_step)
         self._attach(modules[0])
 
     def _attach(self, model: torch.nn.Module) -> None:
@@ -58,6 +62,7 @@ class Loop:
         self._before_forward = model.register_forward_pre_hook(self._count, with_kwargs=True)
         self._training = Training()
         self._watch = Watch(model, self.optimizer, None, counts=self._training)
+        self._after_forward = model.register_forward_hook(self._listen)
         self._now, self._rows, self._first = Counted(), list[Counted](), 0
 
     @property
@@ -78,6 +83,8 @@ class Loop:
             self._detach()
             self._attach(self._others.pop(0))
             return
+        if self._detail and self.num_steps == DETAIL_STEP:
+            self._detail.close()
         self._rows.append(row)
 
     def drain(self) -> tuple[Steps, Timeline]:
@@ -85,6 +92,8 @@ class Loop:
         spans = self._watch.drain()
         spans = spans.select(spans.step < self.num_steps)
         steps = steps_of(spans, self._rows, self._first)
+        if self._detail and self._first <= DETAIL_STEP < self.num_steps:
+            spans = self._detail.timeline(spans)
         self._first, self._rows = self.num_steps, []
         return steps, spans
 
@@ -93,11 +102,13 @@ class Loop:
         self.is_open = False
         self._detach()
         self._before_update.remove()
-        if self.ops is not None:
-            self.ops.close()
+        self._close_count()
+        if self._detail:
+            self._detail.close()
 
     def _detach(self) -> None:
         self._before_forward.remove()
+        self._after_forward.remove()
         self._watch.remove_hooks()
 
     def _count(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -112,8 +123,27 @@ class Loop:
         if self.num_steps == OPS_STEP and self.ops is None and can_count(model):
             self.ops, self.ops_counted = OpCount(), inputs
             self.ops.open()
+        self._in_detail(model)
         self._now = self._now.plus(inputs)
 
-    def _close_count(self, *_: Any) -> None:
+    def _in_detail(self, model: torch.nn.Module) -> None:
+        if self.num_steps != DETAIL_STEP:
+            return
+        if self._detail:
+            self._detail.hear()
+        elif can_count(model) and is_plain(model):
+            self._detail = Detail(model, DETAIL_STEP)
+            self._detail.open()
+
+    def _listen(self, model: torch.nn.Module, *_: object) -> None:
+        if self._detail and self.num_steps == DETAIL_STEP and self._training(model):
+            self._detail.listen()
+
+    def _before_step(self, *_: object) -> None:
+        self._close_count()
+        if self._detail:
+            self._detail.hear()
+
+    def _close_count(self) -> None:
         if self.ops is not None:
             self.ops.close()
