@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from paceline.cli._model_flags import needing
 DESCRIPTION = (
     "Launch a training script as torchrun does, record every rank's steps without an edit to the "
     "script, and say what slowed it. Arguments in front of the script are torchrun's, and ours: "
-    "--output, --json. Those behind it are the script's."
+    "--output, --json, --apply. Those behind it are the script's."
 )
 
 
@@ -38,7 +39,7 @@ def _run(kind: type[argparse.ArgumentParser], options: argparse.Namespace) -> in
         from torch.distributed.run import get_args_parser
 
         from paceline.torch.run import launch
-    parsed = _parser(kind, get_args_parser()).parse_args(options.arguments)
+    parsed = _parsed(_parser(kind, get_args_parser()), options.arguments)
     folder, exit_code = launch(parsed, ["paceline", "run", *options.arguments])
     _tell(folder.path, exit_code, as_json=parsed.json)
     return exit_code
@@ -53,8 +54,28 @@ def _parser(
     )
     ours = parser.add_argument_group("of paceline")
     ours.add_argument("--output", type=Path, help="folder (default paceline-runs/SCRIPT-TIME)")
+    ours.add_argument(
+        "--apply",
+        action="store_const",
+        const=Path(),
+        help="change what can be changed without an edit, and say what it gained; RUN, an earlier "
+        "run's folder, may follow to be compared with",
+    )
     ours.add_argument("--json", action="store_true", help="print one JSON object, last line")
     return parser
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; after `--apply` a run's folder may stand where the script would, and belongs to it."""
+    from paceline.run import RunFolder
+
+    options = parser.parse_args(arguments)
+    before = Path(options.training_script)
+    if options.apply is not None and RunFolder(before).is_run():
+        place = list(arguments).index(options.training_script)
+        options = parser.parse_args([*arguments[:place], *arguments[place + 1 :]])
+        options.apply = before
+    return options
 
 
 def _tell(path: Path, exit_code: int, *, as_json: bool) -> None:

@@ -3,4 +3,5 @@
 from paceline.torch.measure._cost import MeasuredCost, measure_cost
 from paceline.torch.measure._job import measure_job
 from paceline.torch.measure._link import measure_link
+from paceline.torch.measure._unchanged import unchanged
 from paceline.torch.measure._watch import Watch, watch

@@ -31,11 +31,13 @@ class Order(NamedTuple):
         folder: Of the run.
         command: What the user typed.
         is_module: Whether the script is the name of a module.
+        applies: Whether to change what can be changed from outside.
     """
 
     folder: str
     command: list[str]
     is_module: bool
+    applies: bool = False
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,6 +51,12 @@ def main(arguments: Sequence[str]) -> int:
         folder.write_info(about)
     recorder = Recorder(folder, rank, _live_line() if rank == 0 else None)
     recorder.install()
+    applier = None
+    if order.applies:  # Behind it are the planners, which take a moment to import.
+        from paceline.torch.run.apply import Applier
+
+        applier = Applier(recorder)
+        applier.install()
     finish_on_sigterm(recorder.finish)
     code = FAILURE
     try:
@@ -57,6 +65,8 @@ def main(arguments: Sequence[str]) -> int:
         code = _status(stop)
         raise
     finally:
+        if applier:
+            about["applied"] = applier.finish()
         _uninterrupted(recorder.finish)
         if rank == 0:
             folder.write_info({**about, **_end(code), "hardware": hardware()})

@@ -39,7 +39,8 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
     """Run `options.training_script` on every rank and record it.
 
     Args:
-        options: What torchrun's parser returns, with `output`, a folder or None.
+        options: What torchrun's parser returns, with `output`, a folder or None, and `apply`, None
+            for a run that changes nothing.
         command: What the user typed; kept in the folder.
 
     Returns:
@@ -50,7 +51,8 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
     """
     _check(options)
     folder = _new_folder(options)
-    order = Order(str(folder.path.resolve()), list(command), bool(options.module))
+    applies = options.apply is not None
+    order = Order(str(folder.path.resolve()), list(command), bool(options.module), applies)
     options.training_script_args = [
         json.dumps(order._asdict()), options.training_script, *options.training_script_args
     ]  # fmt: skip
