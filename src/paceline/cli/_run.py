@@ -11,6 +11,7 @@ from typing import Any
 
 from paceline.cli._model_flags import needing
 
+TOLD = ("outcome", "gain", "predicted", "why_not", "bucket_cap_mb")
 DESCRIPTION = (
     "Launch a training script as torchrun does, record every rank's steps without an edit to the "
     "script, and say what slowed it. Arguments in front of the script are torchrun's, and ours: "
@@ -40,8 +41,9 @@ def _run(kind: type[argparse.ArgumentParser], options: argparse.Namespace) -> in
 
         from paceline.torch.run import launch
     parsed = _parsed(_parser(kind, get_args_parser()), options.arguments)
+    parsed.applies = "no" if parsed.apply is None else "yes"
     folder, exit_code = launch(parsed, ["paceline", "run", *options.arguments])
-    _tell(folder.path, exit_code, as_json=parsed.json)
+    _tell(folder.path, exit_code, as_json=parsed.json, before=parsed.apply)
     return exit_code
 
 
@@ -78,7 +80,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpar
     return options
 
 
-def _tell(path: Path, exit_code: int, *, as_json: bool) -> None:
+def _tell(path: Path, exit_code: int, *, as_json: bool, before: Path | None) -> None:
     """Print the verdict to standard error, as the rest is the script's, and JSON where it goes."""
     from paceline.run import Run, RunFolder
 
@@ -88,6 +90,13 @@ def _tell(path: Path, exit_code: int, *, as_json: bool) -> None:
         run = Run.load(path)
         verdict = run.verdict()
         lines = [str(verdict)]
+        if before is not None:
+            applied = run.info.get("applied") or {}
+            told["applied"] = {name: applied.get(name) for name in TOLD}
+        if before is not None and RunFolder(before).is_run():
+            comparison = Run.load(before).compare(run)
+            lines.append(f"against {before}: {comparison}")
+            told["compared"] = comparison.to_dict()
         told |= {"step_s": run.step_s, "causes": [_cause(one) for one in verdict.causes]}
     ended = f", the script ended with exit status {exit_code}" if exit_code else ""
     print(*lines, f"recorded in {path}{ended}", sep="\n", file=sys.stderr)

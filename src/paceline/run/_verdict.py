@@ -33,12 +33,14 @@ class Verdict:
         causes: What is worth a change, largest share first; empty for a healthy run.
         not_worth: What would not help here, one line each.
         notes: What was seen and has no cause among the six.
+        applied: What `--apply` changed and gained, or why it did not; empty without it.
     """
 
     headline: str
     causes: tuple[Cause, ...]
     not_worth: tuple[str, ...]
     notes: tuple[str, ...]
+    applied: str = ""
 
     @property
     def what(self) -> str:
@@ -64,6 +66,7 @@ class Verdict:
             "causes": [cause.to_dict() for cause in self.causes],
             "not_worth": list(self.not_worth),
             "notes": list(self.notes),
+            "applied": self.applied,
         }
 
     def __str__(self) -> str:
@@ -74,7 +77,8 @@ class Verdict:
         also = (f"{one.cause}: {one.what}; saves {one.gain}" for one in self.causes[1:])
         rows += [_wrapped("also", line) for line in also]
         rows += [_wrapped("note", line) for line in self.notes]
-        return "\n".join([*rows, *(_wrapped("not", line) for line in self.not_worth)])
+        rows += [_wrapped("not", line) for line in self.not_worth]
+        return "\n".join([*rows, *([_wrapped("", f"applied: {self.applied}")] * bool(self.applied))])
 
 
 def _wrapped(word: str, text: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from paceline.run import RunFolder
 from paceline.torch.run._facts import hardware, versions
@@ -31,13 +31,15 @@ class Order(NamedTuple):
         folder: Of the run.
         command: What the user typed.
         is_module: Whether the script is the name of a module.
-        applies: Whether to change what can be changed from outside.
+        applies: Whether to change what can be changed from outside, or to "verify" that.
+        bucket_cap_mb: Of DistributedDataParallel, where the script leaves it open.
     """
 
     folder: str
     command: list[str]
     is_module: bool
-    applies: bool = False
+    applies: Literal["no", "yes", "verify"] = "no"
+    bucket_cap_mb: float | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,10 +54,11 @@ def main(arguments: Sequence[str]) -> int:
     recorder = Recorder(folder, rank, _live_line() if rank == 0 else None)
     recorder.install()
     applier = None
-    if order.applies:  # Behind it are the planners, which take a moment to import.
-        from paceline.torch.run.apply import Applier
+    if order.applies != "no":  # Behind it are the planners, which take a moment to import.
+        from paceline.torch.run.apply import Applier, Verifier
 
-        applier = Applier(recorder)
+        kind = Verifier if order.applies == "verify" else Applier
+        applier = kind(recorder, bucket_cap_mb=order.bucket_cap_mb)
         applier.install()
     finish_on_sigterm(recorder.finish)
     code = FAILURE

@@ -14,7 +14,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from paceline.run import RunFolder
+from paceline.run import Run, RunFolder
 from paceline.torch.run._entry import Order, state_of
 
 ENTRY = "paceline.torch.run"
@@ -39,8 +39,8 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
     """Run `options.training_script` on every rank and record it.
 
     Args:
-        options: What torchrun's parser returns, with `output`, a folder or None, and `apply`, None
-            for a run that changes nothing.
+        options: What torchrun's parser returns, with `output`, a folder or None, `applies` as in
+            `Order`, and `apply`, an earlier run's folder or None.
         command: What the user typed; kept in the folder.
 
     Returns:
@@ -51,8 +51,13 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
     """
     _check(options)
     folder = _new_folder(options)
-    applies = options.apply is not None
-    order = Order(str(folder.path.resolve()), list(command), bool(options.module), applies)
+    order = Order(
+        str(folder.path.resolve()),
+        list(command),
+        bool(options.module),
+        applies=options.applies,
+        bucket_cap_mb=_bucket_cap_mb(options.apply),
+    )
     options.training_script_args = [
         json.dumps(order._asdict()), options.training_script, *options.training_script_args
     ]  # fmt: skip
@@ -61,6 +66,14 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
     exit_code = _exit_code(options)
     _note_end(folder, exit_code)
     return Launched(folder, exit_code)
+
+
+def _bucket_cap_mb(before: Path | None) -> float | None:
+    """Return the buckets that an earlier run should have had; None to leave them."""
+    if before is None or not RunFolder(before).is_run():
+        return None
+    found = Run.load(before).better_bucket_cap()
+    return found.cap_mb if found else None
 
 
 def _check(options: argparse.Namespace) -> None:

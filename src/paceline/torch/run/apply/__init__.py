@@ -5,3 +5,4 @@ see `_weights`. Where that cannot be told, nothing is changed, and one line says
 """
 
 from paceline.torch.run.apply._apply import Applier
+from paceline.torch.run.apply._verify import Verifier

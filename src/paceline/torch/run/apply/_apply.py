@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from paceline.torch.run.apply._buckets import Buckets
 from paceline.torch.run.apply._deal import Deal, Dealt, why_no_deal
 from paceline.torch.run.apply._first_batches import Agreed, FirstBatches
 from paceline.torch.run.apply._first_steps import gather_first_steps, microbatches_per_step
@@ -18,13 +19,14 @@ from paceline.torch.run.apply._independence import check_independent
 from paceline.torch.run.apply._job import Job, Recorded, dealt_by_all, lengths_of
 from paceline.torch.run.apply._loss_form import Unfit
 from paceline.torch.run.apply._patches import Patches
-from paceline.torch.run.apply._price import divided, fit_price
+from paceline.torch.run.apply._price import FirstSteps, Price, divided, fit_price
 from paceline.torch.run.apply._sizes import measured_share
 from paceline.torch.run.apply._talk import Talk
 from paceline.torch.run.apply._trial import LEAST_GAIN, TRIAL_STEPS, Trial, is_turn
 from paceline.torch.run.apply._weights import Weights
 
 FIRST_STEPS = 16
+LEAST_PREDICTED = 1.05
 State = Literal["first", "trial", "kept", "returned", "refused"]
 
 
@@ -33,7 +35,8 @@ class Applier:
 
     Args:
         recorded: The recorder of this rank.
-        say: Prints one line; called on rank 0.
+        say: Prints one line; called on every rank.
+        bucket_cap_mb: Buckets for DistributedDataParallel, where the script leaves them open.
 
     Attributes:
         state: "first" while nothing is changed, "trial" while the plan and the plain way take
@@ -41,7 +44,13 @@ class Applier:
         told: What `run.json` says of it.
     """
 
-    def __init__(self, recorded: Recorded, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        recorded: Recorded,
+        say: Callable[[str], None] | None = None,
+        *,
+        bucket_cap_mb: float | None = None,
+    ) -> None:
         self.state: State = "first"
         self.told: dict[str, Any] = {}
         self._recorded, self._say = recorded, say or _to_stderr
@@ -53,14 +62,17 @@ class Applier:
         self._trial = Trial([])
         self._last_step = 0
         self._patches = Patches(self)
+        self._buckets = Buckets(bucket_cap_mb, self._say)
 
     def install(self) -> None:
         """Begin; the classes of torch are patched in this process."""
         self._patches.install()
+        self._buckets.install()
 
     def finish(self) -> Mapping[str, Any]:
         """Put the classes back, and return what became of it."""
         self._patches.remove()
+        self._buckets.remove()
         self._first.remove()
         if self.state == "first" and not self.told:
             self._refuse(self._why_not or f"fewer than {FIRST_STEPS} steps were taken")
@@ -68,7 +80,7 @@ class Applier:
         if self._job is not None and np.isfinite(self._trial.gain):
             self.told |= {"gain": self._trial.gain, "num_plain": num_plain}
             self.told |= {"num_applied": num_divided}
-        return {**self.told, "outcome": self.state}
+        return {**self.told, "outcome": self.state, "bucket_cap_mb": self._buckets.used_mb}
 
     def sampler_of(self, loader: Any, own: Any) -> Any:
         """Return what a loader draws indices from."""
@@ -131,8 +143,12 @@ class Applier:
                 self._decide(deal)
 
     def _begin_pass(self, deal: Deal) -> None:
-        if self._job is not None and deal is self._job.deal and self.state in ("trial", "kept"):
+        if self._job is None or deal is not self._job.deal or self.state not in ("trial", "kept"):
+            return
+        try:
             self._divide(deal, 0)
+        except Unfit as error:  # The pass before had no batch left to tell from.
+            self._refuse(str(error))
 
     def _settle(self, deal: Deal) -> None:
         """Learn what batches cost and begin the trial, or say why not; on all ranks at once."""
@@ -144,14 +160,13 @@ class Applier:
             agreed = talk.together(self._first_agreed)
             self._job = self._new_job(deal, agreed, talk)
             self._divide(deal, deal.first_free(self._job.microbatches))
+            self.state = "trial"
         except Unfit as error:
             self._job = None
             self._refuse(str(error))
             return
         finally:
             self._first.forget_call()
-        self.state = "trial"
-        self._say(f"applied: {self._job.changed} (predicted {self.told['predicted']:.2f} x)")
 
     def _first_agreed(self) -> Agreed:
         loop = self._recorded.loop
@@ -178,11 +193,14 @@ class Applier:
             sizes[rank :: talk.num_ranks] = part
         talk.together(lambda: self._check_independent(sizes))
         measured = gather_first_steps(steps, first.rows, sizes, talk)
-        price = fit_price(measured)
+        price = self._price_of(measured)
         ratios = measured.step_s.mean(axis=0) / price.plain_s(measured)
         self._trial = Trial(ratios.tolist())
         weights = Weights(agreed, size, talk)
         return Job(deal, talk, weights, price, sizes, microbatches)
+
+    def _price_of(self, measured: FirstSteps) -> Price:
+        return fit_price(measured)
 
     def _check_independent(self, sizes: NDArray[np.float64]) -> None:
         loop, call = self._recorded.loop, self._first.call
@@ -200,19 +218,20 @@ class Applier:
         if not dealt.size:
             return
         found = divided(job.price, job.sizes, dealt, job.microbatches)
-        predicted = float(found.plain_s.sum() / found.after_s.sum())
-        if self.state == "first" and predicted < LEAST_GAIN:
-            raise Unfit(
-                f"batches are even as they are: other ones would be {predicted:.2f} x as fast"
-            )
-        self.told.setdefault("predicted", predicted)
-        self.told.setdefault("changed", [job.changed])
+        if not self.told:
+            self._begin_trial(job, float(found.plain_s.sum() / found.after_s.sum()))
         for place, batch in enumerate(job.batches(dealt, found)):
             if is_turn((job.num_planned + place) // job.microbatches):
                 deal.batches[first + place] = batch
             else:
                 deal.batches[first + place] = batch.undone(deal.own[first + place])
         job.num_planned += len(dealt)
+
+    def _begin_trial(self, job: Job, predicted: float) -> None:
+        if predicted < LEAST_PREDICTED:
+            raise Unfit(f"batches are even as they are; others would be {predicted:.2f} x as fast")
+        self.told = {"changed": job.changed, "predicted": predicted}
+        self._say(f"applied: {job.changed} (predicted {predicted:.2f} x)")
 
     def _decide(self, deal: Deal) -> None:
         """Keep the plan if it measured faster on rank 0; else return to the plain way."""

@@ -10,6 +10,8 @@ from paceline.torch.run.apply._loss_form import LossForm, Unfit, read_loss
 
 # Relative spread of terms per example that is rounding.
 SAME = 1e-6
+# One step warms up, and one is slow from counting operations, also those that read a loss.
+NUM_WARM_UP = 3
 
 
 class Agreed(NamedTuple):
@@ -76,7 +78,7 @@ class FirstBatches:
         """Take the loss of a batch, as `backward()` is called."""
         self.rows.append((step, rows))
         self.called_for = rows
-        if self._model is None or self._reason:
+        if self._model is None or self._reason or step < NUM_WARM_UP:
             return
         try:
             self._check_first_axis(batch, len(rows))

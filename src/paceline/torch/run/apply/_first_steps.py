@@ -6,12 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.run import Steps
+from paceline.torch.run.apply._first_batches import NUM_WARM_UP
 from paceline.torch.run.apply._loss_form import Unfit
 from paceline.torch.run.apply._price import FirstSteps
 from paceline.torch.run.apply._talk import Talk
 
-# One warms up, one is slow from counting operations.
-NUM_WARM_UP = 3
 Array = NDArray[np.float64]
 
 
