@@ -34,20 +34,20 @@ def add_run(commands: Any) -> None:
 
 def _run(kind: type[argparse.ArgumentParser], options: argparse.Namespace) -> int:
     if options.arguments[:1] in (["-h"], ["--help"]) and find_spec("torch") is None:
-        _parser(kind).print_help()
+        run_parser(kind).print_help()
         return 0
     with needing("paceline run", "torch"):
         from torch.distributed.run import get_args_parser
 
         from paceline.torch.run import launch
-    parsed = _parsed(_parser(kind, get_args_parser()), options.arguments)
+    parsed = _parsed(run_parser(kind, get_args_parser()), options.arguments)
     parsed.applies = "no" if parsed.apply is None else "yes"
     folder, exit_code = launch(parsed, ["paceline", "run", *options.arguments])
     _tell(folder.path, exit_code, as_json=parsed.json, before=parsed.apply)
     return exit_code
 
 
-def _parser(
+def run_parser(
     kind: type[argparse.ArgumentParser], *theirs: argparse.ArgumentParser
 ) -> argparse.ArgumentParser:
     """Return torchrun's parser with our arguments in front, and errors on one line."""

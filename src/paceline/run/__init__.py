@@ -1,11 +1,13 @@
 """A run in a folder: what was recorded, what it says, and what would change it."""
 
+from paceline.run._bucket_cap import BucketCap
 from paceline.run._compare import Comparison
 from paceline.run._curve import BALANCES, Curve, Point, WhatIf, powers_of_two
 from paceline.run._folder import RunFolder
 from paceline.run._run import Run
 from paceline.run._steps import STEP_SPANS, UNKNOWN, Steps
 from paceline.run._verdict import Verdict
+from paceline.run._verified import Check, checks_of
 from paceline.run._wire_model import COMMS, WireModel
 from paceline.run.causes import Cause
 
@@ -14,7 +16,9 @@ __all__ = [
     "COMMS",
     "STEP_SPANS",
     "UNKNOWN",
+    "BucketCap",
     "Cause",
+    "Check",
     "Comparison",
     "Curve",
     "Point",
@@ -24,5 +28,6 @@ __all__ = [
     "Verdict",
     "WhatIf",
     "WireModel",
+    "checks_of",
     "powers_of_two",
 ]

@@ -14,7 +14,7 @@ def applied_line(applied: object) -> str:
         'nothing: one rank alone'
         >>> told = {"changed": "batches divided", "outcome": "kept", "predicted": 1.5}
         >>> applied_line({**told, "gain": 1.45, "num_applied": 80, "num_plain": 21})
-        'batches divided; measured gain 1.45 x over 80 steps against 21 plain ones, predicted 1.50 x'
+        'batches divided; measured gain 1.45 x over 80 steps against 21 plain, predicted 1.50 x'
     """
     if applied is None:
         return ""
@@ -29,7 +29,7 @@ def _batches(applied: Mapping[str, Any]) -> str:
         return f"nothing: {applied['why_not']}"
     try:
         gain, predicted = float(applied["gain"]), float(applied["predicted"])
-        counts = f"{int(applied['num_applied'])} steps against {int(applied['num_plain'])} plain ones"
+        counts = f"{int(applied['num_applied'])} steps against {int(applied['num_plain'])} plain"
     except (KeyError, TypeError, ValueError):
         return f"{applied.get('changed', 'nothing')}; too few steps to measure a gain"
     told = f"measured gain {gain:.2f} x over {counts}, predicted {predicted:.2f} x"

@@ -78,7 +78,9 @@ class Verdict:
         rows += [_wrapped("also", line) for line in also]
         rows += [_wrapped("note", line) for line in self.notes]
         rows += [_wrapped("not", line) for line in self.not_worth]
-        return "\n".join([*rows, *([_wrapped("", f"applied: {self.applied}")] * bool(self.applied))])
+        return "\n".join(
+            [*rows, *([_wrapped("", f"applied: {self.applied}")] * bool(self.applied))]
+        )
 
 
 def _wrapped(word: str, text: str) -> str:

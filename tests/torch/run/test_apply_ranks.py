@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -90,11 +88,13 @@ def over_examples(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 def squares(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    return (model(ids) - ids[:, :1]).square().mean()
+    found: torch.Tensor = model(ids)
+    return (found - ids[:, :1]).square().mean()
 
 
 def over_padding(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    return model(ids).square().mean()
+    found: torch.Tensor = model(ids)
+    return found.square().mean()
 
 
 def contrastive(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -183,7 +183,7 @@ REFUSED = {
 
 
 def compare_with_plain(rank: int, path: str) -> None:
-    _apply.fit_price = fixed_price  # type: ignore[attr-defined]
+    _apply.fit_price = fixed_price
     for name, case in {**EXACT, **REFUSED}.items():
         _apply.LEAST_GAIN = 0.0 if case.keeps else 1e9
         plain = train(case)

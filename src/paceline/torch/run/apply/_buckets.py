@@ -37,7 +37,7 @@ class Buckets:
                 buckets._say(f"applied: DistributedDataParallel(bucket_cap_mb={buckets._cap_mb:g})")
             own(model, *args, **kwargs)
 
-        DistributedDataParallel.__init__ = init  # type: ignore[method-assign]
+        DistributedDataParallel.__init__ = init  # type: ignore[method-assign, assignment]
 
     def remove(self) -> None:
         """Put the class back."""

@@ -73,7 +73,8 @@ class LossForm(NamedTuple):
         weight = self.node._saved_weight
         if weight is not None:
             counts = torch.where(counts, weight[target * counts], 0.0)
-        return counts.reshape(num_examples, -1).double()
+        terms: torch.Tensor = counts.reshape(num_examples, -1).double()
+        return terms
 
 
 def read_loss(loss: torch.Tensor, outputs: Collection[Any]) -> LossForm:
@@ -150,5 +151,7 @@ def _check_by_example(node: Any) -> None:
 def _described(node: Any) -> str:
     """Return the name, with the number that a node scales by: it may depend on the batch."""
     other = getattr(node, "_saved_other", None) if node.name() in SCALING else None
-    is_number = isinstance(other, torch.Tensor) and not other.dim()
-    return f"{node.name()} {float(other):.6g}" if is_number else node.name()
+    name: str = node.name()
+    if isinstance(other, torch.Tensor) and not other.dim():
+        return f"{name} {float(other):.6g}"
+    return name

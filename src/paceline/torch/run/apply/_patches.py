@@ -1,4 +1,4 @@
-"""The three places of torch where a script's batches and gradients pass; patched in this process."""
+"""The three places of torch where batches and gradients pass; patched in this process."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -66,7 +66,7 @@ class Patches:
             own_backward(tensors, grad_tensors, *args, **kwargs)
 
         DataLoader._index_sampler = property(sampler)  # type: ignore[method-assign, assignment]
-        _BaseDataLoaderIter.__next__ = fetch  # type: ignore[method-assign]
+        _BaseDataLoaderIter.__next__ = fetch  # type: ignore[method-assign, assignment]
         torch.autograd.backward = backward
 
     def remove(self) -> None:

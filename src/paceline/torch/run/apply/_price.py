@@ -100,9 +100,7 @@ def fit_price(steps: FirstSteps) -> Price:
     return price._replace(other_s=max(other_s, 0.0))
 
 
-def divided(
-    price: Price, sizes: Array, dealt: NDArray[np.int64], microbatches: int
-) -> Regrouped:
+def divided(price: Price, sizes: Array, dealt: NDArray[np.int64], microbatches: int) -> Regrouped:
     """Divide global batches.
 
     Args:
@@ -141,9 +139,9 @@ def _robust(features: Array, seconds: Array) -> Array:
     keep = np.ones(len(seconds), dtype=bool)
     for _ in range(2):
         try:
-            found = fit_nonnegative(relative[keep], np.ones(keep.sum()))
+            found = fit_nonnegative(relative[keep], np.ones(int(keep.sum())))
         except ValueError as error:
             raise Unfit("the lengths of the first steps differ too little") from error
-        error = np.abs(relative @ found - 1)
-        keep = error <= FAR * np.median(error) + 1e-9
+        far = np.abs(relative @ found - 1)
+        keep = far <= FAR * float(np.median(far)) + 1e-9
     return np.asarray(found)

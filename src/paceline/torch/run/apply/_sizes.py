@@ -39,9 +39,7 @@ def size_of(example: Any) -> int:
     return 1
 
 
-def measured_share(
-    dataset: Any, rank: int, num_ranks: int, epoch_s: float
-) -> NDArray[np.float64]:
+def measured_share(dataset: Any, rank: int, num_ranks: int, epoch_s: float) -> NDArray[np.float64]:
     """Return the sizes of every `num_ranks`-th example from `rank` on.
 
     Raises:
@@ -65,10 +63,10 @@ def measured_share(
 @contextmanager
 def _same_random_state() -> Iterator[None]:
     """Let the script go on with the random numbers that it would have had."""
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the script's
     with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(numpy)
+            np.random.set_state(numpy)  # noqa: NPY002

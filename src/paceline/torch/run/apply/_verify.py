@@ -20,8 +20,6 @@ from paceline.torch.run.apply._loss_form import Unfit
 from paceline.torch.run.apply._price import FirstSteps, Price, divided, fit_price
 
 NUM_PROBES, NUM_TURNS = 4, 3
-# Sums in another order differ less; dropout differs far more.
-TOLERANCE, MOST_NOISE = 1e-4, 1e-3
 
 
 class Verifier(Applier):

@@ -52,7 +52,7 @@ class Weights:
         assert batch.dealt_to is not None, "a divided batch knows where it came from"
         terms = form.terms(len(batch.rows))
         per_row = terms.sum(1).cpu().numpy()
-        own = np.bincount(batch.dealt_to, per_row, self._talk.num_ranks)
+        own = np.bincount(batch.dealt_to, per_row, self._talk.num_ranks).astype(np.float64)
         of_rank = self._talk.sum(own)[batch.dealt_to]
         weight = np.divide(per_row.sum(), of_rank, out=np.zeros(len(of_rank)), where=of_rank > 0)
         factor = torch.from_numpy(weight).to(terms.device)[:, None].expand_as(terms)
