@@ -48,8 +48,9 @@ def launch(namespaces: tuple[str, ...], output: Path, ours: list[str], theirs: l
     try:
         said = [rank.communicate(timeout=LIMIT_S) for rank in ranks]
     finally:
-        for rank in ranks:
-            rank.kill()
+        for rank in ranks:  # Asked, not killed: each has a rank of its own to end.
+            rank.terminate()
+            rank.wait()
     if any(rank.returncode for rank in ranks):
         raise RuntimeError("\n".join(errors[-2000:] for _, errors in said))
     return json.loads(said[0][0].strip().splitlines()[-1])
@@ -78,9 +79,11 @@ def main() -> None:
     flags.add_argument("--epochs", type=int, default=4)
     flags.add_argument("--batch-size", type=int, default=8, help="per rank")
     flags.add_argument("--examples", type=int, default=800)
+    flags.add_argument("--max-bytes", type=int, default=1024)
+    flags.add_argument("--dim", type=int, default=32)
     options = flags.parse_args()
-    theirs = ["--epochs", str(options.epochs), "--batch-size", str(options.batch_size)]
-    theirs += ["--examples", str(options.examples)]
+    names = ("epochs", "batch_size", "examples", "max_bytes", "dim")
+    theirs = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     rows = []
     with netlab(NUM_RANKS, RATE) as lab:
         for _ in range(options.repeats):

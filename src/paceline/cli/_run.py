@@ -41,9 +41,8 @@ def _run(kind: type[argparse.ArgumentParser], options: argparse.Namespace) -> in
 
         from paceline.torch.run import launch
     parsed = _parsed(run_parser(kind, get_args_parser()), options.arguments)
-    parsed.applies = "no" if parsed.apply is None else "yes"
     folder, exit_code = launch(parsed, ["paceline", "run", *options.arguments])
-    _tell(folder.path, exit_code, as_json=parsed.json, before=parsed.apply)
+    _tell(folder.path, exit_code, as_json=parsed.json, before=parsed.before)
     return exit_code
 
 
@@ -58,8 +57,7 @@ def run_parser(
     ours.add_argument("--output", type=Path, help="folder (default paceline-runs/SCRIPT-TIME)")
     ours.add_argument(
         "--apply",
-        action="store_const",
-        const=Path(),
+        action="store_true",
         help="change what can be changed without an edit, and say what it gained; RUN, an earlier "
         "run's folder, may follow to be compared with",
     )
@@ -72,11 +70,11 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpar
     from paceline.run import RunFolder
 
     options = parser.parse_args(arguments)
-    before = Path(options.training_script)
-    if options.apply is not None and RunFolder(before).is_run():
-        place = list(arguments).index(options.training_script)
+    first, before = options.training_script, None
+    if options.apply and RunFolder(Path(first)).is_run():
+        place, before = list(arguments).index(first), Path(first)
         options = parser.parse_args([*arguments[:place], *arguments[place + 1 :]])
-        options.apply = before
+    options.applies, options.before = "yes" if options.apply else "no", before
     return options
 
 
@@ -90,10 +88,10 @@ def _tell(path: Path, exit_code: int, *, as_json: bool, before: Path | None) -> 
         run = Run.load(path)
         verdict = run.verdict()
         lines = [str(verdict)]
-        if before is not None:
-            applied = run.info.get("applied") or {}
+        applied = run.info.get("applied")
+        if applied:
             told["applied"] = {name: applied.get(name) for name in TOLD}
-        if before is not None and RunFolder(before).is_run():
+        if before is not None:
             comparison = Run.load(before).compare(run)
             lines.append(f"against {before}: {comparison}")
             told["compared"] = comparison.to_dict()

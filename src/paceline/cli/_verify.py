@@ -31,7 +31,7 @@ def _verify(kind: type[argparse.ArgumentParser], options: argparse.Namespace) ->
     parser = run_parser(kind, get_args_parser())
     parser.prog = "paceline verify"
     parsed = parser.parse_args(options.arguments)
-    parsed.applies = "verify"
+    parsed.applies, parsed.before = "verify", None
     folder, exit_code = launch(parsed, ["paceline", "verify", *options.arguments])
     if exit_code or not folder.is_run():
         print(f"the script ended with exit status {exit_code}", file=sys.stderr)

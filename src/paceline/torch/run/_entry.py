@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from paceline.run import RunFolder
 from paceline.torch.run._facts import hardware, versions
@@ -20,6 +20,7 @@ from paceline.torch.run._live import LiveLine
 from paceline.torch.run._recorder import Recorder
 from paceline.torch.run._signals import finish_on_sigterm
 
+T = TypeVar("T")
 FAILURE, INTERRUPTED = 1, 130
 CHILDREN_S = 1.0
 
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         raise
     finally:
         if applier:
-            about["applied"] = applier.finish()
+            about["applied"] = _uninterrupted(applier.finish)
         _uninterrupted(recorder.finish)
         if rank == 0:
             folder.write_info({**about, **_end(code), "hardware": hardware()})
@@ -114,13 +115,14 @@ def _status(stop: SystemExit) -> int:
     return FAILURE
 
 
-def _uninterrupted(finish: Callable[[], None]) -> None:
+def _uninterrupted(finish: Callable[[], T]) -> T:
     """Call `finish`; signals that arrive meanwhile are too late to matter."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    finish()
+    result = finish()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return result
 
 
 def _about(order: Order, script: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
 
     Args:
         options: What torchrun's parser returns, with `output`, a folder or None, `applies` as in
-            `Order`, and `apply`, an earlier run's folder or None.
+            `Order`, and `before`, an earlier run's folder or None.
         command: What the user typed; kept in the folder.
 
     Returns:
@@ -50,13 +50,14 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
         ValueError: If there is no such script, it is no Python, or the folder holds another run.
     """
     _check(options)
+    bucket_cap_mb = _bucket_cap_mb(options.before)
     folder = _new_folder(options)
     order = Order(
         str(folder.path.resolve()),
         list(command),
         bool(options.module),
         applies=options.applies,
-        bucket_cap_mb=_bucket_cap_mb(options.apply),
+        bucket_cap_mb=bucket_cap_mb,
     )
     options.training_script_args = [
         json.dumps(order._asdict()), options.training_script, *options.training_script_args
@@ -70,7 +71,7 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
 
 def _bucket_cap_mb(before: Path | None) -> float | None:
     """Return the buckets that an earlier run should have had; None to leave them."""
-    if before is None or not RunFolder(before).is_run():
+    if before is None:
         return None
     found = Run.load(before).better_bucket_cap()
     return found.cap_mb if found else None

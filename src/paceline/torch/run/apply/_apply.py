@@ -22,7 +22,7 @@ from paceline.torch.run.apply._patches import Patches
 from paceline.torch.run.apply._price import FirstSteps, Price, divided, fit_price
 from paceline.torch.run.apply._sizes import measured_share
 from paceline.torch.run.apply._talk import Talk
-from paceline.torch.run.apply._trial import LEAST_GAIN, TRIAL_STEPS, Trial, is_turn
+from paceline.torch.run.apply._trial import TRIAL_STEPS, Trial, is_turn
 from paceline.torch.run.apply._weights import Weights
 
 FIRST_STEPS = 16
@@ -230,15 +230,16 @@ class Applier:
     def _begin_trial(self, job: Job, predicted: float) -> None:
         if predicted < LEAST_PREDICTED:
             raise Unfit(f"batches are even as they are; others would be {predicted:.2f} x as fast")
-        self.told = {"changed": job.changed, "predicted": predicted}
+        self.told = {"changed": job.changed, "predicted": predicted, "cost": job.price.told()}
         self._say(f"applied: {job.changed} (predicted {predicted:.2f} x)")
 
     def _decide(self, deal: Deal) -> None:
         """Keep the plan if it measured faster on rank 0; else return to the plain way."""
         job = self._job
         assert job is not None, "settled before"
-        gain = float(job.talk.of_first(np.array([self._trial.gain]))[0])
-        if gain >= LEAST_GAIN:
+        told = np.array([self._trial.gain, self._trial.is_won], dtype=np.float64)
+        gain, is_won = job.talk.of_first(told).tolist()
+        if is_won:
             self.state = "kept"
             self._say(f"kept: measured {gain:.2f} x over {TRIAL_STEPS} steps in turns")
             return
@@ -251,7 +252,8 @@ class Applier:
         self.state = "refused"
         self.told = {"why_not": why}
         self._first.remove()
-        self._say(f"not applied: {why}")
+        if self._recorded.loop is not None:  # Else it was said already that nothing trains.
+            self._say(f"not applied: {why}")
 
 
 def _to_stderr(line: str) -> None:

@@ -53,6 +53,15 @@ class Price(NamedTuple):
     padded: bool
     other_s: float
 
+    def told(self) -> dict[str, float | bool]:
+        """Return plain values; the first two are those of a `QuadraticCost`."""
+        return {
+            "linear": self.example.linear,
+            "quadratic": self.example.quadratic,
+            "microbatch": self.microbatch_s,
+            "padded": self.padded,
+        }
+
     def plain_s(self, steps: FirstSteps) -> Array:
         """Return the expected seconds of the steps that it was fitted to."""
         return np.asarray(self.other_s + self._passes_s(steps).max(axis=0))

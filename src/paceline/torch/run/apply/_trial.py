@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 TRIAL_STEPS = 16
 # Neighbours in time differ least, so the ways take turns: A B B A.
@@ -49,6 +50,20 @@ class Trial:
         return float(np.median(self._ratios[False]) / np.median(self._ratios[True]))
 
     @property
+    def is_won(self) -> bool:
+        """Whether the plan is faster, and not only by the noise of single steps."""
+        if not np.isfinite(self.gain):
+            return False
+        noise = np.hypot(*(_noise_of_median(np.log(self._ratios[way])) for way in (False, True)))
+        return self.gain >= LEAST_GAIN and np.log(self.gain) > noise
+
+    @property
     def counts(self) -> tuple[int, int]:
         """Steps that were plain, and divided."""
         return len(self._ratios[False]), len(self._ratios[True])
+
+
+def _noise_of_median(values: NDArray[np.float64]) -> float:
+    """Return the standard error of the median, from the median deviation."""
+    deviation = 1.4826 * float(np.median(np.abs(values - np.median(values))))
+    return 1.2533 * deviation / float(np.sqrt(len(values)))
