@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.run.planted import Loop, planted_steps
+from tests.run.planted import Loop, planted_run, planted_steps
 
 from paceline.run import Run, checks_of
 
@@ -54,3 +54,24 @@ def test_checks_fail_by_name(found: dict[str, Any], failed: list[str]) -> None:
     checks = checks_of({**PROBED, **found})
     assert [check.name for check in checks if check.passed is False] == failed
     assert ("not shuffled" in str(checks[-1])) == ("correlation" in found)
+
+
+@pytest.mark.parametrize(
+    ("loop", "facts", "cap_mb"),
+    [
+        # Of one bucket of 25 MiB and a rest, most is sent after the pass.
+        (Loop(wire_s=30e-3, element_s=24e-6, noise=0.0), {}, 1.0),
+        (Loop(wire_s=0.2e-3, noise=0.0), {}, None),
+        (Loop(wire_s=30e-3, noise=0.0), {"parallel": "FullyShardedDataParallel"}, None),
+        (Loop(wire_s=30e-3, noise=0.0), {"gradient_bytes": None}, None),
+    ],
+)
+def test_an_earlier_run_says_which_buckets_expose_less(
+    loop: Loop, facts: dict[str, Any], cap_mb: float | None
+) -> None:
+    planted = planted_run(loop, 0)
+    changed = [{**fact, **facts} for fact in planted.facts]
+    run = Run.of(planted.steps, facts=changed)
+    found = run.better_bucket_cap()
+    assert (found and found.cap_mb) == cap_mb
+    assert found is None or 1.05 <= found.gain < 2

@@ -54,8 +54,9 @@ class Trial:
         """Whether the plan is faster, and not only by the noise of single steps."""
         if not np.isfinite(self.gain):
             return False
-        noise = np.hypot(*(_noise_of_median(np.log(self._ratios[way])) for way in (False, True)))
-        return self.gain >= LEAST_GAIN and np.log(self.gain) > noise
+        plain, divided = (_noise_of_median(np.log(self._ratios[way])) for way in (False, True))
+        is_clear = float(np.log(self.gain)) > float(np.hypot(plain, divided))
+        return is_clear and self.gain >= LEAST_GAIN
 
     @property
     def counts(self) -> tuple[int, int]:
