@@ -41,6 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--no-python", "train.py"], "--no-python says that train.py is none"),
         (["--price=nan", "train.py"], "price must be finite and not negative, got nan"),
         (["--output=old", "train.py"], "old holds another run; give --output a new folder"),
+        (["--apply", "old", "train.py"], "no rank recorded a step in old"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_folder(
@@ -52,6 +53,77 @@ def test_bad_input_is_one_line_and_leaves_no_folder(
     assert message in line
     assert printed.out == ""
     assert sorted(path.name for path in place.iterdir()) == ["old", "train.py"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "before", "script"),
+    [
+        (["train.py"], None, "train.py"),
+        (["--apply", "train.py"], None, "train.py"),
+        (["--apply", "old", "--nproc-per-node=2", "train.py"], "old", "train.py"),
+        (["--nproc-per-node=2", "--apply", "missing.py"], None, "missing.py"),
+    ],
+)
+def test_a_runs_folder_may_follow_apply(
+    launched: list[Namespace], place: Path, arguments: list[str], before: str | None, script: str
+) -> None:
+    for rank in range(2):
+        RunFolder(place / "old").write_steps(rank, 0, steps(40, 0.01))
+    RunFolder(place / "old").write_info({"state": "ended", "exit_code": 0, "num_ranks": 2})
+    run(*arguments, "--apply", "theirs")
+    (options,) = launched
+    assert (options.before, options.training_script) == (before and Path(before), script)
+    assert options.applies == ("yes" if "--apply" in arguments else "no")
+    assert options.training_script_args == ["--apply", "theirs"]
+
+
+def test_apply_says_what_it_gained_and_compares(
+    launched: list[Namespace], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in range(2):
+        RunFolder(place / "old").write_steps(rank, 0, steps(40, 0.01))
+    RunFolder(place / "old").write_info({"state": "ended", "exit_code": 0, "num_ranks": 2})
+    run("--json", "--apply", "old", "train.py")
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert told["compared"]["outcome"] == "same"
+    assert (told["applied"]["outcome"], told["applied"]["gain"]) == ("kept", 1.5)
+    assert "against old: no difference beyond noise" in printed.err
+
+
+VERIFIED = {
+    "again": 0.0, "divided": 2e-7, "num_probes": 4, "num_batches": 9, "is_partition": True,
+    "is_same_later": True, "correlation": 0.01,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("applied", "exit_code", "status"),
+    [
+        (VERIFIED, 0, 0),
+        ({**VERIFIED, "divided": 0.1}, 0, 1),
+        ({"why_not": "one rank alone"}, 0, 1),
+        (VERIFIED, 7, 7),
+    ],
+)
+def test_verify_ends_as_what_it_found(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    applied: dict[str, object],
+    exit_code: int,
+    status: int,
+) -> None:
+    folder = RunFolder(place / "new")
+    folder.write_info({"state": "ended", "exit_code": 0, "applied": applied})
+    monkeypatch.setattr(paceline.torch.run, "launch", lambda *_: Launched(folder, exit_code))
+    assert main(["verify", "--json", "train.py"]) == status
+    printed = capsys.readouterr()
+    if exit_code:
+        assert "exit status 7" in printed.err
+    else:
+        assert json.loads(printed.out)["passed"] == (status == 0)
+        assert printed.err.startswith("gradients")
 
 
 def test_help_needs_no_torch(
@@ -101,6 +173,7 @@ def launched(place: Path, monkeypatch: pytest.MonkeyPatch) -> list[Namespace]:
         seen.append(options)
         folder = RunFolder(place / "new")
         info = {"state": "failed", "exit_code": 7, "num_ranks": 2, "command": command}
+        info["applied"] = {"outcome": "kept", "gain": 1.5} if options.applies == "yes" else None
         folder.write_info(info)
         for rank in range(2):
             folder.write_steps(rank, 0, steps(40, 0.055 * rank))

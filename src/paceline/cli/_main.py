@@ -18,6 +18,7 @@ from paceline.cli._plan import add_plan
 from paceline.cli._report import add_report
 from paceline.cli._run import add_run
 from paceline.cli._trace import add_trace
+from paceline.cli._verify import add_verify
 from paceline.cli._whatif import add_whatif
 from paceline.errors import MissingExtraError, PacelineError
 
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"paceline {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     adders = (_add_demo, add_run, add_plan, add_estimate, add_collect, add_fit, add_herding)
-    for add in (*adders, add_report, add_trace, add_compare, add_whatif):
+    for add in (*adders, add_report, add_trace, add_compare, add_whatif, add_verify):
         add(commands)
     return parser
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 from paceline.cli._model_flags import needing
 
+TOLD = ("outcome", "gain", "predicted", "why_not", "bucket_cap_mb")
 DESCRIPTION = (
     "Launch a training script as torchrun does, record every rank's steps without an edit to the "
     "script, and say what slowed it. Arguments in front of the script are torchrun's, and ours: "
-    "--output, --price, --json. Those behind it are the script's."
+    "--output, --price, --apply, --json. Those behind it are the script's."
 )
 
 
@@ -32,19 +34,19 @@ def add_run(commands: Any) -> None:
 
 def _run(kind: type[argparse.ArgumentParser], options: argparse.Namespace) -> int:
     if options.arguments[:1] in (["-h"], ["--help"]) and find_spec("torch") is None:
-        _parser(kind).print_help()
+        run_parser(kind).print_help()
         return 0
     with needing("paceline run", "torch"):
         from torch.distributed.run import get_args_parser
 
         from paceline.torch.run import launch
-    parsed = _parser(kind, get_args_parser()).parse_args(options.arguments)
+    parsed = _parsed(run_parser(kind, get_args_parser()), options.arguments)
     folder, exit_code = launch(parsed, ["paceline", "run", *options.arguments])
-    _tell(folder.path, exit_code, as_json=parsed.json)
+    _tell(folder.path, exit_code, as_json=parsed.json, before=parsed.before)
     return exit_code
 
 
-def _parser(
+def run_parser(
     kind: type[argparse.ArgumentParser], *theirs: argparse.ArgumentParser
 ) -> argparse.ArgumentParser:
     """Return torchrun's parser with our arguments in front, and errors on one line."""
@@ -54,11 +56,30 @@ def _parser(
     ours = parser.add_argument_group("of paceline")
     ours.add_argument("--output", type=Path, help="folder (default paceline-runs/SCRIPT-TIME)")
     ours.add_argument("--price", type=float, help="dollars per hour and rank, for the cost so far")
+    ours.add_argument(
+        "--apply",
+        action="store_true",
+        help="change what can be changed without an edit, and say what it gained; RUN, an earlier "
+        "run's folder, may follow to be compared with",
+    )
     ours.add_argument("--json", action="store_true", help="print one JSON object, last line")
     return parser
 
 
-def _tell(path: Path, exit_code: int, *, as_json: bool) -> None:
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; after `--apply` a run's folder may stand where the script would, and belongs to it."""
+    from paceline.run import RunFolder
+
+    options = parser.parse_args(arguments)
+    first, before = options.training_script, None
+    if options.apply and RunFolder(Path(first)).is_run():
+        place, before = list(arguments).index(first), Path(first)
+        options = parser.parse_args([*arguments[:place], *arguments[place + 1 :]])
+    options.applies, options.before = "yes" if options.apply else "no", before
+    return options
+
+
+def _tell(path: Path, exit_code: int, *, as_json: bool, before: Path | None) -> None:
     """Print the verdict to standard error, as the rest is the script's, and JSON where it goes."""
     from paceline.run import Run, RunFolder
 
@@ -68,6 +89,13 @@ def _tell(path: Path, exit_code: int, *, as_json: bool) -> None:
         run = Run.load(path)
         verdict = run.verdict()
         lines = [str(verdict)]
+        applied = run.info.get("applied")
+        if applied:
+            told["applied"] = {name: applied.get(name) for name in TOLD}
+        if before is not None:
+            comparison = Run.load(before).compare(run)
+            lines.append(f"against {before}: {comparison}")
+            told["compared"] = comparison.to_dict()
         told |= {"step_s": run.step_s, "causes": [_cause(one) for one in verdict.causes]}
     ended = f", the script ended with exit status {exit_code}" if exit_code else ""
     print(*lines, f"recorded in {path}{ended}", sep="\n", file=sys.stderr)

@@ -1,7 +1,7 @@
 """A run that was recorded, over all its ranks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline._files import shown
+from paceline.run._applied import applied_line
+from paceline.run._bucket_cap import BucketCap, better_bucket_cap
 from paceline.run._compare import Comparison, compare_grids
 from paceline.run._curve import Balance, Curve, WhatIf
 from paceline.run._folder import RunFolder
@@ -154,7 +156,12 @@ class Run:
 
     def verdict(self) -> Verdict:
         """Return what costs time, why, and what to change next."""
-        return verdict_of(self.grid(), self.facts, str(self))
+        found = verdict_of(self.grid(), self.facts, str(self))
+        return replace(found, applied=applied_line(self.info.get("applied")))
+
+    def better_bucket_cap(self) -> BucketCap | None:
+        """Return buckets of DistributedDataParallel that a step would be faster with, simulated."""
+        return better_bucket_cap(Evidence.of(self.grid(), self.facts))
 
     def compare(self, other: "Run") -> Comparison:
         """Return whether `other` is faster or slower than this run beyond noise, and by what."""

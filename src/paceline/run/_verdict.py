@@ -34,6 +34,7 @@ class Verdict:
         not_worth: What would not help here, one line each.
         notes: What was seen and has no cause among the six.
         is_known: Whether there were steps enough to tell.
+        applied: What `--apply` changed and gained, or why it did not; empty without it.
     """
 
     headline: str
@@ -41,6 +42,7 @@ class Verdict:
     not_worth: tuple[str, ...]
     notes: tuple[str, ...]
     is_known: bool = True
+    applied: str = ""
 
     @property
     def what(self) -> str:
@@ -68,6 +70,7 @@ class Verdict:
             "causes": [cause.to_dict() for cause in self.causes],
             "not_worth": list(self.not_worth),
             "notes": list(self.notes),
+            "applied": self.applied,
         }
 
     def __str__(self) -> str:
@@ -78,7 +81,10 @@ class Verdict:
         also = (f"{one.cause}: {one.what}; saves {one.gain}" for one in self.causes[1:])
         rows += [_wrapped("also", line) for line in also]
         rows += [_wrapped("note", line) for line in self.notes]
-        return "\n".join([*rows, *(_wrapped("not", line) for line in self.not_worth)])
+        rows += [_wrapped("not", line) for line in self.not_worth]
+        return "\n".join(
+            [*rows, *([_wrapped("", f"applied: {self.applied}")] * bool(self.applied))]
+        )
 
 
 def _wrapped(word: str, text: str) -> str:

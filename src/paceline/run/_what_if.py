@@ -26,7 +26,7 @@ def simulate_curve(evidence: Evidence, changed: WhatIf) -> Curve:
     grid = evidence.grid
     wire = _wire(evidence, changed)
     as_it_was = replace(changed, device_speed=1.0, balance="none", comm="ddp", bytes_per_s=None)
-    own_wire = _fitted_wire(evidence, as_it_was) if grid.is_joint else None
+    own_wire = fitted_wire(evidence, as_it_was) if grid.is_joint else None
     replayed = _point(evidence, as_it_was, own_wire, grid.num_ranks)
     alone = _point(evidence, changed, None, 1)
     points = [_point(evidence, changed, wire, num) for num in changed.num_workers]
@@ -139,13 +139,13 @@ def _exposed_s(
 ) -> Array:
     if wire is None or num_ranks == 1:
         return np.zeros(1)
-    forward, backward = _share_of_passes(evidence)
+    forward, backward = share_of_passes(evidence)
     exposed_s = wire.exposed_s(num_ranks, forward * passes_s, backward * passes_s, changed.comm)
     # Between processes of one machine the cores are the wire.
     return exposed_s * _crowding(evidence, changed, num_ranks)
 
 
-def _share_of_passes(evidence: Evidence) -> tuple[float, float]:
+def share_of_passes(evidence: Evidence) -> tuple[float, float]:
     """Return the shares of the forward pass, and of the backward pass that sends."""
     seconds = evidence.grid.seconds
     whole_s = float(evidence.grid.compute_s.sum()) or 1.0
@@ -158,17 +158,17 @@ def _wire(evidence: Evidence, changed: WhatIf) -> WireModel | None:
     if max(changed.num_workers) == 1:
         return None
     if changed.bytes_per_s is None:
-        return _fitted_wire(evidence, changed)
+        return fitted_wire(evidence, changed)
     return replace(_blank_wire(evidence, changed), bytes_per_s=changed.bytes_per_s)
 
 
-def _fitted_wire(evidence: Evidence, changed: WhatIf) -> WireModel:
+def fitted_wire(evidence: Evidence, changed: WhatIf) -> WireModel:
     if not evidence.grid.is_joint:
         raise ValueError(
             "the run's ranks met in no all-reduce, so nothing is known of their wire; pass its "
             "rate, as in --link 100Gbit/s"
         )
-    forward, backward = _share_of_passes(evidence)
+    forward, backward = share_of_passes(evidence)
     passes_s = evidence.grid.compute_s.mean(axis=0)
     return _blank_wire(evidence, changed).fitted(
         evidence.grid.num_ranks,

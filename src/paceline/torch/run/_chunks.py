@@ -36,6 +36,11 @@ class Chunks:
             self._traced = False
 
     @property
+    def held(self) -> Steps:
+        """The steps that are in no full chunk yet: early in a run, all of them."""
+        return Steps(*map(np.concatenate, zip(*self._steps, strict=True)))
+
+    @property
     def is_full(self) -> bool:
         """Whether a chunk could be closed."""
         return sum(len(steps.begin_s) for steps in self._steps) >= STEPS_PER_CHUNK
@@ -44,7 +49,7 @@ class Chunks:
         """Write what was added; each file is replaced as a whole."""
         if not self._steps:
             return
-        steps = Steps(*map(np.concatenate, zip(*self._steps, strict=True)))
+        steps = self.held
         num_full, rest = divmod(len(steps.begin_s), STEPS_PER_CHUNK)
         for place in range(num_full + bool(rest)):
             chunk = _chunk_of(steps, place)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from paceline.run import RunFolder
 from paceline.torch.run._facts import hardware, versions
@@ -20,6 +20,7 @@ from paceline.torch.run._live import LiveLine
 from paceline.torch.run._recorder import Recorder
 from paceline.torch.run._signals import finish_on_sigterm
 
+T = TypeVar("T")
 FAILURE, INTERRUPTED = 1, 130
 CHILDREN_S = 1.0
 
@@ -32,12 +33,16 @@ class Order(NamedTuple):
         command: What the user typed.
         is_module: Whether the script is the name of a module.
         price: Dollars per hour and rank; None if not known.
+        applies: Whether to change what can be changed from outside, or to "verify" that.
+        bucket_cap_mb: Of DistributedDataParallel, where the script leaves it open.
     """
 
     folder: str
     command: list[str]
     is_module: bool
     price: float | None = None
+    applies: Literal["no", "yes", "verify"] = "no"
+    bucket_cap_mb: float | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,6 +56,13 @@ def main(arguments: Sequence[str]) -> int:
         folder.write_info(about)
     recorder = Recorder(folder, rank, _live_line(order) if rank == 0 else None)
     recorder.install()
+    applier = None
+    if order.applies != "no":  # Behind it are the planners, which take a moment to import.
+        from paceline.torch.run.apply import Applier, Verifier
+
+        kind = Verifier if order.applies == "verify" else Applier
+        applier = kind(recorder, bucket_cap_mb=order.bucket_cap_mb)
+        applier.install()
     finish_on_sigterm(recorder.finish)
     code = FAILURE
     try:
@@ -59,6 +71,8 @@ def main(arguments: Sequence[str]) -> int:
         code = _status(stop)
         raise
     finally:
+        if applier:
+            about["applied"] = _uninterrupted(applier.finish)
         _uninterrupted(recorder.finish)
         if rank == 0:
             folder.write_info({**about, **_end(code), "hardware": hardware()})
@@ -104,13 +118,14 @@ def _status(stop: SystemExit) -> int:
     return FAILURE
 
 
-def _uninterrupted(finish: Callable[[], None]) -> None:
+def _uninterrupted(finish: Callable[[], T]) -> T:
     """Call `finish`; signals that arrive meanwhile are too late to matter."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    finish()
+    result = finish()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return result
 
 
 def _about(order: Order, script: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from paceline.run import RunFolder
+from paceline.run import Run, RunFolder
 from paceline.torch.run._entry import Order, state_of
 
 ENTRY = "paceline.torch.run"
@@ -40,8 +40,9 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
     """Run `options.training_script` on every rank and record it.
 
     Args:
-        options: What torchrun's parser returns, with `output`, a folder or None, and `price`,
-            dollars per hour and rank or None.
+        options: What torchrun's parser returns, with `output`, a folder or None, `price`, dollars
+            per hour and rank or None, `applies` as in `Order`, and `before`, an earlier run's
+            folder or None.
         command: What the user typed; kept in the folder.
 
     Returns:
@@ -51,8 +52,16 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
         ValueError: If there is no such script, it is no Python, or the folder holds another run.
     """
     _check(options)
+    bucket_cap_mb = _bucket_cap_mb(options.before)
     folder = _new_folder(options)
-    order = Order(str(folder.path.resolve()), list(command), bool(options.module), options.price)
+    order = Order(
+        str(folder.path.resolve()),
+        list(command),
+        bool(options.module),
+        price=options.price,
+        applies=options.applies,
+        bucket_cap_mb=bucket_cap_mb,
+    )
     options.training_script_args = [
         json.dumps(order._asdict()), options.training_script, *options.training_script_args
     ]  # fmt: skip
@@ -61,6 +70,14 @@ def launch(options: argparse.Namespace, command: Sequence[str]) -> Launched:
     exit_code = _exit_code(options)
     _note_end(folder, exit_code)
     return Launched(folder, exit_code)
+
+
+def _bucket_cap_mb(before: Path | None) -> float | None:
+    """Return the buckets that an earlier run should have had; None to leave them."""
+    if before is None:
+        return None
+    found = Run.load(before).better_bucket_cap()
+    return found.cap_mb if found else None
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from weakref import WeakSet
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from paceline.run import RunFolder
+from paceline.run import RunFolder, Steps
 from paceline.torch.run._chunks import STEPS_PER_CHUNK, Chunks
 from paceline.torch.run._facts import facts_of
 from paceline.torch.run._fetches import Fetches
@@ -54,6 +54,12 @@ class Recorder:
         """Begin to watch this process."""
         self._fetches.install()
         self._handle = register_optimizer_step_post_hook(self._after_update)
+
+    def first_steps(self) -> Steps:
+        """Return the steps so far, of which there must be some; at most the first 1,000."""
+        with self._lock:
+            self._drain(self._clock())
+            return self._chunks.held
 
     def finish(self) -> None:
         """Write what was recorded and remove all hooks; a second call does nothing."""
