@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -56,9 +57,18 @@ class Counted(nn.Module):
 
 
 def train(
-    rank: int, fault: Fault | None, folder: str, wrap: str, dropout: float, call: int = 0
+    rank: int,
+    fault: Fault | None,
+    folder: str,
+    wrap: str,
+    dropout: float,
+    call: int = 0,
+    step_s: float = 0.0,
 ) -> None:
-    """Resume, train to the end and write down what came out; the fault may come in between."""
+    """Resume, train to the end and write down what came out; the fault may come in between.
+
+    A step takes `step_s` longer than it would, as with a larger model: emulated.
+    """
     torch.manual_seed(1)
     bare = Counted(dropout)
     groups = [
@@ -79,7 +89,7 @@ def train(
             stack.enter_context(at_call(owner, name, 1 + call // len(SAVING), fault.strike))
         stack.enter_context(checkpoint)
         stack.enter_context(checkpoint.on_signal(signal.SIGTERM))
-        is_done = _steps(rank, fault, model, optimizer, loader, checkpoint)
+        is_done = _steps(rank, fault, model, optimizer, loader, checkpoint, step_s)
     if isinstance(model, paceline.ScheduledDataParallel):
         model.flush()
         model.close()
@@ -94,6 +104,7 @@ def _steps(
     optimizer: torch.optim.Optimizer,
     loader: "paceline.DataLoader[Any]",
     checkpoint: paceline.Checkpoint,
+    step_s: float,
 ) -> bool:
     """Make the steps that are left; return whether all were made."""
     first = step = checkpoint.resume()
@@ -103,6 +114,7 @@ def _steps(
         for examples in loader:
             if fault is not None:
                 fault.at(rank, step - first)
+            time.sleep(step_s)
             (model(epoch, examples) * loader.loss_weight).backward()
             _update(model, optimizer)
             step += 1
