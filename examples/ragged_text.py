@@ -86,15 +86,16 @@ def newest_whole(folder: Path, resume: str) -> Path | None:
     """Return the checkpoint to go on from; all ranks that have met call it, and get the same.
 
     A launcher that starts ranks again has ended the old ones before, so nobody is writing. Names
-    end in the number of steps.
+    end in the number of steps; files of Lightning are written at once or not at all.
 
     Raises:
         CheckpointError: If there is one and `resume` is `"never"`.
     """
     found: dict[int, Path] = {}
-    for mark in folder.glob(f"*/{WHOLE}"):
-        number = re.search(r"\d+$", mark.parent.name)
-        found |= {int(number[0]): mark.parent} if number else {}
+    marked = [mark.parent for mark in folder.glob(f"*/{WHOLE}")]
+    for path in (*marked, *folder.glob("*.ckpt")):
+        number = re.search(r"\d+$", path.stem)
+        found |= {int(number[0]): path} if number else {}
     newest = [found[max(found)] if found else None]
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(newest)
@@ -125,12 +126,18 @@ def report(way: str, run: Watch, num_bytes: int | None) -> None:
         run: The steps that were made since this start.
         num_bytes: Of the examples in them; None if the run went on from a checkpoint.
     """
-    summary = run.summary()
+    timeline = run.gather()
+    is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    if not is_first:
+        return
+    if not len(timeline):
+        print("all epochs were done before; another --out begins anew", flush=True)
+        return
+    summary = timeline.summary()
     _, _, waiting, _, _ = summary.steady_shares.mean(axis=1)
     rate = "" if num_bytes is None else f", {num_bytes / summary.makespan_s:,.0f} bytes/s"
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        print(
-            f"{way}, measured: {len(summary.step_times_s)} steps, ranks wait for the slowest "
-            f"{waiting:.1%} of the time{rate}",
-            flush=True,
-        )
+    print(
+        f"{way}, measured: {len(summary.step_times_s)} steps, ranks wait for the slowest "
+        f"{waiting:.1%} of the time{rate}",
+        flush=True,
+    )

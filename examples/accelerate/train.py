@@ -99,11 +99,6 @@ def main() -> None:
     if saved is not None:
         accelerator.load_state(str(saved))
     first_epoch, num_done = divmod(progress.num_steps, len(loader))
-    if first_epoch >= options.epochs:
-        accelerator.print(f"all {options.epochs} epochs are done; another --out begins anew")
-        accelerator.end_training()
-        return
-
     with paceline.watch(model, adamw) as run:
         for epoch in range(first_epoch, options.epochs):
             loader.set_epoch(epoch)

@@ -74,7 +74,7 @@ def main() -> None:
         num_train_epochs=options.epochs,
         learning_rate=1e-3,
         train_sampling_strategy="random" if is_balanced else options.way,
-        save_steps=20,
+        save_steps=10,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
