@@ -66,7 +66,8 @@ def train(options: dict[str, Any]) -> None:
     ):
         num_before = step = checkpoint.resume()
         for epoch in range(step // len(loader), options["epochs"]):
-            loader.set_epoch(epoch) if not options["plain"] else None
+            if not options["plain"]:
+                loader.set_epoch(epoch)
             for batch in loader:
                 loss = model(batch["input_ids"], batch["lengths"])["loss"]
                 (loss * batch.get("loss_weight", 1.0)).backward()

@@ -1,6 +1,6 @@
 """Run a program whose rank 1 is killed before its 13th step; torchrun then starts all again.
 
-    torchrun --max-restarts=1 tests/integrations/killed_once.py MODULE [FLAG ...]
+torchrun --max-restarts=1 tests/integrations/killed_once.py MODULE [FLAG ...]
 """
 
 import os
