@@ -175,30 +175,42 @@ class Runs:
         call: int = 0,
     ) -> None:
         """Let faults happen to one run, launch after launch, and count what came of them."""
-        expected = self._expected(wrap, dropout)
-        folder = self._new()
+        folder = self.new_folder()
         arguments = str(folder), wrap, dropout, call
         launches = run_through(self._disturbed, num_ranks, faults, *arguments, limit_s=LIMIT_S)
         num_struck = sum(_has_struck(launch) for launch in launches)
         tally.add("tried", num_struck)
         story = f"{wrap}, {num_ranks} ranks, {faults}, call {call}"
-        if _count_ends(tally, launches, story) and self._count_state(
-            tally, ends_of(folder), expected, num_ranks, story
-        ):
+        is_whole = _count_ends(tally, launches, story)
+        if is_whole and self.is_as_undisturbed(tally, folder, wrap, dropout, num_ranks, story):
             tally.add("recovered", num_struck)
         left = [path.name for path in folder.glob(".*")]
         tally.add("leaked", len(left), f"{left} after {story}")
 
+    def is_as_undisturbed(
+        self,
+        tally: Tally,
+        folder: Path,
+        wrap: str,
+        dropout: float,
+        num_ranks: Sequence[int],
+        story: str,
+    ) -> bool:
+        """Compare what a run wrote down at its end with the undisturbed one; count differences."""
+        expected = self._expected(wrap, dropout)
+        return self._count_state(tally, ends_of(folder), expected, num_ranks, story)
+
     def _expected(self, wrap: str, dropout: float) -> dict[str, Any]:
         if (wrap, dropout) not in self._undisturbed:
-            folder = self._new()
+            folder = self.new_folder()
             (launch,) = run_through(train, [2], [], str(folder), wrap, dropout, limit_s=LIMIT_S)
             if launch.end != "completed":
                 raise RuntimeError(f"the undisturbed run of {wrap} {launch.end}: {launch.error}")
             self._undisturbed[wrap, dropout] = ends_of(folder)[0]
         return self._undisturbed[wrap, dropout]
 
-    def _new(self) -> Path:
+    def new_folder(self) -> Path:
+        """Return a new folder for one run."""
         self._num_runs += 1
         folder = self._folder / f"run_{self._num_runs}"
         folder.mkdir(parents=True)

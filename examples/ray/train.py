@@ -78,7 +78,7 @@ def train(options: dict[str, Any]) -> None:
                 if step % STEPS_PER_SAVE == 0 and not options["plain"]:
                     checkpoint.save(step)
             checkpoint.save(step)
-            ray.train.report({"loss": float(loss), "step": step})
+            ray.train.report({"loss": loss.item(), "step": step})
         checkpoint.flush()
     report(way, run, None if num_before else sum(paragraphs.sizes) * options["epochs"])
 
