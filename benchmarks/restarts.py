@@ -131,7 +131,9 @@ def newest_step(checkpoints: Path) -> int:
     )
 
 
-def disturb(lab: NetLab, fault: str, program: list[str], checkpoints: Path, strike: int) -> Any:
+def disturb(
+    lab: NetLab, fault: str, program: list[str], checkpoints: Path, strike: int
+) -> dict[str, Any]:
     """Run a program on both hosts with one fault; return how it ended, and how long it took.
 
     The fault comes with the first checkpoint of at least `strike` steps, and a host comes back
@@ -168,7 +170,7 @@ def _watch(
     told = {
         "exit_status": hosts.ended(),
         "struck_after_steps": [step for _, step in struck],
-        "seconds_to_next_checkpoint": went_on_s,
+        "seconds_from_loss_to_next_checkpoint": went_on_s[0] if went_on_s else None,
     }
     return told, begin_s
 

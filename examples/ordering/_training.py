@@ -1,6 +1,7 @@
 """The data-parallel loop that the three examples share: sketches travel, orders come back."""
 
 import argparse
+import gc
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -100,6 +101,7 @@ def run(
     try:
         return _train(options, model, loss_of, x, y)
     finally:
+        gc.collect()  # Compiling for the first time leaves cycles that hold the model.
         dist.destroy_process_group()
 
 
