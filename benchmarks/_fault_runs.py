@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -56,9 +57,18 @@ class Counted(nn.Module):
 
 
 def train(
-    rank: int, fault: Fault | None, folder: str, wrap: str, dropout: float, call: int = 0
+    rank: int,
+    fault: Fault | None,
+    folder: str,
+    wrap: str,
+    dropout: float,
+    call: int = 0,
+    step_s: float = 0.0,
 ) -> None:
-    """Resume, train to the end and write down what came out; the fault may come in between."""
+    """Resume, train to the end and write down what came out; the fault may come in between.
+
+    A step takes `step_s` longer than it would, as with a larger model: emulated.
+    """
     torch.manual_seed(1)
     bare = Counted(dropout)
     groups = [
@@ -79,7 +89,7 @@ def train(
             stack.enter_context(at_call(owner, name, 1 + call // len(SAVING), fault.strike))
         stack.enter_context(checkpoint)
         stack.enter_context(checkpoint.on_signal(signal.SIGTERM))
-        is_done = _steps(rank, fault, model, optimizer, loader, checkpoint)
+        is_done = _steps(rank, fault, model, optimizer, loader, checkpoint, step_s)
     if isinstance(model, paceline.ScheduledDataParallel):
         model.flush()
         model.close()
@@ -94,6 +104,7 @@ def _steps(
     optimizer: torch.optim.Optimizer,
     loader: "paceline.DataLoader[Any]",
     checkpoint: paceline.Checkpoint,
+    step_s: float,
 ) -> bool:
     """Make the steps that are left; return whether all were made."""
     first = step = checkpoint.resume()
@@ -103,6 +114,7 @@ def _steps(
         for examples in loader:
             if fault is not None:
                 fault.at(rank, step - first)
+            time.sleep(step_s)
             (model(epoch, examples) * loader.loss_weight).backward()
             _update(model, optimizer)
             step += 1
@@ -163,30 +175,42 @@ class Runs:
         call: int = 0,
     ) -> None:
         """Let faults happen to one run, launch after launch, and count what came of them."""
-        expected = self._expected(wrap, dropout)
-        folder = self._new()
+        folder = self.new_folder()
         arguments = str(folder), wrap, dropout, call
         launches = run_through(self._disturbed, num_ranks, faults, *arguments, limit_s=LIMIT_S)
         num_struck = sum(_has_struck(launch) for launch in launches)
         tally.add("tried", num_struck)
         story = f"{wrap}, {num_ranks} ranks, {faults}, call {call}"
-        if _count_ends(tally, launches, story) and self._count_state(
-            tally, ends_of(folder), expected, num_ranks, story
-        ):
+        is_whole = _count_ends(tally, launches, story)
+        if is_whole and self.is_as_undisturbed(tally, folder, wrap, dropout, num_ranks, story):
             tally.add("recovered", num_struck)
         left = [path.name for path in folder.glob(".*")]
         tally.add("leaked", len(left), f"{left} after {story}")
 
+    def is_as_undisturbed(
+        self,
+        tally: Tally,
+        folder: Path,
+        wrap: str,
+        dropout: float,
+        num_ranks: Sequence[int],
+        story: str,
+    ) -> bool:
+        """Compare what a run wrote down at its end with the undisturbed one; count differences."""
+        expected = self._expected(wrap, dropout)
+        return self._count_state(tally, ends_of(folder), expected, num_ranks, story)
+
     def _expected(self, wrap: str, dropout: float) -> dict[str, Any]:
         if (wrap, dropout) not in self._undisturbed:
-            folder = self._new()
+            folder = self.new_folder()
             (launch,) = run_through(train, [2], [], str(folder), wrap, dropout, limit_s=LIMIT_S)
             if launch.end != "completed":
                 raise RuntimeError(f"the undisturbed run of {wrap} {launch.end}: {launch.error}")
             self._undisturbed[wrap, dropout] = ends_of(folder)[0]
         return self._undisturbed[wrap, dropout]
 
-    def _new(self) -> Path:
+    def new_folder(self) -> Path:
+        """Return a new folder for one run."""
         self._num_runs += 1
         folder = self._folder / f"run_{self._num_runs}"
         folder.mkdir(parents=True)

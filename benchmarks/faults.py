@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from _fault_readers import readers
 from _fault_replicas import replicas, stopped
 from _fault_runs import Runs, kill_in_save, kill_in_step, kill_in_trial, other_sizes, terminate
 from _fault_tally import BROKEN, Tally
+from _fault_torchrun import kill_under_torchrun
 from _record import finish, parser
 
 # Faults per round.
@@ -37,6 +38,8 @@ RUNS = {
     "kill, other sizes": other_sizes,
     "SIGTERM": terminate,
 }
+# Starts fresh interpreters again and again, which takes too long for a test.
+LAUNCHED = {"kill under torchrun": kill_under_torchrun}
 
 
 def main() -> None:
@@ -63,7 +66,8 @@ def as_result(tallies: dict[str, Tally]) -> dict[str, Any]:
 
 def inject(folder: Path, seed: int, num_rounds: int) -> dict[str, Tally]:
     """Make the faults of all rounds; return what came of them, by kind."""
-    return pure(folder / "pure", seed, num_rounds) | on_ranks(folder / "ranks", seed, num_rounds)
+    found = pure(folder / "pure", seed, num_rounds)
+    return found | on_ranks(folder / "ranks", seed, num_rounds, kinds=RUNS | LAUNCHED)
 
 
 def pure(folder: Path, seed: int, num_rounds: int) -> dict[str, Tally]:
@@ -90,16 +94,21 @@ def pure(folder: Path, seed: int, num_rounds: int) -> dict[str, Tally]:
 
 
 def on_ranks(
-    folder: Path, seed: int, num_rounds: int, *, num_per_run: int = NUM_PER_RUN
+    folder: Path,
+    seed: int,
+    num_rounds: int,
+    *,
+    num_per_run: int = NUM_PER_RUN,
+    kinds: Mapping[str, Callable[[Runs, Tally, random.Random, int], None]] = RUNS,
 ) -> dict[str, Tally]:
     """Make the faults that need ranks: the kinds of runs take turns, one run per round."""
-    tallies = {kind: Tally() for kind in RUNS}
+    tallies = {kind: Tally() for kind in kinds}
     runs = Runs(folder / "runs")
-    order = list(RUNS)
+    order = list(kinds)
     for number in range(num_rounds):
         kind = order[number % len(order)]
         rng = random.Random(f"{seed} {kind} {number}")
-        RUNS[kind](runs, tallies[kind], rng, num_per_run)
+        kinds[kind](runs, tallies[kind], rng, num_per_run)
         _say(f"round {number}, {kind}", tallies[kind])
     for name, make in {"replica differs": replicas, "SIGSTOP": stopped}.items():
         tallies[name] = Tally()

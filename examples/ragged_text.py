@@ -1,5 +1,8 @@
-"""What the framework examples train on: paragraphs of Python's own source, and a small model."""
+"""What the framework examples share: ragged text, a small model, and how a run goes on."""
 
+import argparse
+import os
+import re
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from paceline.errors import CheckpointError
 from paceline.torch import Watch
 
+WHOLE = "whole"
 MAX_BYTES, WIDTH, GLOBAL_BATCH = 512, 96, 48
 
 
@@ -63,13 +68,76 @@ class ByteModel(nn.Module):
         return {"loss": ((losses * counts).sum(1) / counts.sum(1)).mean()}
 
 
-def report(way: str, run: Watch, num_bytes: int) -> None:
-    """Print on rank 0 what a run cost; all ranks call it."""
-    summary = run.summary()
-    _, _, waiting, _, _ = summary.steady_shares.mean(axis=1)
-    if torch.distributed.get_rank() == 0:
-        print(
-            f"{way}, measured: {len(summary.step_times_s)} steps, ranks wait for the slowest "
-            f"{waiting:.1%} of the time, {num_bytes / summary.makespan_s:,.0f} bytes/s",
-            flush=True,
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags that all framework examples have."""
+    flags.add_argument("--epochs", type=int, default=2)
+    flags.add_argument("--examples", type=int, default=1200)
+    flags.add_argument("--out", type=Path, help="folder for checkpoints, which all ranks see")
+    flags.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: go on from the newest whole checkpoint, if there is one (the default); never: "
+        "there must be none",
+    )
+
+
+def newest_whole(folder: Path, resume: str) -> Path | None:
+    """Return the checkpoint to go on from; all ranks that have met call it, and get the same.
+
+    A launcher that starts ranks again has ended the old ones before, so nobody is writing. Names
+    end in the number of steps; files of Lightning are written at once or not at all.
+
+    Raises:
+        CheckpointError: If there is one and `resume` is `"never"`.
+    """
+    found: dict[int, Path] = {}
+    marked = [mark.parent for mark in folder.glob(f"*/{WHOLE}")]
+    for path in (*marked, *folder.glob("*.ckpt")):
+        number = re.search(r"\d+$", path.stem)
+        found |= {int(number[0]): path} if number else {}
+    newest = [found[max(found)] if found else None]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(newest)
+    if newest[0] is not None and resume == "never":
+        raise CheckpointError(
+            f"{newest[0]} is a checkpoint of an earlier run; leave --resume out to go on from it, "
+            "or pass another --out"
         )
+    return newest[0]
+
+
+def mark_whole(checkpoint: Path) -> None:
+    """Say that every rank has written its part of a checkpoint; all ranks call it."""
+    is_first = True
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        is_first = torch.distributed.get_rank() == 0
+    if is_first:
+        os.sync()
+        (checkpoint / WHOLE).touch()
+
+
+def report(way: str, run: Watch, num_bytes: int | None) -> None:
+    """Print on rank 0 what a run cost; all ranks call it.
+
+    Args:
+        way: What is compared.
+        run: The steps that were made since this start.
+        num_bytes: Of the examples in them; None if the run went on from a checkpoint.
+    """
+    timeline = run.gather()
+    is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    if not is_first:
+        return
+    if not len(timeline):
+        print("all epochs were done before; another --out begins anew", flush=True)
+        return
+    summary = timeline.summary()
+    _, _, waiting, _, _ = summary.steady_shares.mean(axis=1)
+    rate = "" if num_bytes is None else f", {num_bytes / summary.makespan_s:,.0f} bytes/s"
+    print(
+        f"{way}, measured: {len(summary.step_times_s)} steps, ranks wait for the slowest "
+        f"{waiting:.1%} of the time{rate}",
+        flush=True,
+    )

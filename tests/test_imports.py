@@ -25,7 +25,7 @@ ROOMS = (
     "report",
 )
 FRAMEWORKS = ("lightning", "transformers", "accelerate")
-HEAVY = ("torch", "matplotlib", "bokeh", "rich", "lightgbm", "sklearn", *FRAMEWORKS)
+HEAVY = ("torch", "matplotlib", "bokeh", "rich", "lightgbm", "sklearn", "ray", *FRAMEWORKS)
 # What stands beside the rooms: every room may use it.
 SHARED = ("paceline", "paceline.errors", "paceline._compile", "paceline._files")
 CELL = re.compile(r"`([a-z_/]+?)/?(?:\.py)?`")

@@ -1,9 +1,9 @@
 """Ragged text with Accelerate on two ranks.
 
-    torchrun --nproc-per-node=2 -m examples.accelerate.train [--plain] [--epochs 2] [--resume]
+    torchrun --nproc-per-node=2 -m examples.accelerate.train [--plain] [--epochs 2] [--out FOLDER]
 
 `--plain` is the same job without Paceline, for comparison. The state is saved in accelerate-run/
-after each epoch, and every 10 steps; a run goes on from there on any number of ranks.
+after each epoch, and every 10 steps; the same command goes on from there, on any number of ranks.
 """
 
 import argparse
@@ -12,7 +12,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from examples.ragged_text import GLOBAL_BATCH, WIDTH, ByteModel, Paragraphs, collate, report
+from examples.ragged_text import (
+    GLOBAL_BATCH,
+    WIDTH,
+    ByteModel,
+    Paragraphs,
+    add_flags,
+    collate,
+    mark_whole,
+    newest_whole,
+    report,
+)
 
 import paceline
 from paceline.balance import BalanceConfig
@@ -55,17 +65,28 @@ class Progress:
         self.num_steps = state["num_steps"]
 
 
+def rest_of(accelerator: Accelerator, loader: Any, num_done: int) -> Any:
+    """Return what is left of the epoch: balanced loaders know, plain ones are told."""
+    is_told = isinstance(loader, BalancedLoader) or not num_done
+    return loader if is_told else accelerator.skip_first_batches(loader, num_done)
+
+
+def save(accelerator: Accelerator, folder: Path, progress: Progress) -> None:
+    """Save the state in a folder of its own: one that is cut short leaves the older ones whole."""
+    checkpoint = folder / f"step-{progress.num_steps}"
+    accelerator.save_state(str(checkpoint))
+    mark_whole(checkpoint)
+
+
 def main() -> None:
     """Train."""
     flags = argparse.ArgumentParser()
     flags.add_argument("--plain", action="store_true", help="without Paceline")
-    flags.add_argument("--epochs", type=int, default=2)
-    flags.add_argument("--examples", type=int, default=1200)
-    flags.add_argument("--resume", action="store_true", help="go on from accelerate-run/")
+    add_flags(flags)
     options = flags.parse_args()
     torch.set_num_threads(1)
     way, paragraphs = ("balanced", "plain")[options.plain], Paragraphs(options.examples)
-    folder = Path("accelerate-run", way)
+    folder = (options.out or Path("accelerate-run")) / way
 
     accelerator = Accelerator(cpu=True)
     bare = ByteModel()
@@ -74,22 +95,23 @@ def main() -> None:
     loader = loader_of(accelerator, paragraphs, is_plain=options.plain)
     progress = Progress()
     accelerator.register_for_checkpointing(progress)
-    if options.resume:
-        accelerator.load_state(str(folder))
-
+    saved = newest_whole(folder, options.resume)
+    if saved is not None:
+        accelerator.load_state(str(saved))
+    first_epoch, num_done = divmod(progress.num_steps, len(loader))
     with paceline.watch(model, adamw) as run:
-        for epoch in range(progress.num_steps // len(loader), options.epochs):
+        for epoch in range(first_epoch, options.epochs):
             loader.set_epoch(epoch)
-            for batch in loader:
+            for batch in rest_of(accelerator, loader, num_done if epoch == first_epoch else 0):
                 loss = model(batch["input_ids"], batch["lengths"])["loss"]
                 accelerator.backward(loss * batch.get("loss_weight", 1.0))
                 optimizer.step()
                 optimizer.zero_grad()
                 progress.num_steps += 1
                 if progress.num_steps % STEPS_PER_SAVE == 0:
-                    accelerator.save_state(str(folder))
-            accelerator.save_state(str(folder))
-    report(way, run, sum(paragraphs.sizes) * options.epochs)
+                    save(accelerator, folder, progress)
+            save(accelerator, folder, progress)
+    report(way, run, None if saved else sum(paragraphs.sizes) * options.epochs)
     accelerator.end_training()
 
 

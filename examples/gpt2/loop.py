@@ -51,7 +51,7 @@ class Run:
             if is_last or is_asked or _is_due(number, options.checkpoint_every):
                 self._save(number, progress, checkpoint)
             if is_asked:
-                progress.say(f"step {number}: asked to end; --resume goes on from here")
+                progress.say(f"step {number}: asked to end; the same command goes on from here")
                 return
 
     def _validate(self, number: int, progress: Progress, validation: Validation) -> None:

@@ -11,6 +11,8 @@ from model import SIZES, Size
 
 PARALLEL = ("single", "ddp", "scheduled")
 PRECISIONS = ("fp32", "bf16")
+MAX_TIMEOUT_S = 86_400.0
+RESUME = ("auto", "always", "never")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +21,7 @@ class Options:
 
     data: Path
     out: Path
-    resume: bool
+    resume: str
     size: str
     context: int
     parallel: str
@@ -40,6 +42,7 @@ class Options:
     log_every: int
     device: str
     peak_tflops: float | None
+    timeout_s: float
 
     @property
     def shape(self) -> Size:
@@ -107,6 +110,10 @@ def _check(options: Options) -> None:
         raise ValueError(f"--learning-rate must be positive, got {options.learning_rate}")
     if options.peak_tflops is not None and not options.peak_tflops > 0:
         raise ValueError(f"--peak-tflops must be positive, got {options.peak_tflops}")
+    if not 0 < options.timeout_s <= MAX_TIMEOUT_S:
+        raise ValueError(
+            f"--timeout-s must lie between 0 and {MAX_TIMEOUT_S:g}, got {options.timeout_s:g}"
+        )
     if options.deferred and options.parallel == "ddp":
         raise ValueError(
             "--deferred-weight-gradients does not go with --parallel ddp, which must see "
@@ -119,7 +126,15 @@ def _flags() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", type=Path, default=Path("gpt2-data"), help="folder of shards (%(default)s)")
     add("--out", type=Path, default=Path("gpt2-run"), help="folder to write to (%(default)s)")
-    add("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    add(
+        "--resume",
+        nargs="?",
+        const="always",
+        choices=RESUME,
+        default="auto",
+        help="auto: go on from the newest whole checkpoint in --out, if there is one (default); "
+        "always: there must be one (also without a word); never: there must be none",
+    )
     add("--size", default="1m", help=f"{', '.join(SIZES)} (%(default)s)")
     add("--context", type=int, help="tokens of a sequence at most; unset: that of the size")
     add("--parallel", choices=PARALLEL, default="single", help="(%(default)s)")
@@ -147,4 +162,10 @@ def _flags() -> argparse.ArgumentParser:
     add("--log-every", type=int, default=10, help="steps (%(default)s)")
     add("--device", choices=("cpu", "cuda"), help="unset: cuda if there is one")
     add("--peak-tflops", type=float, help="of one device; unset: by its name, where known")
+    add(
+        "--timeout-s",
+        type=float,
+        default=300.0,
+        help="how long ranks wait for one that does not answer, then all start again (%(default)s)",
+    )
     return parser

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -58,7 +59,8 @@ def joined_world(options: Options) -> Iterator[World]:
         return
     device = _device(options.device)
     if is_ours:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=options.timeout_s))
     try:
         yield World(rank=dist.get_rank(), num_ranks=dist.get_world_size(), device=device)
     finally:

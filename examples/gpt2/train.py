@@ -68,17 +68,19 @@ class Job:
         self._num_done = self._begin()
 
     def _begin(self) -> int:
-        """Load the newest checkpoint if told to; return the steps that are done."""
-        newest, out = self._checkpoint.latest(), self._options.out
-        if not self._options.resume:
-            if newest is not None:
-                raise ValueError(
-                    f"{newest} is a checkpoint of an earlier run; pass --resume to go on from it, "
-                    "or another --out"
-                )
-            return 0
-        if newest is None:
-            raise ValueError(f"there is no checkpoint in {out} to --resume from")
+        """Load the newest checkpoint, as `--resume` says; return the steps that are done.
+
+        To go on unasked is safe: a checkpoint of other settings is refused, and one of the same
+        leads to the losses of a run that was never stopped. So a launcher may start all again.
+        """
+        newest, mode = self._checkpoint.latest(), self._options.resume
+        if mode == "never" and newest is not None:
+            raise ValueError(
+                f"{newest} is a checkpoint of an earlier run; pass --resume to go on from it, or "
+                "another --out"
+            )
+        if mode == "always" and newest is None:
+            raise ValueError(f"there is no checkpoint in {self._options.out} to --resume from")
         return self._checkpoint.resume()
 
     def train(self) -> None:

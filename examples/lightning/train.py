@@ -1,18 +1,30 @@
 """Ragged text with Lightning on two ranks, which it starts itself.
 
-    python -m examples.lightning.train [--plain] [--epochs 2] [--resume FILE]
+    python -m examples.lightning.train [--plain] [--epochs 2] [--out FOLDER] [--ranks 2]
 
 `--plain` is the same job without Paceline, for comparison. Checkpoints are Lightning's, one per
-epoch in lightning-run/; a run goes on from one of another number of ranks as well (`--ranks`).
+epoch in lightning-run/; the same command goes on from the newest, also on another number of
+ranks, and also if torchrun starts them.
 """
 
 import argparse
+import os
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from examples.ragged_text import GLOBAL_BATCH, WIDTH, ByteModel, Paragraphs, collate, report
+from examples.ragged_text import (
+    GLOBAL_BATCH,
+    WIDTH,
+    ByteModel,
+    Paragraphs,
+    add_flags,
+    collate,
+    newest_whole,
+    report,
+)
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -67,7 +79,7 @@ class Predictor(pl.LightningModule):
 class Watching(Callback):
     """Reports at the end how long ranks waited for each other."""
 
-    def __init__(self, way: str, num_bytes: int) -> None:
+    def __init__(self, way: str, num_bytes: int | None) -> None:
         self._way, self._num_bytes = way, num_bytes
         self._watched = ExitStack()
 
@@ -86,26 +98,28 @@ def main() -> None:
     """Train."""
     flags = argparse.ArgumentParser()
     flags.add_argument("--plain", action="store_true", help="without Paceline")
-    flags.add_argument("--ranks", type=int, default=2)
-    flags.add_argument("--epochs", type=int, default=2)
-    flags.add_argument("--examples", type=int, default=1200)
-    flags.add_argument("--resume", help="checkpoint to go on from")
+    flags.add_argument("--ranks", type=int, default=2, help="without torchrun")
+    add_flags(flags)
     options = flags.parse_args()
     torch.set_num_threads(1)
     way, text = ("balanced", "plain")[options.plain], Text(options.examples, is_plain=options.plain)
+    folder = (options.out or Path("lightning-run")) / way
+    saved = newest_whole(folder, options.resume)
     trainer = pl.Trainer(
         accelerator="cpu",
-        devices=options.ranks,
+        # torchrun says how many there are; its number of machines may change.
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", options.ranks)),
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
         strategy=DDPStrategy(process_group_backend="gloo"),
         max_epochs=options.epochs,
         callbacks=[
-            ModelCheckpoint(dirpath=f"lightning-run/{way}", save_top_k=-1),
-            Watching(way, sum(text.paragraphs.sizes) * options.epochs),
+            ModelCheckpoint(dirpath=folder, filename="{step}", save_top_k=-1),
+            Watching(way, None if saved else sum(text.paragraphs.sizes) * options.epochs),
         ],
         logger=False,
         enable_progress_bar=False,
     )
-    trainer.fit(Predictor(), datamodule=text, ckpt_path=options.resume)
+    trainer.fit(Predictor(), datamodule=text, ckpt_path=saved)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """The data-parallel loop that the three examples share: sketches travel, orders come back."""
 
 import argparse
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 # Loaded before there is a process group: its functions' defaults would hold the group for ever.
@@ -13,6 +18,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import paceline
 from paceline.order import (
     OrderPolicy,
     coordinated_pair_balance,
@@ -37,7 +43,34 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--dim", type=int, default=1024, help="columns of a sketch")
     made.add_argument("--every", type=int, default=1, help="sketch each so-many-th epoch")
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument(
+        "--out", type=Path, help="folder for checkpoints; goes on from the newest whole one in it"
+    )
     return made
+
+
+class OrderState:
+    """The state of an order, with tensors for its arrays, as `paceline.Checkpoint` wants them."""
+
+    def __init__(self, policy: OrderPolicy) -> None:
+        self._policy = policy
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learnt, and in which epoch."""
+        return _each(np.ndarray, torch.from_numpy, self._policy.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._policy.load_state_dict(_each(Tensor, Tensor.numpy, state))
+
+
+def _each(kind: type, change: Callable[[Any], Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _each(kind, change, value)
+        if isinstance(value, Mapping)
+        else (change(value) if isinstance(value, kind) else value)
+        for key, value in state.items()
+    }
 
 
 def policy_of(sorter: str, num_examples: int, num_workers: int, seed: int) -> OrderPolicy:
@@ -68,6 +101,7 @@ def run(
     try:
         return _train(options, model, loss_of, x, y)
     finally:
+        gc.collect()  # Compiling for the first time leaves cycles that hold the model.
         dist.destroy_process_group()
 
 
@@ -83,33 +117,65 @@ def _train(
     optimizer = torch.optim.SGD(model.parameters(), lr=options.lr)
     policy = policy_of(options.sorter, len(x), num_workers, options.seed)
     sketch = GradientSketch(parallel, dim=options.dim, every=options.every)
-    per_step = options.batch_size * options.grad_acc * num_workers
     losses = []
-    for epoch in range(options.epochs):
-        start = time.perf_counter()
-        sketch.set_epoch(epoch)
-        if not policy.needs_rows:
-            sketch.remove_hooks()
-        order = torch.from_numpy(policy.order(epoch))
-        for ids in order[: len(x) - len(x) % per_step].split(per_step):
-            # Position p of the order belongs to worker p % num_workers.
-            own = ids[rank::num_workers]
-            optimizer.zero_grad()
-            for part in own.split(options.batch_size):
-                (loss_of(parallel(x[part]), y[part]) / options.grad_acc).backward()
-            if sketch.is_on:
-                rows = sketch.take(loss_scale=1 / options.grad_acc)
-                _observe(policy, ids, rows, num_workers)
-            optimizer.step()
-        policy.end_epoch()
-        took = time.perf_counter() - start
-        losses.append(_mean_loss(model, loss_of, x, y))
-        if rank == 0:
-            print(
-                f"{options.sorter} epoch {epoch} loss {losses[-1]:.5f} ({took:.2f} s)", flush=True
-            )
+    with _checkpoint(options, parallel, optimizer, policy) as checkpoint:
+        for epoch in range(checkpoint.resume() if checkpoint else 0, options.epochs):
+            start = time.perf_counter()
+            _train_epoch(options, epoch, parallel, loss_of, x, y, optimizer, policy, sketch)
+            took = time.perf_counter() - start
+            losses.append(_mean_loss(model, loss_of, x, y))
+            if checkpoint:
+                checkpoint.save(epoch + 1)
+            if rank == 0:
+                print(
+                    f"{options.sorter} epoch {epoch} loss {losses[-1]:.5f} ({took:.2f} s)",
+                    flush=True,
+                )
     sketch.remove_hooks()
     return losses
+
+
+def _checkpoint(
+    options: argparse.Namespace,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    policy: OrderPolicy,
+) -> AbstractContextManager[paceline.Checkpoint | None]:
+    """Return what saves each epoch, so that torchrun may start all again; None without `--out`."""
+    if options.out is None:
+        return nullcontext()
+    order = OrderState(policy)
+    return paceline.Checkpoint(options.out, model=model, optimizer=optimizer, order=order)
+
+
+def _train_epoch(
+    options: argparse.Namespace,
+    epoch: int,
+    parallel: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    optimizer: torch.optim.Optimizer,
+    policy: OrderPolicy,
+    sketch: GradientSketch,
+) -> None:
+    rank, num_workers = dist.get_rank(), dist.get_world_size()
+    per_step = options.batch_size * options.grad_acc * num_workers
+    sketch.set_epoch(epoch)
+    if not policy.needs_rows:
+        sketch.remove_hooks()
+    order = torch.from_numpy(policy.order(epoch))
+    for ids in order[: len(x) - len(x) % per_step].split(per_step):
+        # Position p of the order belongs to worker p % num_workers.
+        own = ids[rank::num_workers]
+        optimizer.zero_grad()
+        for part in own.split(options.batch_size):
+            (loss_of(parallel(x[part]), y[part]) / options.grad_acc).backward()
+        if sketch.is_on:
+            rows = sketch.take(loss_scale=1 / options.grad_acc)
+            _observe(policy, ids, rows, num_workers)
+        optimizer.step()
+    policy.end_epoch()
 
 
 def _observe(policy: OrderPolicy, ids: Tensor, rows: Tensor, num_workers: int) -> None:

@@ -24,21 +24,36 @@ def losses_in(printed: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
 
 
-def run_all(rank: int) -> None:
+def run_all(rank: int, out: Path) -> None:
     """Run the scripts one after the other in the group of these ranks, which they would make."""
     sys.path.insert(0, str(EXAMPLE))
+    straight = {}
     for script, sorter in SORTERS.items():
-        flags = ["--sorter", sorter, "--num_examples", "72", "--epochs", "2", "--lr", "0.3"]
-        with (
-            redirect_stdout(io.StringIO()) as printed,
-            patch.object(sys, "argv", [script, *COMMON, *flags]),
-            patch("torch.distributed.init_process_group"),
-            patch("torch.distributed.destroy_process_group"),
-        ):
-            runpy.run_path(str(EXAMPLE / script), run_name="__main__")
+        straight[script] = run_here(script, "--sorter", sorter, "--epochs", "2")
         if rank == 0:
-            first, second = losses_in(printed.getvalue())
-            assert second < first, script
+            assert straight[script][1] < straight[script][0], script
+    # Goes on from what the run before saved, with the order that was learnt.
+    script, sorter = next(iter(SORTERS.items()))
+    parts = [
+        run_here(script, "--sorter", sorter, "--epochs", epochs, "--out", str(out))
+        for epochs in ("1", "2")
+    ]
+    if rank == 0:
+        assert [len(part) for part in parts] == [1, 1]
+        assert [*parts[0], *parts[1]] == straight[script]
+
+
+def run_here(script: str, *flags: str) -> list[float]:
+    """Run a script in the group that is there; return the losses that this rank printed."""
+    common = [*COMMON, "--num_examples", "72", "--lr", "0.3"]
+    with (
+        redirect_stdout(io.StringIO()) as printed,
+        patch.object(sys, "argv", [script, *common, *flags]),
+        patch("torch.distributed.init_process_group"),
+        patch("torch.distributed.destroy_process_group"),
+    ):
+        runpy.run_path(str(EXAMPLE / script), run_name="__main__")
+    return losses_in(printed.getvalue())
 
 
 ENDED = """
@@ -68,8 +83,8 @@ def test_no_thread_is_left_that_could_abort_the_end_of_the_program() -> None:
 
 
 @pytest.mark.slow
-def test_each_example_runs_and_its_loss_falls() -> None:
-    run_ranks(run_all, 2)
+def test_each_example_runs_and_its_loss_falls(tmp_path: Path) -> None:
+    run_ranks(run_all, 2, tmp_path)
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
 """Accelerate holds the contract, and its modes that cannot be exact are refused."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
-from tests.integrations.contract import FrameworkContract
+from tests.integrations.contract import FrameworkContract, check_goes_on
 from tests.integrations.data import SIZES, Sequences, config_of, global_batches, padded
 from torch.utils.data import DataLoader as TorchDataLoader
 
@@ -98,3 +99,7 @@ def test_a_checkpoint_inside_a_step_is_refused() -> None:
         balanced.state_dict()
     next(batches)
     assert balanced.state_dict()["segments"][-1]["num_steps"] == 1
+
+
+def test_the_example_goes_on_after_a_rank_was_killed(tmp_path: Path) -> None:
+    check_goes_on("examples.accelerate.train", tmp_path, num_steps=8)

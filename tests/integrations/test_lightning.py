@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 from lightning.pytorch.callbacks import Callback
-from tests.integrations.contract import TOLERANCE, FrameworkContract
+from tests.integrations.contract import TOLERANCE, FrameworkContract, check_goes_on
 from tests.integrations.data import (
     SIZES,
     Record,
@@ -119,3 +119,7 @@ def test_limits_that_cut_steps_further_are_refused_before_the_first_batch() -> N
     cut = BalancedLoader(trainer, loader(config=config))
     with pytest.raises(ValueError, match=r"must have accumulate_grad_batches \(1\).*got 2"):
         next(iter(cut))
+
+
+def test_the_example_goes_on_after_a_rank_was_killed(tmp_path: Path) -> None:
+    check_goes_on("examples.lightning.train", tmp_path, num_steps=9)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.integrations.contract import FrameworkContract
+from tests.integrations.contract import FrameworkContract, check_goes_on
 from tests.integrations.data import SIZES, Sequences, config_of, padded
 from tests.integrations.transformers_run import WithLoss, WithTokenLoss, labelled
 from transformers import Trainer, TrainingArguments
@@ -176,3 +176,7 @@ def loader_of(config: BalanceConfig, num_replicas: int) -> DataLoader[Any]:
     place = Replica(rank=0, num_replicas=num_replicas)
     batches = BalancedBatchSampler(np.asarray(SIZES), config, process_group=place)
     return DataLoader(Sequences(), batch_sampler=batches, with_info=True)
+
+
+def test_the_example_goes_on_after_a_rank_was_killed(tmp_path: Path) -> None:
+    check_goes_on("examples.transformers.train", tmp_path, num_steps=8)

@@ -113,6 +113,7 @@ def test_without_tools_the_lab_says_which(monkeypatch: pytest.MonkeyPatch) -> No
 @needs_lab
 def test_ranks_meet_over_links_of_the_given_rate(tmp_path: Path) -> None:
     with netlab(2, RATE) as lab:
+        assert lab.address(1) == "10.88.0.2"
         assert own_namespaces() == sorted([*lab.namespaces, lab.namespaces[0][:-2] + "sw"])
         lab.start(time_all_reduces, str(tmp_path), limit_s=30)
         assert leftover_ranks(lab.namespaces) == ""

@@ -62,6 +62,10 @@ class NetLab:
         """Nominal rate of a link, as last set for all; headers take 3 to 6 % of it."""
         return bytes_per_s(self._rate)
 
+    def address(self, rank: int) -> str:
+        """Return the IPv4 address of `rank` in the lab, for launchers that are told it."""
+        return _address(self._checked(rank))
+
     def start(
         self,
         function: Callable[..., None],
