@@ -1,29 +1,25 @@
 """What the framework examples train on: paragraphs of Python's own source, and a small model."""
 
-import sysconfig
-from pathlib import Path
 from typing import Any
 
 import torch
+from examples.texts import GLOBAL_BATCH as GLOBAL_BATCH
+from examples.texts import Texts
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from paceline.torch import Watch
 
-MAX_BYTES, WIDTH, GLOBAL_BATCH = 512, 96, 48
+WIDTH = 96
 
 
 class Paragraphs(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Paragraphs of the standard library's source, in the same order on every rank."""
 
     def __init__(self, num_examples: int) -> None:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        self._items: list[Tensor] = []
-        for path in sorted(root.glob("*.py")):
-            for text in path.read_text(encoding="utf-8", errors="replace").split("\n\n"):
-                if len(text) > 8 and len(self._items) < num_examples:
-                    self._items.append(torch.tensor(list(text.encode()[:MAX_BYTES])))
+        texts = Texts(num_examples)
+        self._items = [torch.tensor(texts[i]["x"].tolist()) for i in range(len(texts))]
 
     @property
     def sizes(self) -> list[int]:
@@ -63,13 +59,13 @@ class ByteModel(nn.Module):
         return {"loss": ((losses * counts).sum(1) / counts.sum(1)).mean()}
 
 
-def report(way: str, run: Watch, num_bytes: int) -> None:
+def report(way: str, run: Watch, num_items: int, unit: str = "bytes") -> None:
     """Print on rank 0 what a run cost; all ranks call it."""
     summary = run.summary()
     _, _, waiting, _, _ = summary.steady_shares.mean(axis=1)
     if torch.distributed.get_rank() == 0:
         print(
             f"{way}, measured: {len(summary.step_times_s)} steps, ranks wait for the slowest "
-            f"{waiting:.1%} of the time, {num_bytes / summary.makespan_s:,.0f} bytes/s",
+            f"{waiting:.1%} of the time, {num_items / summary.makespan_s:,.0f} {unit}/s",
             flush=True,
         )

@@ -44,7 +44,13 @@ def train(loader: Any, saved: Path, point: int | None, record: Record, loss: Any
             batch, info = found if isinstance(found, tuple) else (found, None)
             weight = batch["loss_weight"] if info is None else info.loss_weight
             is_step_end = batch["is_step_end"] if info is None else info.is_step_end
-            record.add({"index": batch["index"], "loss_weight": weight, "is_step_end": is_step_end})
+            record.add(
+                {
+                    "index": batch["number" if "number" in batch else "index"],
+                    "loss_weight": weight,
+                    "is_step_end": is_step_end,
+                }
+            )
             with nullcontext() if is_step_end else model.no_sync():
                 (loss(model, batch) * weight).backward()
             if is_step_end:
