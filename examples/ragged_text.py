@@ -3,11 +3,12 @@
 import argparse
 import os
 import re
-import sysconfig
 from pathlib import Path
 from typing import Any
 
 import torch
+from examples.texts import GLOBAL_BATCH as GLOBAL_BATCH
+from examples.texts import Texts
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
@@ -16,19 +17,15 @@ from paceline.errors import CheckpointError
 from paceline.torch import Watch
 
 WHOLE = "whole"
-MAX_BYTES, WIDTH, GLOBAL_BATCH = 512, 96, 48
+WIDTH = 96
 
 
 class Paragraphs(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Paragraphs of the standard library's source, in the same order on every rank."""
 
     def __init__(self, num_examples: int) -> None:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        self._items: list[Tensor] = []
-        for path in sorted(root.glob("*.py")):
-            for text in path.read_text(encoding="utf-8", errors="replace").split("\n\n"):
-                if len(text) > 8 and len(self._items) < num_examples:
-                    self._items.append(torch.tensor(list(text.encode()[:MAX_BYTES])))
+        texts = Texts(num_examples)
+        self._items = [torch.tensor(texts[i]["x"].tolist()) for i in range(len(texts))]
 
     @property
     def sizes(self) -> list[int]:
@@ -118,13 +115,14 @@ def mark_whole(checkpoint: Path) -> None:
         (checkpoint / WHOLE).touch()
 
 
-def report(way: str, run: Watch, num_bytes: int | None) -> None:
+def report(way: str, run: Watch, num_items: int | None, unit: str = "bytes") -> None:
     """Print on rank 0 what a run cost; all ranks call it.
 
     Args:
         way: What is compared.
         run: The steps that were made since this start.
-        num_bytes: Of the examples in them; None if the run went on from a checkpoint.
+        num_items: Of the examples in them; None if the run went on from a checkpoint.
+        unit: What the items are.
     """
     timeline = run.gather()
     is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
@@ -135,7 +133,7 @@ def report(way: str, run: Watch, num_bytes: int | None) -> None:
         return
     summary = timeline.summary()
     _, _, waiting, _, _ = summary.steady_shares.mean(axis=1)
-    rate = "" if num_bytes is None else f", {num_bytes / summary.makespan_s:,.0f} bytes/s"
+    rate = "" if num_items is None else f", {num_items / summary.makespan_s:,.0f} {unit}/s"
     print(
         f"{way}, measured: {len(summary.step_times_s)} steps, ranks wait for the slowest "
         f"{waiting:.1%} of the time{rate}",

@@ -24,7 +24,7 @@ ROOMS = (
     "run",
     "report",
 )
-FRAMEWORKS = ("lightning", "transformers", "accelerate")
+FRAMEWORKS = ("lightning", "transformers", "accelerate", "torchdata")
 HEAVY = ("torch", "matplotlib", "bokeh", "rich", "lightgbm", "sklearn", "ray", *FRAMEWORKS)
 # What stands beside the rooms: every room may use it.
 SHARED = ("paceline", "paceline.errors", "paceline._compile", "paceline._files")

@@ -92,10 +92,12 @@ class FrameworkContract:
     Attributes:
         program: Script that trains with the framework; see `tests/integrations/data.py`.
         starts_itself: Whether the framework starts the ranks; else torchrun does.
+        has_no_launcher: Whether ranks are plain processes; see `processes.py`.
     """
 
     program: ClassVar[str]
     starts_itself: ClassVar[bool] = False
+    has_no_launcher: ClassVar[bool] = False
 
     def test_all_ranks_have_equally_many_batches(self, found: Found) -> None:
         for runs in found.values():
@@ -135,6 +137,8 @@ def runs_of(contract: type[FrameworkContract], folder: Path) -> Found:
     """Train on two ranks, and go on from its checkpoints on two, on one and on three."""
     for num_ranks in RANKS:
         launch = [] if contract.starts_itself else torchrun(num_ranks)
+        if contract.has_no_launcher:
+            launch = [str(Path(__file__).with_name("processes.py"))]
         script = str(Path(__file__).with_name(contract.program))
         run_script([*launch, script, str(folder), str(num_ranks)])
     return {num_ranks: records(folder, num_ranks) for num_ranks in RANKS}

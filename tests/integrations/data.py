@@ -67,11 +67,13 @@ class Reverser(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).double()
 
-    def token_losses(self, x: Tensor, is_token: Tensor) -> Tensor:
+    def token_losses(self, x: Tensor, is_token: Tensor | int = 1) -> Tensor:
         return (self.layers(x) - x.flip(-1)).square().sum(-1) * is_token
 
-    def forward(self, x: Tensor, is_token: Tensor) -> Tensor:
-        """Return the mean over examples of each example's mean loss."""
+    def forward(self, x: Tensor, is_token: Tensor | None = None) -> Tensor:
+        """Return the mean over examples of each example's mean loss; without them, all losses."""
+        if is_token is None:
+            return self.token_losses(x)
         return (self.token_losses(x, is_token).sum(1) / is_token.sum(1)).mean()
 
 

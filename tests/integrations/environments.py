@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".integrations"
 PAGE = ROOT / "docs/compatibility.md"
 TORCH = os.environ.get("TORCH", "2.13.0")
-FRAMEWORKS = ("lightning", "transformers", "accelerate", "ray")
+FRAMEWORKS = ("lightning", "transformers", "accelerate", "ray", "torchdata")
+# What the tests of a framework need beside its extra.
+BESIDE = {"torchdata": ["datasets>=4,<6"]}
 # The runs of one contract, which all belong to the setup of its first test.
 TIMEOUT_S = 1200
 FRESH = "test_a_fresh_process_imports_nothing_heavy"
@@ -53,6 +55,7 @@ def build(framework: str) -> Path:
     folder = ENVIRONMENTS / framework
     python, stamp = folder / "bin/python", folder / ".built"
     wanted = (ROOT / "pyproject.toml").read_text(encoding="utf-8") + TORCH
+    wanted += "".join(BESIDE.get(framework, ()))
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return python
     print(f"building {folder.relative_to(ROOT)}", file=sys.stderr)
@@ -61,7 +64,7 @@ def build(framework: str) -> Path:
     for packages in (
         ["--upgrade", "pip>=25.1"],
         [f"torch=={TORCH}"],
-        ["--editable", f"{ROOT}[{framework}]"],
+        ["--editable", f"{ROOT}[{framework}]", *BESIDE.get(framework, ())],
         ["--group", f"{ROOT}/pyproject.toml:integrations"],
     ):
         command = [str(python), "-m", "pip", "install", "--quiet", *packages]
