@@ -7,6 +7,7 @@ random, and the language models are made from their configurations.
 import multiprocessing
 import resource
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from time import perf_counter, process_time
 from typing import Any
@@ -28,7 +29,8 @@ TORCHVISION = (
     "vit_b_16", "swin_t", "swin_v2_t", "maxvit_t",
 )  # fmt: skip
 TIMM = (
-    "resnet50", "resnext50_32x4d", "efficientnet_b0", "tf_efficientnetv2_s", "mobilenetv3_large_100",
+    "resnet50", "resnext50_32x4d", "efficientnet_b0", "tf_efficientnetv2_s",
+    "mobilenetv3_large_100",
     "regnety_032", "convnext_base", "convnextv2_tiny", "vit_base_patch16_224",
     "vit_large_patch16_224", "deit_small_patch16_224", "swin_base_patch4_window7_224",
     "mixer_b16_224", "resmlp_24_224", "mobilevit_s", "cait_s24_224", "beit_base_patch16_224",
@@ -54,28 +56,25 @@ def with_torchvision() -> None:
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    __import__("torchvision")
+    import_module("torchvision")
 
 
 def vision(name: str) -> Build:
-    import torchvision
-
-    return lambda: torchvision.models.get_model(name, weights=None)
+    library = import_module("torchvision")
+    return lambda: library.models.get_model(name, weights=None)
 
 
 def timm_model(name: str) -> Build:
-    import timm
-
-    return lambda: timm.create_model(name, pretrained=False, drop_path_rate=0.1)
+    library = import_module("timm")
+    return lambda: library.create_model(name, pretrained=False, drop_path_rate=0.1)
 
 
 def language_model(name: str, kind: str) -> Build:
-    import transformers
-
-    config = getattr(transformers, f"{name}Config")()
+    library = import_module("transformers")
+    config = getattr(library, f"{name}Config")()
     tokens = torch.zeros(1, NUM_TOKENS, dtype=torch.int64)
     inputs = {"input_ids": tokens, "labels": tokens}
-    return lambda: (getattr(transformers, f"{name}{kind}")(config), inputs)
+    return lambda: (getattr(library, f"{name}{kind}")(config), inputs)
 
 
 def all_models() -> dict[str, tuple[Callable[..., Build], tuple[str, ...]]]:
@@ -156,7 +155,7 @@ def main() -> None:
     if missing:
         raise SystemExit(f"install {' and '.join(missing)} first, beside torchvision")
     for library in ("timm", "transformers"):
-        __import__(library)
+        import_module(library)
     chosen = {name: made for name, made in all_models().items() if options.only in name}
     rows = []
     for name, (maker, arguments) in chosen.items():

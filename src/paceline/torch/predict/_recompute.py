@@ -59,7 +59,8 @@ def _is_compound(module: nn.Module) -> bool:
 
 
 def _outermost(model: nn.Module, kind: tuple[type[nn.Module] | None, int]) -> list[nn.Module]:
-    blocks, inside = [], set()
+    blocks: list[nn.Module] = []
+    inside: set[nn.Module] = set()
     for module in model.modules():
         if type(module) is kind[0] and module not in inside:
             blocks.append(module)

@@ -11,6 +11,7 @@ from torch import nn
 from paceline.errors import TraceError
 from paceline.predict.work import OperatorWork, Workload
 from paceline.torch.model import tensors_in
+from paceline.torch.predict._recompute import is_recomputed
 from paceline.torch.predict._trace_architecture import (
     ACTIVATIONS,
     POOLS,
@@ -19,7 +20,6 @@ from paceline.torch.predict._trace_architecture import (
     is_norm,
     num_table_kernels,
 )
-from paceline.torch.predict._recompute import is_recomputed
 from paceline.torch.predict._trace_build import OneFakeMode, build_without_weights
 from paceline.torch.predict._trace_recorder import Recorder
 from paceline.torch.predict._trace_setup import (

@@ -57,7 +57,7 @@ def _built_unfilled(
     example_input: ExampleInput | None,
     input_shape: tuple[int, ...] | None,
 ) -> tuple[nn.Module, ExampleInput | None]:
-    with torch.random.fork_rng(devices=[]), _Unfilled():
+    with torch.random.fork_rng(devices=[]), _Unfilled():  # type: ignore[no-untyped-call]
         try:
             return build(function, example_input, input_shape)
         except RuntimeError as error:

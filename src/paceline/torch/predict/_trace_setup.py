@@ -37,7 +37,9 @@ class StepSetup:
         """Return the model as this step trains it; changes it in place."""
         if self.recomputed:
             recompute_blocks(model)
-        return (model.bfloat16() if self.param_bits == 16 else model).train()
+        if self.param_bits == 16:
+            _to_16_bits(model)
+        return model.train()
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer with the settings that the tables use: SGD has momentum."""
@@ -108,6 +110,19 @@ def _resized(value: Any, batch_size: int) -> Any:
     # Zeros are valid rows of every embedding.
     make = torch.randn if value.is_floating_point() and shape else torch.zeros
     return make(shape, dtype=value.dtype)
+
+
+def _to_16_bits(model: nn.Module) -> None:
+    """Do what `model.bfloat16()` does, which fake parameters refuse."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, own in module.named_parameters(recurse=False):
+            if id(own) not in made:
+                low = own.detach().bfloat16()
+                made[id(own)] = nn.Parameter(low, requires_grad=own.requires_grad)
+            module.register_parameter(name, made[id(own)])
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = _in_16_bits(buffer)
 
 
 def _in_16_bits(value: Any) -> Any:
