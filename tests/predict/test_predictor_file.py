@@ -149,6 +149,10 @@ def test_a_timed_loader_stands_in_for_that_of_the_tables(
     (waits,) = predictor.predict(row, shift="model", loader=slow)
     assert waits.compute == plain.compute
     assert waits.step.median == waits.loader.median == row["batch_size"][0]
+    four = Execution(precision="fp32", micro_batches=4)
+    bits = StepRows({**row.columns, "precision_bits": np.array([32.0])})
+    (longer,) = predictor.predict(bits, shift="model", loader=slow, execution=four)
+    assert longer.loader.median == 4 * waits.loader.median
     (serial,) = predictor.predict(row, shift="model", loader=replace(slow, num_workers=0))
     assert serial.step.median == pytest.approx(waits.step.median + plain.compute.median)
 

@@ -150,14 +150,15 @@ class StepPredictor:
             table = self.probed[max(num for num in self.probed if num <= len(probes))]
             logs = probed_logs(rows, logs, known, self.kernel, others)
         if execution is not None:
-            effect = self.models.effect(rows, base, execution)
+            effect, num = self.models.effect(rows, base, execution), execution.micro_batches
+            logs = logs.of_execution(effect, num)
             # So many micro-batches take so many times longer: nothing about that is uncertain.
-            unsure = EFFECT_SPREAD * np.abs(effect - np.log(execution.micro_batches))
-            logs, extra = logs.shifted(effect), np.hypot(extra, unsure)
+            extra = np.hypot(extra, EFFECT_SPREAD * np.abs(effect - np.log(num)))
         found = step_estimates(logs, rows["family"], table, shift, extra=extra)
         if loader is None:
             return found
-        feeds = [loader.feed(float(size)) for size in rows["batch_size"]]
+        batches = execution.micro_batches if execution else 1
+        feeds = [loader.feed(batches * float(size)) for size in rows["batch_size"]]
         return [
             replace(one, loader=feed, total=loader.step(one.compute, feed))
             for one, feed in zip(found, feeds, strict=True)

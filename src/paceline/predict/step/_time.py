@@ -47,10 +47,18 @@ class StepLogs:
         compute = self.physics + share * (self.compute - self.physics)
         return replace(self, compute=compute, total=np.maximum(compute, self.feed))
 
-    def shifted(self, by: FloatArray) -> "StepLogs":
-        """With a compute time that differs by that many log seconds."""
-        compute = self.compute + by
-        return replace(self, compute=compute, total=np.maximum(compute, self.feed))
+    def of_execution(self, effect: FloatArray, micro_batches: int) -> "StepLogs":
+        """With a compute time that differs by so many log seconds, and so many batches to load."""
+        batches = np.log(micro_batches)
+        compute, feed = self.compute + effect, self.feed + batches
+        change = np.maximum(compute, feed) - np.maximum(self.compute, self.feed)
+        return replace(
+            self,
+            compute=compute,
+            feed=feed,
+            total=self.total + change,
+            slow_feed=self.slow_feed + batches,
+        )
 
     def take(self, index: NDArray[np.intp]) -> "StepLogs":
         return StepLogs(*(getattr(self, name)[index] for name in StepLogs.__slots__))
