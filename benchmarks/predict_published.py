@@ -81,16 +81,17 @@ def workload_of(row: Mapping[str, str], cnns: Mapping[str, Mapping[str, str]]) -
     if row["model"] in SHAPES:
         return _transformer(SHAPES[row["model"]], int(row["num_tokens"]), bits // 8, common)
     made = cnns[row["model"]]
-    counts = ("num_params", "depth", "num_norm_layers", "num_activation_layers", "num_kernels")
+    whole = ("num_params", "depth", "num_norm_layers", "num_activation_layers", "num_kernels")
     shares = ("conv_1x1_fraction", "conv_3x3_fraction", "depthwise_fraction")
+    counted: dict[str, Any] = {name: int(made[name]) for name in whole}
+    counted |= {name: float(made[name]) for name in shares}
     return Workload(
         family="CNN",
         forward_flops_per_example=1e9 * float(made["forward_gflops"]),
         activation_bytes_per_example=1e6 * float(made["activation_mb"]) * bits / 32,
         example_bytes=3.0 * int(made["image_side"]) ** 2,
-        **{name: int(made[name]) for name in counts},
-        **{name: float(made[name]) for name in shares},
         **common,
+        **counted,
     )
 
 
@@ -199,7 +200,9 @@ def main() -> None:
     options = _options()
     found = predicted(options.predictor, (options.half,) if options.half else HALVES)
     halves = sorted({row["half"] for row in found})
-    result = {half: summary([row for row in found if row["half"] == half]) for half in halves}
+    result: dict[str, Any] = {
+        half: summary([row for row in found if row["half"] == half]) for half in halves
+    }
     result["all"] = summary(found)
     result["rows"] = [
         {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}

@@ -143,7 +143,7 @@ class StepPredictor:
         probes = self._probes_of(device)
         base, rest = self._calibrated(shift, is_probed=probes is not None)
         logs, table = self._logs(rows, base), self.calibrations[base]
-        extra = self._extra(rows, logs, rest)
+        extra = self._extra(rows, logs, base, rest)
         if probes is not None and self.kernel is not None:
             known = HeldOut(probes, self._logs(probes, base))
             others = self.models.loader.without(device)
@@ -177,16 +177,23 @@ class StepPredictor:
             f"{', '.join(self.calibrations)}; fit it with that shift"
         )
 
-    def _extra(self, rows: StepRows, logs: StepLogs, rest: frozenset[str]) -> FloatArray:
-        """Half widths in log seconds of novelties beyond the calibrated one, as independent."""
-        total = np.zeros(len(rows))
+    def _extra(self, rows: StepRows, logs: StepLogs, base: str, rest: frozenset[str]) -> FloatArray:
+        """Half widths in log seconds to add to the calibrated interval for what else is new.
+
+        A host is independent of the rest. A second novelty shares most of its error, what the
+        models miss, with the calibrated one, so that the wider of the two holds.
+        """
+        widths = [self._widths(name, rows) for name in sorted(rest & set(self.calibrations))]
+        wider = np.max([self._widths(base, rows), *widths], axis=0)
+        total = wider**2 - self._widths(base, rows) ** 2
         if "host" in rest and self.models.host is not None:
             spread = NINE_OF_TEN * self.models.host.roofline.host_spread
             total = total + (spread * logs.launch_share) ** 2
-        for name in rest & set(self.calibrations):
-            table = self.calibrations[name]["compute"]
-            total = total + [of_family(table, str(f)).high ** 2 for f in rows["family"]]
         return np.asarray(np.sqrt(total), dtype=np.float64)
+
+    def _widths(self, shift: str, rows: StepRows) -> FloatArray:
+        table = self.calibrations[shift]["compute"]
+        return np.array([of_family(table, str(name)).high for name in rows["family"]])
 
 
 def check_bits(rows: StepRows, execution: Execution | None) -> None:
