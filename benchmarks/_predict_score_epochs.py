@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.predict import ConvergencePredictor
 from paceline.predict.epochs import (
     MEMBERS,
     PROBES,
@@ -104,29 +105,60 @@ def score_regime(runs: Runs, family: str, shift: Shift, *, seed: int = 0) -> dic
         )
         for number in seeds
     ]
-    error, inside, constant, middle = 100 * np.concatenate(per_seed).T
     by_seed = [100 * float(rows[:, 0].mean()) for rows in per_seed]
+    spread = [_rounded(min(by_seed)), _rounded(max(by_seed))]
+    found = _scores(np.concatenate(per_seed)) | {"mape_spread": spread}
+    return found | {"num_rows": int(per_seed[0].shape[0])}
+
+
+def transfer_convergence(train: Path, test: Path, *, seed: int = 0) -> dict[str, Any]:
+    """Fit on the runs of one folder and score those of another, by family.
+
+    What is new about a run, its model, its dataset, both or neither, is found by name.
+
+    Raises:
+        ValueError: If a table is missing or bad, or a family was not fitted.
+    """
+    fitted = fit_convergence(read_runs(train)[0], seed=seed)
+    runs, _ = read_runs(test)
+    families = {
+        family: _scores(_outcomes(fitted, runs.take(runs.family == family), family, None))
+        for family in np.unique(runs.family).tolist()
+    }
+    kinds, counts = np.unique(fitted.shifts(runs), return_counts=True)
+    shifts = dict(zip(kinds.tolist(), counts.tolist(), strict=True))
+    found = {family: {"transfer": scores} for family, scores in families.items()}
+    return {"target": "convergence", "seed": seed, "shifts": shifts, "families": found}
+
+
+def _scores(outcomes: NDArray[np.float64]) -> dict[str, Any]:
+    error, inside, constant, middle = 100 * outcomes.T
     return {
         "mape": _rounded(error.mean()),
         "median_ape": _rounded(np.median(error)),
         "coverage": _rounded(inside.mean()),
         "constant_mape": _rounded(constant.mean()),
         "constant_median_mape": _rounded(middle.mean()),
-        "mape_spread": [_rounded(min(by_seed)), _rounded(max(by_seed))],
         "beats_constant": bool(error.mean() < min(constant.mean(), middle.mean())),
-        "num_rows": int(per_seed[0].shape[0]),
+        "num_rows": len(error),
     }
 
 
 def _fold_outcomes(
     runs: Runs, family: str, shift: Shift, fold: Fold, seed: int
 ) -> NDArray[np.float64]:
-    """Per held-out row: relative error, inside or not, and the errors of both constants."""
     train, test = runs.take(fold.train), runs.take(fold.test)
     try:
         fitted = fit_convergence(train, families=[family], shifts=[shift], seed=seed)
     except ValueError as error:
         raise ValueError(f"without {fold.unit}: {error}") from error
+    return _outcomes(fitted, test, family, shift)
+
+
+def _outcomes(
+    fitted: ConvergencePredictor, test: Runs, family: str, shift: Shift | None
+) -> NDArray[np.float64]:
+    """Per row of a family: relative error, inside or not, and the errors of both constants."""
     estimates = fitted.predict(test, shift=shift)
     point, low, high = np.array([(e.median, e.low, e.high) for e in estimates]).T
     baseline = fitted.own[family].constant

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.predict import Estimate, StepPredictor, fit_step_predictor
-from paceline.predict.step import StepRows, folds, units
+from paceline.predict.step import LoaderProbe, StepRows, fit_loader_rates, folds, units
 
 FloatArray = NDArray[np.float64]
 
@@ -17,11 +17,14 @@ REGIMES = {
     "lodo": "dataset",
     "lomo": "model",
     "logo": "device",
+    "both": "device+model",
 }
 """Names of the evaluation regimes, and the shift that each of them measures."""
 
-WIDER_AND_WIDER = ("configuration", "model", "dataset", "device")
+WIDER_AND_WIDER = ("configuration", "model", "dataset", "device", "device+model")
 PROBE_DRAWS = 10
+NUM_LOADER_ROWS = 10
+NUM_JOINT_FOLDS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,15 +43,24 @@ class Scored:
 
 
 def evaluate_regime(
-    rows: StepRows, regime: str, *, num_probes: int = 0, seed: int = 0
+    rows: StepRows,
+    regime: str,
+    *,
+    num_probes: int = 0,
+    loader_probe: bool = False,
+    seed: int = 0,
 ) -> dict[str, object]:
     """Score one regime; every row is held out once (with probes: is scored in ten draws).
+
+    Under "both", a quarter of the rows: each device and each model is held out once.
 
     Args:
         rows: Measured rows of all families, which are fitted together.
         regime: One of `REGIMES`.
         num_probes: Under "logo", measured rows per held-out device and family that the
             predictor may see; they are not scored.
+        loader_probe: Under "lodo", stand in for a timed loader: per host and dataset, the seconds
+            per example that ten rows waited for, *emulated*; they are not scored.
         seed: Of folds and probes.
 
     Returns:
@@ -64,13 +76,14 @@ def evaluate_regime(
         raise ValueError(
             f"num_probes must not be negative and needs regime logo, got {num_probes} with {regime}"
         )
+    if loader_probe and regime != "lodo":
+        raise ValueError(f"loader_probe needs regime lodo, got {regime}")
     shift = REGIMES[regime]
-    fold = folds(rows, shift, seed=seed)
     parts: list[Scored] = []
-    for number in range(int(fold.max()) + 1):
-        train, test = rows.take(fold != number), rows.take(fold == number)
-        parts += _score_fold(train, test, shift, num_probes, seed)
+    for train, test in _outer_folds(rows, shift, seed):
+        parts += _score_fold(train, test, shift, num_probes, seed, loader_probe=loader_probe)
     settings = {"regime": regime, "shift": shift, "probes": num_probes, "seed": seed}
+    settings["loader_probe"] = loader_probe
     found = {"target": "step_time", **settings, **summary(join_scored(parts))}
     return found | {"repeats_mape": repeats_mape(rows)} if shift == "known" else found
 
@@ -91,16 +104,48 @@ def shifts_between(train: StepRows, test: StepRows) -> NDArray[np.str_]:
     """What is new about each row of `test`: device, dataset, model, configuration or nothing."""
     kinds = np.full(len(test), "known", dtype="<U13")
     for shift in WIDER_AND_WIDER:
-        kinds[~np.isin(units(test, shift), units(train, shift))] = shift
+        new = [~np.isin(units(test, name), units(train, name)) for name in shift.split("+")]
+        kinds[np.all(new, axis=0)] = shift
     return kinds
 
 
+def _outer_folds(rows: StepRows, shift: str, seed: int) -> Iterator[tuple[StepRows, StepRows]]:
+    """Rows to fit on and rows to score; of what is new on two counts, neither is fitted on."""
+    together = shift.split("+")
+    num_folds = NUM_JOINT_FOLDS if len(together) > 1 else None
+    fold = np.stack([folds(rows, name, seed=seed, num_folds=num_folds) for name in together])
+    for number in range(int(fold.max()) + 1):
+        out = fold == number
+        yield rows.take(~out.any(axis=0)), rows.take(out.all(axis=0))
+
+
+def _with_timed_loaders(
+    predictor: StepPredictor, test: StepRows, shift: str, seed: int
+) -> Iterator[Scored]:
+    names = test.keys("device", "family", "dataset")
+    for number, name in enumerate(np.unique(names)):
+        part = test.take(names == name)
+        order = np.random.default_rng([seed, number]).permutation(len(part))
+        (rate,) = fit_loader_rates(part.take(order[:NUM_LOADER_ROWS])).seconds.values()
+        probe = LoaderProbe(seconds_per_example=rate, num_workers=1, num_cores=1)
+        yield _scored(predictor, part.take(order[NUM_LOADER_ROWS:]), shift, probe)
+
+
 def _score_fold(
-    train: StepRows, test: StepRows, shift: str, num_probes: int, seed: int
+    train: StepRows,
+    test: StepRows,
+    shift: str,
+    num_probes: int,
+    seed: int,
+    *,
+    loader_probe: bool = False,
 ) -> Iterator[Scored]:
     predictor = fit_step_predictor(
         train, shifts=(shift,), probe_counts=(num_probes,) if num_probes else (), seed=seed
     )
+    if loader_probe:
+        yield from _with_timed_loaders(predictor, test, shift, seed)
+        return
     if not num_probes:
         yield _scored(predictor, test, shift)
         return
@@ -118,8 +163,10 @@ def _score_fold(
             yield _scored(probed, part.take(order[num_probes:]), shift)
 
 
-def _scored(predictor: StepPredictor, rows: StepRows, shift: str) -> Scored:
-    found = predictor.predict(rows.without_times(), shift=shift)
+def _scored(
+    predictor: StepPredictor, rows: StepRows, shift: str, loader: LoaderProbe | None = None
+) -> Scored:
+    found = predictor.predict(rows.without_times(), shift=shift, loader=loader)
     return Scored(
         family=rows["family"],
         measured={"total": rows.total_s, "compute": rows["compute_s"]},

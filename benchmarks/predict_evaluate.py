@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _predict_score_epochs import evaluate_convergence, summary_lines
+from _predict_score_epochs import (
+    evaluate_convergence,
+    summary_lines,
+    transfer_convergence,
+)
 from _predict_score_step import REGIMES, evaluate_regime, evaluate_transfer
 
 from paceline.errors import PacelineError
@@ -44,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--probes", type=int, default=0, help="measured rows per held-out GPU and family"
     )
+    parser.add_argument(
+        "--loader-probe", action="store_true", help="with lodo: as if each loader had been timed"
+    )
     parser.add_argument("--compute-only", action="store_true", help="leave whole steps out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -51,12 +58,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    if options.target == "convergence":
-        if options.data is None:
-            raise ValueError("--target convergence needs --data DIR")
-        return evaluate_convergence(options.data, seed=options.seed)
     if (options.train is None) != (options.test is None):
         raise ValueError("--train and --test must be given together")
+    if options.target == "convergence":
+        if options.train is not None:
+            return transfer_convergence(options.train, options.test, seed=options.seed)
+        if options.data is None:
+            raise ValueError("--target convergence needs --data DIR, or --train DIR --test DIR")
+        return evaluate_convergence(options.data, seed=options.seed)
     if options.train is not None:
         train, test = read_step_tables(options.train), read_step_tables(options.test)
         result = evaluate_transfer(train, test, seed=options.seed)
@@ -65,6 +74,7 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
             read_step_tables(options.data),
             options.regime,
             num_probes=options.probes,
+            loader_probe=options.loader_probe,
             seed=options.seed,
         )
     else:

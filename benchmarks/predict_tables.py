@@ -1,8 +1,9 @@
 """Claim: step time and epochs are predicted for what was held out, with intervals that hold.
 
 Runs every evaluation of `python -m paceline.predict.evaluate` on one folder of measured tables,
-those of CHRONOS: random rows, new configurations, datasets, models and GPUs, ten probes of a new
-GPU, and epochs until convergence. Errors are of *predictions* against *measured* steps.
+those of CHRONOS: random rows, new configurations, datasets, models and GPUs, a new model on a new
+GPU, ten probes of a new GPU, a new dataset whose loader was timed (*emulated* by ten rows), and
+epochs until convergence. Errors are of *predictions* against *measured* steps.
 """
 
 from pathlib import Path
@@ -13,7 +14,8 @@ from _record import finish, parser
 
 from paceline.predict import read_step_tables
 
-RUNS = (("rand", 0), ("grp", 0), ("lodo", 0), ("lomo", 0), ("logo", 0), ("logo", 1), ("logo", 10))
+RUNS = (("rand", 0), ("grp", 0), ("lodo", 0), ("lomo", 0), ("logo", 0), ("logo", 1), ("logo", 10),
+        ("both", 0))  # fmt: skip
 
 
 def main() -> None:
@@ -27,6 +29,7 @@ def main() -> None:
         )
         for regime, num_probes in RUNS
     }
+    steps["lodo, timed loader"] = evaluate_regime(rows, "lodo", loader_probe=True)
     result = {"step_time": steps, "convergence": evaluate_convergence(options.data)}
     finish("predict_tables", options, result, "lightgbm")
 

@@ -68,10 +68,15 @@ def run(*arguments: str) -> int:
 def test_a_fitted_file_predicts_says_where_it_is_from_and_guards_itself(
     here: Path, tables: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("fit", str(tables), "--output", "mine.json", "--source", "made up", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["num_steps"] == 72
+    both = ("--train", str(tables), "--test", str(tables))
+    assert run("fit", *both, "--output", "mine.json", "--source", "made up", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["num_steps"] == 72
+    assert 0 < result["scores"]["compute"]["CNN"]["mape"] < 50
     text = Path("mine.json").read_text(encoding="utf-8")
-    assert json.loads(text)["content"]["provenance"]["source"] == "made up"
+    provenance = json.loads(text)["content"]["provenance"]
+    assert provenance["source"] == "made up"
+    assert json.loads(provenance[f"scored on {tables.name}"]) == result["scores"]
 
     assert run(*ESTIMATE, "--predictor", "mine.json", "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -90,7 +95,8 @@ def test_the_shipped_predictor_serves_every_device(capsys: pytest.CaptureFixture
         found = json.loads(capsys.readouterr().out)
         step = found["step_s"]
         assert 0 < step["low"] <= step["median"] <= step["high"]
-        assert found["new_to_predictor"] == ("the dataset" if device == "T4" else "the device")
+        first = "host" if device == "T4" else "device"
+        assert found["new_to_predictor"] == f"the {first}, the dataset and the model"
 
 
 @pytest.mark.usefixtures("here")
@@ -110,6 +116,8 @@ def test_missing_columns_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["nowhere", "--output", "a.json"], "tables must be a folder of CSV files, got nowhere"),
         ([".", "--output", "a.json"], "there is no *.csv file"),
+        (["--output", "a.json"], "pass one folder of tables"),
+        ([".", "--train", ".", "--output", "a.json"], "pass one folder of tables"),
     ],
 )
 def test_a_folder_without_tables_is_refused(

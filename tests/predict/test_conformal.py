@@ -61,6 +61,15 @@ def test_rows_of_a_new_unit_are_covered_although_the_unit_moves_them_together() 
     assert 0.83 <= np.mean(inside) <= 0.95
 
 
+def test_too_few_units_for_a_quantile_take_the_worst_unit() -> None:
+    rows = np.r_[np.full(30, 0.1), np.full(30, 0.2), np.linspace(0, 1, 30)]
+    names = np.repeat(["a", "b", "c"], 30)
+    _low, high = conformal_offsets(rows, groups=names)
+    assert high == pytest.approx(0.9, abs=0.04)  # c's own quantile, not that of all rows
+    many = np.tile(rows, 4), np.repeat([f"{name}{k}" for k in range(4) for name in "abc"], 30)
+    assert conformal_offsets(many[0], groups=many[1])[1] < 0.85
+
+
 def test_a_unit_with_many_rows_has_no_more_say_than_one_with_few() -> None:
     few = conformal_offsets([0.1, 0.1, 0.5, 0.5], groups=["a", "a", "b", "b"])
     many = conformal_offsets([0.1] * 100 + [0.5, 0.5], groups=["a"] * 100 + ["b"] * 2)

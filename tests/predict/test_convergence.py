@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _predict_score_epochs import evaluate_convergence, score_regime
+from _predict_score_epochs import evaluate_convergence, score_regime, transfer_convergence
 from numpy.typing import NDArray
 
 from paceline.predict import Estimate
@@ -313,6 +313,11 @@ def test_the_evaluation_scores_every_family_and_regime(tmp_path: Any) -> None:
     assert set(result["ablation"]) == {"gradient_norm_log10", "initial_loss_log10"}
     assert result["ablation"]["gradient_norm_log10"]["mlp"]["kept"] is False
     json.dumps(result)
+    transfer = transfer_convergence(tmp_path, tmp_path)
+    assert transfer["shifts"] == {"known": len(table)}
+    seen = transfer["families"]["cnn"]["transfer"]
+    assert seen["mape"] < known["mape"]  # these runs were fitted on
+    assert {**seen, "mape_spread": 0}.keys() == known.keys()
 
 
 def test_a_folder_without_tables_is_refused(tmp_path: Any) -> None:

@@ -4,7 +4,14 @@ from pathlib import Path
 import numpy as np
 import predict_evaluate
 import pytest
-from _predict_score_step import REGIMES, Scored, repeats_mape, shifts_between, summary
+from _predict_score_step import (
+    REGIMES,
+    Scored,
+    _outer_folds,
+    repeats_mape,
+    shifts_between,
+    summary,
+)
 from predict_evaluate import main
 from tests.predict.step_tables import mlp_rows, write_table
 
@@ -33,6 +40,30 @@ def data(tmp_path: Path) -> Path:
     folder.mkdir()
     write_table(folder / "mlp.csv", mlp_rows())
     return folder
+
+
+def test_a_timed_loader_takes_the_place_of_an_unknown_one(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for flags in ([], ["--loader-probe"]):
+        assert main(["--data", str(data), "--regime", "lodo", "--json", *flags]) == 0
+        found.append(json.loads(capsys.readouterr().out)["families"]["MLP"]["total"])
+    blind, timed = found
+    # Ten of the 24 rows of each host and dataset are what the loader was timed by.
+    assert (blind["num_rows"], timed["num_rows"]) == (288, 288 * 14 // 24)
+    assert timed["mape"] < 0.8 * blind["mape"]
+    assert timed["half_width_factor"] < blind["half_width_factor"]
+
+
+def test_rows_new_on_two_counts_are_fitted_without_either(data: Path) -> None:
+    rows, seen = read_step_tables(data), set()
+    for train, test in _outer_folds(rows, "device+model", 0):
+        for name in ("device", "model"):
+            assert not set(train[name]) & set(test[name])
+        seen |= set(test["device"])
+    assert seen <= set(rows["device"])
+    assert len(seen) >= 3
 
 
 @pytest.mark.parametrize("regime", ["rand", "grp", "lodo", "lomo", "logo"])
@@ -88,6 +119,7 @@ def test_one_folder_trains_and_another_is_scored(
         ("device", "Foo 77", "device"),
         ("dataset", "mine", "dataset"),
         ("model", "mine", "model"),
+        ("device+model", "mine", "device+model"),
         ("batch_size", 31.0, "configuration"),
         ("optimizer", "Adam", "known"),
     ],
@@ -96,7 +128,8 @@ def test_a_row_is_scored_under_the_widest_shift_that_it_is(
     data: Path, column: str, value: object, shift: str
 ) -> None:
     rows = read_step_tables(data)
-    changed = StepRows({**rows.columns, column: np.full(len(rows), value)})
+    new = {name: np.full(len(rows), value) for name in column.split("+")}
+    changed = StepRows({**rows.columns, **new})
     assert set(shifts_between(rows, changed)) == {shift}
 
 
@@ -106,6 +139,8 @@ def test_a_row_is_scored_under_the_widest_shift_that_it_is(
         ([], "pass --data DIR --regime NAME"),
         (["--train", "x"], "must be given together"),
         (["--target", "convergence"], "needs --data"),
+        (["--target", "convergence", "--test", "x"], "must be given together"),
+        (["--data", "DATA", "--regime", "lomo", "--loader-probe"], "needs regime lodo"),
         (["--data", "DATA", "--regime", "lodo", "--probes", "3"], "needs regime logo"),
         (["--data", "DATA", "--regime", "logo", "--probes", "-1"], "must not be negative"),
         (["--data", "nowhere", "--regime", "logo"], "there is no"),

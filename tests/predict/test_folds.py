@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from tests.predict.step_tables import mlp_rows, write_table
 
-from paceline.predict.step._calibration import folds, held_out_predictions, units
+from paceline.predict.step._calibration import (
+    _inner_folds,
+    folds,
+    held_out_predictions,
+    units,
+)
 from paceline.predict.step._rows import StepRows
 from paceline.predict.step._tables import read_step_tables
 from paceline.predict.step._time import SHIFTS, fit_step_models
@@ -29,6 +34,7 @@ def test_what_a_unit_is(rows: StepRows) -> None:
     count = {shift: len(np.unique(units(rows, shift))) for shift in SHIFTS}
     # Optimizers are repeats of a configuration.
     expected = {"known": 288, "configuration": 144, "dataset": 3, "model": 3, "device": 4}
+    expected["device+model"] = 12
     assert count == expected
 
 
@@ -50,6 +56,15 @@ def test_times_of_a_held_out_unit_cannot_reach_its_own_prediction(
     before = fit_step_models(rows.take(~mine), (shift,)).logs(rows.take(mine), shift)
     after = fit_step_models(planted.take(~mine), (shift,)).logs(planted.take(mine), shift)
     np.testing.assert_array_equal(before.total, after.total)
+
+
+def test_what_is_new_on_two_counts_is_held_out_on_both(rows: StepRows) -> None:
+    times_out = np.zeros(len(rows), dtype=int)
+    for out, kept in _inner_folds(rows, "device+model", seed=1):
+        times_out += out
+        for name in ("device", "model"):
+            assert not set(rows[name][out]) & set(rows[name][kept])
+    assert (times_out == 1).all()
 
 
 def test_inner_folds_hold_units_out_too(rows: StepRows) -> None:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 
 from paceline.predict.work._devices import Device
 from paceline.predict.work._memory import estimate_memory, usable_bytes
+from paceline.predict.work._sharding import LEVELS, Sharding
 from paceline.predict.work._workload import MemoryMoment, Workload
 
 MOMENTS = (
@@ -101,3 +103,39 @@ def test_a_model_that_is_too_large_fits_with_no_batch() -> None:
     memory = estimate_memory(replace(WORK, num_params=10**10))
     assert not memory.fits(Device.named("T4"))
     assert memory.largest_batch(Device.named("T4")) == 0
+
+
+def test_each_level_divides_one_thing_more() -> None:
+    gradient = replace(MOMENTS[1], gradient_bytes=PARAM_BYTES)
+    work = replace(WORK, moments=(MOMENTS[0], gradient, MOMENTS[2]))
+    found = {}
+    for level in LEVELS:
+        sharding = Sharding(num_workers=4, level=level)  # type: ignore[arg-type]
+        memory = estimate_memory(work, sharding=sharding, foreach=False)
+        gradients = memory.moments[1].gradient_bytes
+        found[level] = (memory.parameters, memory.optimizer, gradients, memory.buckets)
+    whole, part = PARAM_BYTES, PARAM_BYTES // 4
+    assert found == {
+        "none": (whole, 2 * whole, whole, whole),
+        "optimizer": (whole, 2 * part, whole, whole),
+        "gradients": (whole, 2 * part, part, 0),
+        "parameters": (part, 2 * part, part, 0),
+    }
+
+
+def test_matrices_of_a_transformer_are_divided_over_tensor_parallel_workers() -> None:
+    shapes = (("h.0.weight", (1000, 900)), ("h.0.bias", (100_000,)))
+    work = replace(WORK, family="Transformer", param_shapes=shapes)
+    memory = estimate_memory(work, sharding=Sharding(tensor_parallel=4))
+    assert memory.parameters == 4 * (900_000 // 4 + 100_000)
+    assert memory.moments[0].bytes_per_example == pytest.approx(3e6 * 16 / 34)
+    with pytest.raises(ValueError, match="known for Transformers, not for CNN"):
+        estimate_memory(WORK, sharding=Sharding(tensor_parallel=2))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"level": "some"}, {"num_workers": 0}, {"tensor_parallel": 0}]
+)
+def test_a_bad_division_is_answered_by_its_rule(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Sharding(**settings)

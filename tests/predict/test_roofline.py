@@ -10,7 +10,6 @@ from paceline.predict.step._roofline import (
     _numbered,
     _Problem,
     _terms,
-    conv_rate_32,
     fit_roofline,
     host_names,
 )
@@ -81,9 +80,3 @@ def test_the_slope_is_the_derivative(rows: StepRows) -> None:
         step[column] = 1e-6
         up, down = problem._physics(theta + step).total, problem._physics(theta - step).total
         np.testing.assert_allclose(slope[:, column], (up - down) / 2e-6, atol=1e-7)
-
-
-def test_tf32_is_for_devices_whose_matrix_units_have_it(rows: StepRows) -> None:
-    rate = conv_rate_32(rows)
-    for name, expected in (("V100 SXM2 16GB", 15.67e12), ("H100 PCIe 80GB", 378e12)):
-        assert rate[rows["device"] == name][0] == pytest.approx(expected)

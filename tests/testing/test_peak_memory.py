@@ -60,7 +60,7 @@ def test_the_predicted_peak_is_the_measured_one(
 ) -> None:
     setup = StepSetup(batch_size=batch_size, optimizer=optimizer)
     measured = measure_peak_bytes(model, example, setup)
-    work = trace_workload(model, example, batch_size=batch_size, optimizer=optimizer)
+    work = trace_workload(model, example, batch_size=batch_size, optimizer=optimizer, kernels="cpu")
     # Kernels' scratch, which the trace does not see, differs between processors.
     assert estimate_memory(work, foreach=False).peak == pytest.approx(measured, rel=0.15)
 
@@ -73,3 +73,43 @@ def test_a_measured_step_counts_all_that_is_held() -> None:
     )
     # Weights, gradients, two moments, and in the update the root of one and its quotient.
     assert measured == pytest.approx(6 * weights, rel=0.01)
+
+
+class Decodes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(200, 48)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(48, 4, 192, dropout=0.1, batch_first=True) for _ in range(3)
+        )
+        self.head = nn.Linear(48, 200)
+
+    def forward(self, tokens: torch.Tensor) -> Any:
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"num_accumulated": 3},
+        {"num_accumulated": 3, "recomputed": True},
+        {"param_bits": 16},
+    ],
+    ids=str,
+)
+def test_recipes_change_the_peak_as_predicted(recipe: dict[str, Any]) -> None:
+    setup = StepSetup(batch_size=8, optimizer="AdamW", **recipe)
+    tokens = torch.zeros(1, 32, dtype=torch.int64)
+    measured = measure_peak_bytes(Decodes, tokens, setup)
+    told, plain = (
+        trace_workload(Decodes, tokens, batch_size=2, optimizer="AdamW", kernels="cpu", **settings)
+        for settings in (recipe, {})
+    )
+    predicted, without = (
+        estimate_memory(work.with_batch_size(8), foreach=False).peak for work in (told, plain)
+    )
+    assert predicted == pytest.approx(measured, rel=0.1)
+    assert abs(without - measured) > 5 * abs(predicted - measured)

@@ -87,7 +87,8 @@ MODELS: dict[str, tuple[Any, Any, str, int]] = {
 @pytest.fixture(params=MODELS, scope="module")
 def traced(request: pytest.FixtureRequest) -> tuple[str, Workload]:
     build, inputs, _, _ = MODELS[request.param]
-    return request.param, trace_workload(build, inputs, batch_size=6, optimizer="AdamW")
+    work = trace_workload(build, inputs, batch_size=6, optimizer="AdamW", kernels="cpu")
+    return request.param, work
 
 
 def test_family_and_depth_are_seen(traced: tuple[str, Workload]) -> None:
@@ -275,3 +276,94 @@ def test_the_workspace_of_an_lstm_is_that_of_its_kernel(width: int, hidden: int,
     _, real = record_step(Last(), torch.zeros(16, 50, width), setup)
     told = trace_workload(Last, input_shape=(50, width), batch_size=16, precision=bits)
     assert told.saved_bytes_per_example == pytest.approx(real.saved_bytes_per_example, rel=0.02)
+
+
+class Deepens(nn.Module):
+    """Reads its rates of stochastic depth from a tensor, and fills a large weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates = torch.linspace(0, 0.1, 3).tolist()
+        self.layers = nn.Sequential(*(nn.Linear(300, 300) for _ in self.rates))
+        nn.init.trunc_normal_(self.layers[0].weight)
+        if self.layers[0].bias.abs().max() > 1:
+            raise RuntimeError("small parameters are filled, so that they can be checked")
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layers(x) * (1 - self.rates[-1])
+
+
+def test_a_constructor_that_reads_values_is_called_for_real() -> None:
+    random = torch.get_rng_state()
+    work = trace_workload(Deepens, input_shape=(300,), batch_size=4)
+    assert work.num_params == 3 * (300 * 300 + 300)
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_a_function_that_raises_is_no_model_that_cannot_be_traced() -> None:
+    def build() -> nn.Module:
+        raise KeyError("weights")
+
+    with pytest.raises(ValueError, match=r"build\(\) raised KeyError: 'weights'") as caught:
+        trace_workload(build, input_shape=(4,), batch_size=4)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+class Convolves(nn.Module):
+    """Most FLOPs in linear layers, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(32, 32, 7, padding=3, groups=32) for _ in range(3))
+        self.linears = nn.ModuleList(nn.Linear(32, 128) for _ in range(3))
+        self.back = nn.ModuleList(nn.Linear(128, 32) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        for conv, up, down in zip(self.convs, self.linears, self.back, strict=True):
+            x = x + down(up(conv(x).permute(0, 2, 3, 1)).relu()).permute(0, 3, 1, 2)
+        return x
+
+
+def test_convolutions_throughout_make_a_cnn() -> None:
+    work = trace_workload(Convolves, input_shape=(32, 8, 8), batch_size=2)
+    assert (work.family, work.matmul_fraction > 0.5) == ("CNN", True)
+
+
+LENGTH = 64
+
+
+def attends_with_dropout() -> nn.Module:
+    return nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.1)
+
+
+def test_a_gpu_keeps_no_matrix_of_attention_with_dropout() -> None:
+    like_gpu, like_cpu = (
+        trace_workload(
+            attends_with_dropout, input_shape=(LENGTH, 16), batch_size=2, kernels=kernels
+        )
+        for kernels in ("gpu", "cpu")
+    )
+    matrix_bytes = 4 * LENGTH * LENGTH * 4
+    assert like_cpu.saved_bytes_per_example - like_gpu.saved_bytes_per_example > matrix_bytes
+    assert {op.dims for op in like_gpu.operators if op.operator_class == "attention"} == {
+        (2, 4, LENGTH, LENGTH, 4)
+    }
+    # The products are those of attention, counted as one call.
+    assert like_gpu.forward_flops_per_example == like_cpu.forward_flops_per_example
+
+
+def test_blocks_that_are_run_again_keep_their_input_only() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(*(attends_with_dropout() for _ in range(4)), nn.Linear(16, 16))
+
+    plain, again = (
+        trace_workload(build, input_shape=(LENGTH, 16), batch_size=2, recomputed=each)
+        for each in (False, True)
+    )
+    assert (plain.recomputed_fraction, again.forward_flops_per_example) == (
+        0.0,
+        plain.forward_flops_per_example,
+    )
+    head = 2 * LENGTH * 16 * 16
+    assert again.recomputed_fraction == pytest.approx(1 - head / plain.forward_flops_per_example)
+    assert again.num_params == plain.num_params

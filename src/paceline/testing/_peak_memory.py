@@ -29,6 +29,7 @@ def measure_peak_bytes(
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model, shaped_like = build(build_model, example_input)
+        model = setup.prepared(model)
         inputs = inputs_for(shaped_like, None, setup.batch_size)
         optimizer = setup.make_optimizer(model)
         for _ in range(NUM_WARM_UP_STEPS):

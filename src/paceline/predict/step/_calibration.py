@@ -1,68 +1,24 @@
 """From point predictions to intervals: residuals of inner folds, one set per kind of shift."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.predict._conformal import Estimate, conformal_offsets
+from paceline.predict.step._estimate import StepEstimate
 from paceline.predict.step._rows import FloatArray, StepRows, concatenate
 from paceline.predict.step._time import WHOLE_STEP_SHIFTS, StepLogs, check_shift, fit_step_models
-from paceline.predict.work import Bound
 
 CONFIGURATION = ("variant", "dataset", "batch_size", "precision_bits", "device")
 NUM_FOLDS = 10
 NUM_INNER_FOLDS = 5
+NUM_SECOND_FOLDS = 3  # of the second thing that is new, each with all of the first
 ANY_FAMILY = ""
-NEW = {"known": "nothing"} | {
-    shift: f"the {shift}" for shift in ("configuration", "dataset", "model", "device")
-}
 TRUST_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 QUANTITIES = ("compute", "total")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepEstimate:
-    """Seconds of one worker's training step by itself, with 90 % intervals.
-
-    Attributes:
-        compute: Forward pass, backward pass and optimizer on the device.
-        total: The same and the wait for data; None for a step that never waits.
-        loader: What the host needs to deliver the batch while the device computes, where known.
-        shares: Relative parts of compute, memory and launch in the compute time, where known.
-        shift: What the predictor took to be new, one of "known", "configuration", "dataset",
-            "model" and "device"; the intervals are calibrated for it. Empty where no table
-            was asked.
-        source: "predicted", or "measured" by a probe.
-    """
-
-    compute: Estimate
-    total: Estimate | None = None
-    loader: Estimate | None = None
-    shares: tuple[tuple[Bound, float], ...] = ()
-    shift: str = ""
-    source: Literal["predicted", "measured"] = "predicted"
-
-    @property
-    def step(self) -> Estimate:
-        """Seconds of the whole step."""
-        return self.total or self.compute
-
-    @property
-    def loader_wait(self) -> Estimate:
-        """Seconds that the step waits for data."""
-        ends = [
-            max(getattr(self.step, end) - getattr(self.compute, end), 0.0)
-            for end in ("median", "low", "high")
-        ]
-        return Estimate(ends[0], min(ends), max(ends))
-
-    @property
-    def new(self) -> str:
-        """What the predictor had not seen before, in words."""
-        return NEW.get(self.shift, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +32,10 @@ class Offsets:
     def estimate(self, log_seconds: float) -> Estimate:
         ends = (self.point, self.low, self.high)
         return Estimate(*(float(np.exp(log_seconds + end)) for end in ends))
+
+    def widened(self, by: float) -> "Offsets":
+        """With an independent uncertainty of log seconds added to both ends."""
+        return Offsets(self.point, -math.hypot(self.low, by), math.hypot(self.high, by))
 
     def without_loader(self) -> "Offsets":
         """For a step whose loader is unknown: a wait can only add, so the guess is not lowered."""
@@ -115,7 +75,7 @@ def units(rows: StepRows, shift: str) -> NDArray[np.str_]:
     check_shift(shift)
     if shift == "known":
         return np.arange(len(rows)).astype(np.str_)
-    return rows.keys(*(CONFIGURATION if shift == "configuration" else (shift,)))
+    return rows.keys(*(CONFIGURATION if shift == "configuration" else shift.split("+")))
 
 
 def folds(
@@ -139,14 +99,31 @@ def held_out_predictions(rows: StepRows, shift: str, *, seed: int = 1) -> HeldOu
     Datasets, models and devices are assigned to at most five folds, all of which are
     predicted; rows and configurations are many, so one fold in five is enough.
     """
-    fold = folds(rows, shift, seed=seed, num_folds=NUM_INNER_FOLDS)
-    last = 1 if shift in WHOLE_STEP_SHIFTS else int(fold.max()) + 1
     parts = []
-    for number in range(last):
-        out = np.flatnonzero(fold == number)
-        models = fit_step_models(rows.take(fold != number), (shift,))
-        parts.append(HeldOut(rows.take(out), models.logs(rows.take(out), shift)))
+    for out, kept in _inner_folds(rows, shift, seed):
+        if not out.any():
+            continue
+        models = fit_step_models(rows.take(kept), (shift,))
+        test = rows.take(np.flatnonzero(out))
+        parts.append(HeldOut(test, models.logs(test, shift)))
     return join_held_out(parts)
+
+
+def _inner_folds(
+    rows: StepRows, shift: str, seed: int
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Rows to predict and rows to fit on; what is new on two counts is in neither's fold."""
+    names = shift.split("+")
+    first = folds(rows, names[0], seed=seed, num_folds=NUM_INNER_FOLDS)
+    others = [folds(rows, name, seed=seed, num_folds=NUM_SECOND_FOLDS) for name in names[1:]]
+    last = 1 if shift in WHOLE_STEP_SHIFTS else int(first.max()) + 1
+    for number in range(last):
+        out, kept = first == number, first != number
+        if not others:
+            yield out, kept
+        for other in others:
+            for inner in range(int(other.max()) + 1):
+                yield out & (other == inner), kept & (other != inner)
 
 
 def join_held_out(parts: Sequence[HeldOut]) -> HeldOut:
@@ -207,21 +184,31 @@ def offsets_of(residuals: FloatArray, unit: NDArray[np.str_] | None) -> Offsets:
 
 
 def step_estimates(
-    logs: StepLogs, family: NDArray[np.str_], table: Calibration, shift: str = ""
+    logs: StepLogs,
+    family: NDArray[np.str_],
+    table: Calibration,
+    shift: str = "",
+    *,
+    extra: FloatArray | None = None,
 ) -> list[StepEstimate]:
     """Estimate every row: compute, loader and the whole step.
 
     Where the loader is unknown, the interval of the step is that of the compute time, and the
-    upper ends of step and loader also cover an expensive dataset.
+    upper ends of step and loader also cover an expensive dataset. `extra` holds, by row, half
+    widths in log seconds of what `table` was not calibrated for.
     """
-    return [_step_estimate(logs, row, str(name), table, shift) for row, name in enumerate(family)]
+    wider = np.zeros(len(family)) if extra is None else extra
+    return [
+        _step_estimate(logs, row, str(name), table, shift, float(wider[row]))
+        for row, name in enumerate(family)
+    ]
 
 
 def _step_estimate(
-    logs: StepLogs, row: int, family: str, table: Calibration, shift: str
+    logs: StepLogs, row: int, family: str, table: Calibration, shift: str, extra: float
 ) -> StepEstimate:
-    compute = _of_family(table["compute"], family)
-    total = _of_family(table["total"] or table["compute"], family)
+    compute = of_family(table["compute"], family).widened(extra)
+    total = of_family(table["total"] or table["compute"], family).widened(extra)
     log_feed, log_total = float(logs.feed[row]), float(logs.total[row])
     slow, is_known = float(logs.slow_feed[row]), bool(logs.loader_known[row])
     feed = Offsets(0.0, total.low, max(total.high if is_known else slow - log_feed, 0.0))
@@ -235,7 +222,7 @@ def _step_estimate(
     )
 
 
-def _of_family(offsets: Mapping[str, Offsets], family: str) -> Offsets:
+def of_family(offsets: Mapping[str, Offsets], family: str) -> Offsets:
     return offsets.get(family, offsets[ANY_FAMILY])
 
 

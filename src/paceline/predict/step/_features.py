@@ -6,7 +6,7 @@ follows from a measured time, and none from a name.
 
 import numpy as np
 
-from paceline.predict.step._roofline import conv_rate_32
+from paceline.predict.step._rates import conv_rate_32, rate_16
 from paceline.predict.step._rows import FloatArray, StepRows
 
 
@@ -19,7 +19,8 @@ def feature_matrix(rows: StepRows) -> tuple[FloatArray, FloatArray]:
     rows = rows.without_times()
     device = [
         np.log(rows["memory_bytes_per_s"]),
-        np.log(rows["fp16_flops"]), np.log(rows["fp32_flops"]), np.log(rows["tensor_flops"]),
+        np.log(np.maximum(rows["fp16_flops"], rows["fp32_flops"])), np.log(rows["fp32_flops"]),
+        np.log(rate_16(rows)),
         np.log(np.maximum(rows["num_cores"], 1.0)),
         rows["num_sms"], rows["boost_clock_hz"], rows["num_tensor_cores"],
     ]  # fmt: skip
@@ -31,7 +32,7 @@ def _work(rows: StepRows) -> list[FloatArray]:
     active = np.maximum(rows["activation_bytes_per_example"], 1.0)
     params = np.maximum(rows["num_params"], 1.0)
     half = rows["precision_bits"] == 16
-    rate = np.where(half, rows["tensor_flops"], conv_rate_32(rows))
+    rate = np.where(half, rate_16(rows), conv_rate_32(rows))
     bandwidth = rows["memory_bytes_per_s"]
     return [
         np.log(flops), np.log(params), np.log(active),

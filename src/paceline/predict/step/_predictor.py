@@ -8,12 +8,15 @@ import numpy as np
 from paceline.predict.step._calibration import (
     Calibration,
     HeldOut,
-    StepEstimate,
     calibrate,
     chosen_trust,
     held_out_predictions,
+    of_family,
     step_estimates,
 )
+from paceline.predict.step._estimate import StepEstimate
+from paceline.predict.step._execution import Execution
+from paceline.predict.step._loader_probe import LoaderProbe
 from paceline.predict.step._probe import (
     NUM_PROBES,
     ProbeKernel,
@@ -21,8 +24,12 @@ from paceline.predict.step._probe import (
     fit_probe_kernel,
     probed_logs,
 )
-from paceline.predict.step._rows import StepRows, concatenate
+from paceline.predict.step._rows import FloatArray, StepRows, concatenate
 from paceline.predict.step._time import SHIFTS, StepLogs, StepModels, check_shift, fit_step_models
+
+NINE_OF_TEN = 1.645  # standard deviations to either side
+# Assumed: by how much of itself the effect of another execution may be wrong.
+EFFECT_SPREAD = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,24 +56,37 @@ class StepPredictor:
     provenance: Mapping[str, str] = field(default_factory=dict)
     probes: StepRows | None = None
 
-    def predict(self, rows: StepRows, *, shift: str | None = None) -> list[StepEstimate]:
+    def predict(
+        self,
+        rows: StepRows,
+        *,
+        shift: str | None = None,
+        execution: Execution | None = None,
+        loader: LoaderProbe | None = None,
+    ) -> list[StepEstimate]:
         """Estimate every row.
 
         Args:
             rows: Work and devices; measured times, if any, are not looked at.
-            shift: What is new about the rows. By default the widest that holds for each row: a
-                device, else a dataset, else a model that the tables lack, else a new configuration.
-                A device with probes counts as a device whatever is asked for.
+            shift: What is new about the rows, one of `SHIFTS`, on hosts that the tables know. By
+                default all that the tables lack, the host among it: "host+dataset+model" or
+                "device+model", or else a new configuration. A device with probes is a known host.
+            execution: How the steps are run, where not as in the tables; its precision must have
+                the bits that the rows say.
+            loader: A timed loader, which stands in for what the tables say of loaders.
 
         Raises:
-            ValueError: If the shift is unknown or the predictor was not fitted for it.
+            ValueError: If the shift is unknown, the predictor was not fitted for it, or the
+                execution's precision contradicts the rows.
         """
+        check_bits(rows, execution)
         shifts = [self._shift(rows, row, shift) for row in range(len(rows))]
         keys = list(zip(shifts, rows["device"].astype(str).tolist(), strict=True))
         found: dict[int, StepEstimate] = {}
         for key in sorted(set(keys)):
             at = [row for row, other in enumerate(keys) if other == key]
-            found.update(zip(at, self._predict_device(rows.take(at), *key), strict=True))
+            part = self._predict_device(rows.take(at), *key, execution, loader)
+            found.update(zip(at, part, strict=True))
         return [found[row] for row in range(len(rows))]
 
     def with_probes(self, probes: StepRows) -> "StepPredictor":
@@ -87,15 +107,21 @@ class StepPredictor:
         return replace(self, probes=both)
 
     def _shift(self, rows: StepRows, row: int, asked: str | None) -> str:
-        if self._probes_of(str(rows["device"][row])) is not None:
-            return "device"
-        if asked is not None:
+        probes = self._probes_of(str(rows["device"][row]))
+        if asked is not None and probes is None:
             check_shift(asked)
             return asked
-        for name in ("device", "dataset", "model"):
-            if str(rows[name][row]) not in self.seen[name]:
-                return name
-        return "configuration"
+        new = [
+            name
+            for name in ("device", "dataset", "model")
+            if str(rows[name][row]) not in self.seen[name]
+            and (probes is None or rows[name][row] not in probes[name])
+        ]
+        if probes is not None:
+            return "+".join(["device", *new])
+        if not new:
+            return "configuration"
+        return "+".join(new if "device" in new else ["host", *new])
 
     def _logs(self, rows: StepRows, shift: str) -> StepLogs:
         logs, trust = self.models.logs(rows, shift), self.trust[shift]
@@ -106,20 +132,80 @@ class StepPredictor:
             return None
         return self.probes.take(self.probes["device"] == device)
 
-    def _predict_device(self, rows: StepRows, shift: str, device: str) -> list[StepEstimate]:
-        if shift not in self.calibrations:
-            raise ValueError(
-                f"the predictor has no intervals for shift {shift!r}, only for "
-                f"{', '.join(self.calibrations)}; fit it with that shift"
-            )
-        logs, table = self._logs(rows, shift), self.calibrations[shift]
+    def _predict_device(
+        self,
+        rows: StepRows,
+        shift: str,
+        device: str,
+        execution: Execution | None,
+        loader: LoaderProbe | None,
+    ) -> list[StepEstimate]:
         probes = self._probes_of(device)
+        base, rest = self._calibrated(shift, is_probed=probes is not None)
+        logs, table = self._logs(rows, base), self.calibrations[base]
+        extra = self._extra(rows, logs, base, rest)
         if probes is not None and self.kernel is not None:
-            known = HeldOut(probes, self._logs(probes, "device"))
-            loader = self.models.loader.without(device)
+            known = HeldOut(probes, self._logs(probes, base))
+            others = self.models.loader.without(device)
             table = self.probed[max(num for num in self.probed if num <= len(probes))]
-            logs = probed_logs(rows, logs, known, self.kernel, loader)
-        return step_estimates(logs, rows["family"], table, shift)
+            logs = probed_logs(rows, logs, known, self.kernel, others)
+        if execution is not None:
+            effect, num = self.models.effect(rows, base, execution), execution.micro_batches
+            logs = logs.of_execution(effect, num)
+            # So many micro-batches take so many times longer: nothing about that is uncertain.
+            extra = np.hypot(extra, EFFECT_SPREAD * np.abs(effect - np.log(num)))
+        found = step_estimates(logs, rows["family"], table, shift, extra=extra)
+        if loader is None:
+            return found
+        batches = execution.micro_batches if execution else 1
+        feeds = [loader.feed(batches * float(size)) for size in rows["batch_size"]]
+        return [
+            replace(one, loader=feed, total=loader.step(one.compute, feed))
+            for one, feed in zip(found, feeds, strict=True)
+        ]
+
+    def _calibrated(self, shift: str, *, is_probed: bool) -> tuple[str, frozenset[str]]:
+        """The calibration that covers most of what is new, and what it leaves."""
+        new = frozenset(shift.split("+"))
+        order = ("device",) if is_probed else ("device+model", "device", "model", "dataset", shift)
+        for base in order:
+            covered = frozenset(base.split("+"))
+            if covered <= new and base in self.calibrations:
+                return base, new - covered
+        raise ValueError(
+            f"the predictor has no intervals for shift {shift!r}, only for "
+            f"{', '.join(self.calibrations)}; fit it with that shift"
+        )
+
+    def _extra(self, rows: StepRows, logs: StepLogs, base: str, rest: frozenset[str]) -> FloatArray:
+        """Half widths in log seconds to add to the calibrated interval for what else is new.
+
+        A host is independent of the rest. A second novelty shares most of its error, what the
+        models miss, with the calibrated one, so that the wider of the two holds.
+        """
+        widths = [self._widths(name, rows) for name in sorted(rest & set(self.calibrations))]
+        wider = np.max([self._widths(base, rows), *widths], axis=0)
+        total = wider**2 - self._widths(base, rows) ** 2
+        if "host" in rest and self.models.host is not None:
+            spread = NINE_OF_TEN * self.models.host.roofline.host_spread
+            total = total + (spread * logs.launch_share) ** 2
+        return np.asarray(np.sqrt(total), dtype=np.float64)
+
+    def _widths(self, shift: str, rows: StepRows) -> FloatArray:
+        table = self.calibrations[shift]["compute"]
+        return np.array([of_family(table, str(name)).high for name in rows["family"]])
+
+
+def check_bits(rows: StepRows, execution: Execution | None) -> None:
+    if execution is None or not len(rows):
+        return
+    wrong = np.flatnonzero(rows["precision_bits"] != execution.precision_bits)
+    if wrong.size:
+        raise ValueError(
+            f"precision {execution.precision} needs rows of {execution.precision_bits} bits, but "
+            f"row {wrong[0]} has {rows['precision_bits'][wrong[0]]:.0f}; describe the work with "
+            f"precision {execution.precision_bits}"
+        )
 
 
 def fit_step_predictor(
@@ -169,5 +255,16 @@ def fit_step_predictor(
             name: frozenset(str(value) for value in np.unique(rows[name]))
             for name in ("device", "dataset", "model")
         },
-        provenance=dict(provenance or {}),
+        provenance={**(provenance or {}), "held_out": _held_out_text(held_out)},
     )
+
+
+def _held_out_text(held_out: Mapping[str, HeldOut]) -> str:
+    """What the fit scored on its own inner folds, for people."""
+    parts = []
+    for shift, part in held_out.items():
+        error = 100 * np.abs(np.expm1(-part.residuals("compute")))
+        family = part.rows["family"]
+        means = [f"{name} {error[family == name].mean():.1f}" for name in np.unique(family)]
+        parts.append(f"{shift}: {', '.join(means)}")
+    return f"MAPE of compute in percent by what was held out; {'; '.join(parts)}"

@@ -24,7 +24,7 @@ from paceline.predict.step._roofline import Roofline
 from paceline.predict.step._time import DeviceModel, HostModel, StepModels
 
 FORMAT = "paceline step predictor"
-VERSION = 1
+VERSION = 2  # 1 had other coefficients and named one novelty
 MALFORMED = (LookupError, TypeError, AttributeError, ValueError, OverflowError, zlib.error)
 
 

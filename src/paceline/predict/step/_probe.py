@@ -43,6 +43,7 @@ class ProbeKernel:
     # measure together.
     run: float = 0.01
     balance: float = 0.04  # a smooth function of what bounds the step, within a family
+    host: float = 0.04  # of the pace of launches, felt as far as launches bound the step
     cell: float = 0.01  # shared by repeats of one configuration
     noise: float = 0.01  # not shared
 
@@ -54,13 +55,15 @@ class ProbeKernel:
         near = np.exp(-0.5 * (apart**2).sum(axis=2))
         within = self.family + self.precision * bits + self.balance * near + self.dataset * dataset
         own = variant * (self.variant + self.run * (dataset & bits)) + self.cell * cell
-        value = self.device + family * within + own
+        host = self.host * left.launch_share[:, None] * right.launch_share[None, :]
+        value = self.device + host + family * within + own
         return np.asarray(value, dtype=np.float64)
 
 
 class _Points(NamedTuple):
     labels: tuple[NDArray[Any], ...]  # family, variant, precision, dataset and cell
     place: FloatArray
+    launch_share: FloatArray
 
 
 def _points(rows: StepRows, logs: StepLogs) -> _Points:
@@ -68,7 +71,7 @@ def _points(rows: StepRows, logs: StepLogs) -> _Points:
     place = np.column_stack([np.clip(logs.balance, -2, 2), logs.compute / 2])
     cell = rows.keys("variant", "dataset", "batch_size", "precision_bits")
     labels = (rows["family"], rows["variant"], rows["precision_bits"], rows["dataset"], cell)
-    return _Points(labels, place)
+    return _Points(labels, place, logs.launch_share)
 
 
 def fit_probe_kernel(held_out: HeldOut, *, seed: int = 0) -> ProbeKernel:

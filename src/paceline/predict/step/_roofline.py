@@ -6,8 +6,8 @@ with a fitted p > 1 (p = 1 is no overlap, a large p is the maximum).
 
 - launch: a constant, and seconds per kernel, more of them for mixed
   precision and for adaptive optimizers.
-- work: FLOPs over the rate of the units that run them, activation bytes and
-  parameter bytes over the memory bandwidth [1], and a least time per kernel.
+- work: FLOPs over the rate of the units that run them, and activation bytes and
+  parameter bytes over the memory bandwidth [1].
 
 Each coefficient is positive, is the same for all devices, and is held near what physics says
 (utilisation of a half, eight passes over parameters, ...) as strongly as the data are few: rows of
@@ -27,9 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.predict.step._execution import Execution
+from paceline.predict.step._rates import conv_rate_32, has_tf32, rate_16
 from paceline.predict.step._rows import FloatArray, StepRows
-
-TF32_FLOPS_PER_CLOCK = 200
 
 # Coefficient before any data, and the weight of this prior (1 / standard deviation of its
 # logarithm, in rows of evidence: see `STRENGTH`). Milliseconds.
@@ -43,18 +43,24 @@ LAUNCH_PRIOR = {
 }
 WORK_PRIOR = {
     "conv FLOPs, 16 bit": (2.0, 3.0),
-    "conv FLOPs, 32 bit": (2.0, 3.0),
+    # Ordinary cores reach more of their rate than matrix units, and 3 x 3 convolutions need fewer
+    # products than are counted (A. Lavin, S. Gray, "Fast algorithms for convolutional neural
+    # networks", CVPR 2016).
+    "conv FLOPs, 32 bit": (1.4, 3.0),
+    "3 x 3 conv FLOPs, 32 bit": (0.9, 3.0),
+    "conv FLOPs, TF32": (2.5, 3.0),
     "matmul FLOPs, 16 bit": (2.0, 3.0),
-    "matmul FLOPs, 32 bit": (2.0, 3.0),
-    "conv activation bytes, 32 bit": (3.0, 0.3),
-    "conv activation bytes, 16 bit": (3.0, 0.3),
-    "block activation bytes, 32 bit": (30.0, 0.3),
-    "block activation bytes, 16 bit": (30.0, 0.3),
+    "matmul FLOPs, 32 bit": (1.4, 3.0),
+    # One for both precisions, and firm: steps on small images cannot tell bytes from overhead, and
+    # left to themselves they say that 16 bits move as much as 32.
+    "conv activation bytes": (6.0, 3.0),
+    # A block keeps 17 values per position and channel (V. Korthikanti et al., "Reducing activation
+    # recomputation in large transformer models", MLSys 2023), each moved some five times.
+    "block activation bytes": (85.0, 3.0),
     "parameter bytes": (8.0, 3.0),
     "parameter bytes, adaptive optimizer": (4.0, 3.0),
     "parameter bytes, mixed precision": (4.0, 3.0),
     "depthwise FLOPs": (10.0, 3.0),
-    "kernel, per megacycle": (0.01, 0.3),
 }
 SHARPNESS_PRIOR = (0.4, 3.0)  # log(p - 1), so that p is about 2.5
 STRENGTH = 1.5
@@ -70,6 +76,7 @@ class Physics:
     total: FloatArray
     launch: FloatArray
     work: FloatArray
+    launch_share: FloatArray  # derivative of `total` by `launch`: 1 where the host alone bounds
 
     def columns(self) -> FloatArray:
         """As features: the three, and which of the two bounds, shape `(num_rows, 4)`."""
@@ -93,11 +100,27 @@ class Roofline:
     host_launch: Mapping[str, float]
     device_work: Mapping[str, float]  # log factor on work by device; likewise
 
-    def predict(self, rows: StepRows) -> Physics:
-        """Apply to rows; no measured column is read."""
+    @property
+    def host_spread(self) -> float:
+        """How far apart hosts are: standard deviation of the log of their launch times."""
+        factors = list(self.host_launch.values())
+        return float(np.std(factors, ddof=1)) if len(factors) > 1 else 0.0
+
+    def predict(self, rows: StepRows, execution: Execution | None = None) -> Physics:
+        """Apply to rows; no measured column is read.
+
+        Without `execution`, steps are run as those of the tables were.
+        """
         hosts, devices = host_names(rows), rows["device"].astype(str)
+        launch, work = _terms(rows)
+        if execution is not None:
+            launch, work = launch.copy(), work.copy()
+            factors = execution.factors(rows)
+            for terms, names in ((launch, list(LAUNCH_PRIOR)), (work, list(WORK_PRIOR))):
+                for name in set(names) & set(factors):
+                    terms[:, names.index(name)] *= factors[name]
         return _combine(
-            _terms(rows),
+            (launch, work),
             np.array([*self.log_coefficients, self.log_sharpness]),
             np.array([self.host_launch.get(name, 0.0) for name in hosts]),
             np.array([self.device_work.get(name, 0.0) for name in devices]),
@@ -130,16 +153,6 @@ def fit_roofline(rows: StepRows, *, known_hosts: bool = True) -> Roofline:
     )
 
 
-def conv_rate_32(rows: StepRows) -> FloatArray:
-    """FLOPs per second of 32-bit convolutions: matrix units take them since Ampere (TF32)."""
-    clocks = np.maximum(rows["num_tensor_cores"] * rows["boost_clock_hz"], 1.0)
-    has_tf32 = (rows["tensor_flops"] / clocks > TF32_FLOPS_PER_CLOCK) & (
-        rows["num_tensor_cores"] > 0
-    )
-    rate: FloatArray = np.where(has_tf32, rows["tensor_flops"] / 2, rows["fp32_flops"])
-    return rate
-
-
 def _terms(rows: StepRows) -> tuple[FloatArray, FloatArray]:
     """Launch and work terms in milliseconds per unit coefficient."""
     kernels, conv = rows["num_kernels"], rows["conv_fraction"]
@@ -156,14 +169,16 @@ def _terms(rows: StepRows) -> tuple[FloatArray, FloatArray]:
         np.ones(len(rows)), kernels * conv, kernels * (1 - conv),
         kernels * half, kernels * adaptive, kernels * factored,
     ]  # fmt: skip
+    tf32 = dense_conv * (1 - half) * has_tf32(rows) / conv_rate_32(rows)
+    cores = dense_conv * (1 - half) * ~has_tf32(rows) / rows["fp32_flops"]
+    square = np.minimum(rows["conv_3x3_fraction"], 1.0)
     work = [
-        dense_conv * half / rows["tensor_flops"], dense_conv * (1 - half) / conv_rate_32(rows),
-        matmul * half / rows["tensor_flops"], matmul * (1 - half) / rows["fp32_flops"],
-        moved * conv * (1 - half), moved * conv * half,
-        moved * (1 - conv) * (1 - half), moved * (1 - conv) * half,
+        dense_conv * half / rate_16(rows), cores * (1 - square), cores * square, tf32,
+        matmul * half / rate_16(rows), matmul * (1 - half) / rows["fp32_flops"],
+        moved * conv,
+        moved * (1 - conv),
         params, params * adaptive, params * half,
         flops * depthwise / rows["fp32_flops"],
-        kernels / rows["boost_clock_hz"] * 1e6,
     ]  # fmt: skip
     return np.column_stack(launch), np.column_stack(work)
 
@@ -179,7 +194,8 @@ def _combine(
     launch = np.log(launch_terms @ np.exp(theta[:split]) / 1e3) + host_factor
     work = np.log(work_terms @ np.exp(theta[split:end]) / 1e3) + device_factor
     power = 1 + np.exp(theta[end])
-    return Physics(np.logaddexp(power * launch, power * work) / power, launch, work)
+    total = np.logaddexp(power * launch, power * work) / power
+    return Physics(total, launch, work, np.exp(power * (launch - total)))
 
 
 def _numbered(names: NDArray[np.str_], wanted: bool) -> tuple[list[str], NDArray[np.intp]]:
@@ -252,7 +268,7 @@ class _Problem:
         split, end = launch_terms.shape[1], launch_terms.shape[1] + work_terms.shape[1]
         growth = np.exp(theta[end])
         power = 1 + growth
-        share = np.exp(power * (physics.launch - physics.total))
+        share = physics.launch_share
         launch = launch_terms * np.exp(theta[:split])
         work = work_terms * np.exp(theta[split:end])
         by_power = share * physics.launch + (1 - share) * physics.work - physics.total

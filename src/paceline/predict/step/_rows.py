@@ -24,8 +24,9 @@ WORK = (
 )  # fmt: skip
 DEVICE = (
     "fp32_flops", "fp16_flops", "tensor_flops", "memory_bytes_per_s", "num_cores", "num_sms",
-    "num_tensor_cores", "boost_clock_hz",
+    "num_tensor_cores", "boost_clock_hz", "fp8_flops",
 )  # fmt: skip
+PROXY_WIDTHS = 5
 TIMES = ("compute_s", "loader_s")
 POSITIVE = {"batch_size", "compute_s", "train_flops_per_example", "num_kernels", *DEVICE[:4]}
 
@@ -103,6 +104,15 @@ def concatenate(parts: Iterable[StepRows]) -> StepRows:
     )
 
 
+def block_activation_bytes(proxy: Any, depth: Any) -> Any:
+    """Bytes of one value per position and channel in every block, as for perceptrons.
+
+    The tables count five such values of one block only, however many blocks a transformer has, so
+    that a deep one would seem to move no more than a shallow one.
+    """
+    return proxy / PROXY_WIDTHS * depth
+
+
 def step_row(workload: Workload, device: Device, *, device_name: str | None = None) -> StepRows:
     """Return a workload on a device as the one row that a step predictor takes.
 
@@ -126,6 +136,9 @@ def step_row(workload: Workload, device: Device, *, device_name: str | None = No
         "conv_fraction": conv_fraction,
         "num_kernels": max(workload.num_kernels, 1),
     }
+    if workload.family == "Transformer":
+        proxy = workload.activation_bytes_per_example
+        numbers["activation_bytes_per_example"] = block_activation_bytes(proxy, workload.depth)
     columns = labels | {name: float(value) for name, value in numbers.items()}
     return StepRows({name: np.array([value]) for name, value in columns.items()})
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline._files import read_csv, shown, told
-from paceline.predict.step._rows import StepRows, concatenate
+from paceline.predict.step._rows import StepRows, block_activation_bytes, concatenate
 from paceline.predict.work import Device
 
 COMPUTE = ("compute_ms", "avg_compute_ms")
@@ -125,6 +125,7 @@ def _columns(raw: Raw, family: str) -> dict[str, NDArray[np.str_] | NDArray[np.f
         "tensor_flops": np.array(
             [d.tensor_flops if d else rate for d, rate in zip(known, fp16, strict=True)]
         ),
+        "fp8_flops": np.array([d.fp8_flops if d else 0.0 for d in known]),
         "memory_bytes_per_s": number["GPU Memory Bandwidth (GB/s)"] * 1e9,
         "num_cores": number["Cores"],
         "num_sms": number["SM"],
@@ -185,7 +186,9 @@ def _transformer_work(raw: Raw, number: Numbers) -> dict[str, NDArray[np.float64
     is_image = tokens == RESIZED_NUM_PATCHES
     return {
         "train_flops_per_example": 3 * number["depth"] * tokens * per_token,
-        "activation_bytes_per_example": number["act_bytes_per_seq_proxy"],
+        "activation_bytes_per_example": block_activation_bytes(
+            number["act_bytes_per_seq_proxy"], number["depth"]
+        ),
         "example_bytes": np.where(is_image, RESIZED_IMAGE_BYTES, TOKEN_BYTES * tokens),
         **_block_layers(number["depth"], LAYERS_PER_TRANSFORMER_BLOCK),
     }

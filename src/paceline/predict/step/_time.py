@@ -6,16 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.predict.step._boost import BoostConfig, Boosted, fit_boosted
+from paceline.predict.step._execution import Execution
 from paceline.predict.step._features import feature_matrix
 from paceline.predict.step._loader import LoaderRates, fit_loader_rates
 from paceline.predict.step._roofline import Physics, Roofline, fit_roofline
 from paceline.predict.step._rows import FloatArray, StepRows
 
-SHIFTS = ("known", "configuration", "dataset", "model", "device")
-"""What is new about a row, from nothing to the whole device."""
+SHIFTS = ("known", "configuration", "dataset", "model", "device", "device+model")
+"""What is new about a row, from nothing to the device and the model together."""
 
 WHOLE_STEP_SHIFTS = SHIFTS[:2]
 """Shifts under which the trees predict the whole step, loader included."""
+
+DEVICE_SHIFTS = SHIFTS[4:]
+"""Shifts under which the device was never measured."""
 
 COMPUTE = BoostConfig()
 TOTAL = BoostConfig(num_trees=800, num_leaves=63, min_rows=5)
@@ -35,12 +39,26 @@ class StepLogs:
     physics: FloatArray  # as `compute`, by the roofline alone
     slow_feed: FloatArray  # as `feed`, for an expensive dataset
     balance: FloatArray  # launches over work in the roofline: positive where the host bounds
+    launch_share: FloatArray  # by how much of itself the step follows the pace of launches
     loader_known: NDArray[np.bool_]  # whether the dataset was measured on the host; shape likewise
 
     def trusting(self, share: float) -> "StepLogs":
         """With that share of what the trees add to the roofline, and the maximum as the step."""
         compute = self.physics + share * (self.compute - self.physics)
         return replace(self, compute=compute, total=np.maximum(compute, self.feed))
+
+    def of_execution(self, effect: FloatArray, micro_batches: int) -> "StepLogs":
+        """With a compute time that differs by so many log seconds, and so many batches to load."""
+        batches = np.log(micro_batches)
+        compute, feed = self.compute + effect, self.feed + batches
+        change = np.maximum(compute, feed) - np.maximum(self.compute, self.feed)
+        return replace(
+            self,
+            compute=compute,
+            feed=feed,
+            total=self.total + change,
+            slow_feed=self.slow_feed + batches,
+        )
 
     def take(self, index: NDArray[np.intp]) -> "StepLogs":
         return StepLogs(*(getattr(self, name)[index] for name in StepLogs.__slots__))
@@ -63,7 +81,7 @@ class HostModel:
             base = np.maximum(physics.total, feed)
             total = base + self.total.predict(_step_features(rows, physics, feed))
         slow, known = np.log(loader.slow_feed_s(rows)), loader.is_known(rows)
-        return StepLogs(compute, feed, total, physics.total, slow, physics.balance, known)
+        return _logs(physics, compute, feed, total, slow, known)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +99,7 @@ class DeviceModel:
         feed = np.log(loader.of_other_hosts(rows))
         known = np.array([loader.on_some_host(str(n)) for n in rows.keys("family", "dataset")])
         slow, total = np.log(loader.slow_feed_s(rows)), np.maximum(compute, feed)
-        return StepLogs(compute, feed, total, physics.total, slow, physics.balance, known)
+        return _logs(physics, compute, feed, total, slow, known)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,12 +112,23 @@ class StepModels:
 
     def logs(self, rows: StepRows, shift: str) -> StepLogs:
         """Predict under one of `SHIFTS`; its part must have been fitted."""
+        part = self._part(shift)
+        if isinstance(part, DeviceModel):
+            return part.logs(rows, self.loader)
+        return part.logs(rows, self.loader, direct=shift in WHOLE_STEP_SHIFTS)
+
+    def effect(self, rows: StepRows, shift: str, execution: Execution) -> FloatArray:
+        """By how many log seconds the roofline changes if steps are run in another way."""
+        roofline = self._part(shift).roofline
+        changed: FloatArray = roofline.predict(rows, execution).total - roofline.predict(rows).total
+        return changed
+
+    def _part(self, shift: str) -> HostModel | DeviceModel:
         check_shift(shift)
-        if shift == "device" and self.device is not None:
-            return self.device.logs(rows, self.loader)
-        if shift != "device" and self.host is not None:
-            return self.host.logs(rows, self.loader, direct=shift in WHOLE_STEP_SHIFTS)
-        raise ValueError(f"the part for shift {shift!r} was not fitted")
+        part = self.device if shift in DEVICE_SHIFTS else self.host
+        if part is None:
+            raise ValueError(f"the part for shift {shift!r} was not fitted")
+        return part
 
 
 def check_shift(shift: str) -> None:
@@ -115,8 +144,8 @@ def fit_step_models(rows: StepRows, shifts: tuple[str, ...] = SHIFTS) -> StepMod
     """
     return StepModels(
         loader=fit_loader_rates(rows),
-        host=_fit_host(rows, shifts) if set(shifts) - {"device"} else None,
-        device=_fit_device(rows) if "device" in shifts else None,
+        host=_fit_host(rows, shifts) if set(shifts) - set(DEVICE_SHIFTS) else None,
+        device=_fit_device(rows) if set(shifts) & set(DEVICE_SHIFTS) else None,
     )
 
 
@@ -154,6 +183,26 @@ def _half_of_the_columns(num_columns: int) -> list[tuple[int, ...]]:
         parts = np.split(order, [num_columns // 2])
         halves += [tuple(np.sort(part).tolist()) for part in parts]
     return halves[:NUM_MEMBERS]
+
+
+def _logs(
+    physics: Physics,
+    compute: FloatArray,
+    feed: FloatArray,
+    total: FloatArray,
+    slow: FloatArray,
+    known: NDArray[np.bool_],
+) -> StepLogs:
+    return StepLogs(
+        compute=compute,
+        feed=feed,
+        total=total,
+        physics=physics.total,
+        slow_feed=slow,
+        balance=physics.balance,
+        launch_share=physics.launch_share,
+        loader_known=known,
+    )
 
 
 def _features(

@@ -10,6 +10,7 @@ from paceline.predict.work._catalogue import (
 )
 from paceline.predict.work._devices import Device
 from paceline.predict.work._memory import MemoryEstimate, estimate_memory
+from paceline.predict.work._sharding import Sharding, block_of
 from paceline.predict.work._workload import (
     Bound,
     Family,

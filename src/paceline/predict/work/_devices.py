@@ -33,6 +33,7 @@ class Device:
         boost_clock_hz: Highest clock.
         price_per_hour: Dollars, a list price taken as an assumption; override it.
         source: The data sheet.
+        fp8_flops: Per second, matrix units at 8 bits; 0 without them.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Device:
     boost_clock_hz: float
     price_per_hour: float
     source: str
+    fp8_flops: float = 0.0
 
     def peak_flops(self, precision_bits: int) -> float:
         """Return the highest rate for matrix products at 16 or 32 bits."""
@@ -141,4 +143,5 @@ def _read(row: dict[str, str]) -> Device:
         boost_clock_hz=float(row["boost_mhz"]) * 1e6,
         price_per_hour=float(row["price_per_hour"]),
         source=row["source"],
+        fp8_flops=float(row["fp8_tflops"]) * 1e12,
     )

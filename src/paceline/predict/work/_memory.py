@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from paceline.predict.work._devices import Device
+from paceline.predict.work._sharding import Sharding
 from paceline.predict.work._workload import MemoryMoment, Workload
 
 # Values of 4 bytes per parameter that PyTorch's optimizers keep from step to step. Adafactor
@@ -24,9 +25,10 @@ class MemoryEstimate:
     """Bytes on each worker at the peak of a step; predicted, not measured.
 
     Attributes:
-        parameters: In 32 bits.
+        parameters: In 32 bits, or 16 where the workload says so.
         optimizer: Kept from step to step.
-        buckets: Copies of gradients that several workers exchange; 0 for one worker.
+        buckets: Copies of gradients that several workers exchange; 0 for one worker, and where
+            gradients are divided.
         moments: What is held besides, where it may be the most; they are never there together.
         batch_size: Examples per step and worker.
     """
@@ -76,7 +78,11 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    workload: Workload, *, num_workers: int = 1, foreach: bool = True
+    workload: Workload,
+    *,
+    num_workers: int = 1,
+    foreach: bool = True,
+    sharding: Sharding | None = None,
 ) -> MemoryEstimate:
     """Return what a step of the workload holds, on each of `num_workers` workers.
 
@@ -89,21 +95,32 @@ def estimate_memory(
         num_workers: Data-parallel workers.
         foreach: Whether the optimizer updates all parameters at once, which is PyTorch's
             default on a GPU, or one after another, as on a CPU.
+        sharding: What the workers divide; unset for nothing. It counts instead of `num_workers`.
+
+    Raises:
+        ValueError: If `sharding` divides the matrices of a model that is no transformer.
 
     Examples:
         >>> work = Workload(family="MLP", batch_size=32, num_params=1_000_000,
         ...     forward_flops_per_example=2e6, optimizer="AdamW", saved_bytes_per_example=4e4)
         >>> estimate_memory(work).peak
         20000000
+        >>> divided = Sharding(num_workers=4, level="parameters")
+        >>> estimate_memory(work, sharding=divided).parameters
+        1000000
     """
-    params = workload.param_bytes
+    divided = sharding or Sharding(num_workers=num_workers)
     kept = KEPT_VALUES.get(workload.optimizer, OTHER_KEPT_VALUES)
-    moments = workload.moments or _assumed_moments(workload)
+    own_bytes = divided.held_bytes(workload, "optimizer")
+    moments = divided.moments(workload, workload.moments or _assumed_moments(workload))
+    if foreach:
+        moments = _updating_at_once(moments, workload, own_bytes)
+    exchanges = divided.num_workers > 1 and divided.level in ("none", "optimizer")
     return MemoryEstimate(
-        parameters=params,
-        optimizer=int(kept * params),
-        buckets=params if num_workers > 1 else 0,
-        moments=_updating_at_once(moments, workload) if foreach else moments,
+        parameters=divided.held_bytes(workload, "parameters"),
+        optimizer=int(kept * own_bytes),
+        buckets=divided.held_bytes(workload, "gradients") if exchanges else 0,
+        moments=_with_gathered(moments, divided.gathered_bytes(workload)),
         batch_size=workload.batch_size,
     )
 
@@ -114,19 +131,25 @@ def usable_bytes(device: Device) -> int:
 
 
 def _updating_at_once(
-    moments: tuple[MemoryMoment, ...], workload: Workload
+    moments: tuple[MemoryMoment, ...], workload: Workload, own_bytes: int
 ) -> tuple[MemoryMoment, ...]:
-    """Let the optimizer's moment hold temporaries of all parameters beside all gradients."""
+    """Let the optimizer's moment hold temporaries of all its parameters beside all gradients."""
     *passes, update = moments
     values = FOREACH_TEMPORARIES.get(workload.optimizer, OTHER_FOREACH_TEMPORARIES)
-    held = max(moment.other_bytes for moment in passes) + values * workload.param_bytes
+    held = max(moment.other_bytes for moment in passes) + values * own_bytes
     return (*passes, replace(update, other_bytes=max(held, update.other_bytes)))
+
+
+def _with_gathered(moments: tuple[MemoryMoment, ...], num_bytes: int) -> tuple[MemoryMoment, ...]:
+    *passes, update = moments
+    whole = [replace(moment, other_bytes=moment.other_bytes + num_bytes) for moment in passes]
+    return (*whole, update)
 
 
 def _assumed_moments(workload: Workload) -> tuple[MemoryMoment, ...]:
     """Take activations to be there until all gradients are."""
     params = workload.param_bytes
-    copies = params // 2 if workload.precision_bits == 16 else 0
+    copies = params // 2 if workload.precision_bits < workload.param_bits else 0
     ratio = KEPT_PER_PROXY.get(workload.family, 1.0)
     blocks = max(workload.depth, 1) if workload.family == "Transformer" else 1
     typically = ratio * blocks * workload.activation_bytes_per_example
@@ -134,7 +157,12 @@ def _assumed_moments(workload: Workload) -> tuple[MemoryMoment, ...]:
     inputs = workload.example_bytes
     return (
         MemoryMoment(
-            phase="backward", bytes_per_example=kept + inputs, other_bytes=params + copies
+            phase="backward",
+            bytes_per_example=kept + inputs,
+            other_bytes=params + copies,
+            gradient_bytes=params,
         ),
-        MemoryMoment(phase="optimizer", bytes_per_example=inputs, other_bytes=params),
+        MemoryMoment(
+            phase="optimizer", bytes_per_example=inputs, other_bytes=params, gradient_bytes=params
+        ),
     )

@@ -75,11 +75,13 @@ class MemoryMoment:
         bytes_per_example: Inputs, activations and their gradients.
         other_bytes: Whatever the batch: gradients of parameters that are there already, their
             16-bit copies, buffers, parameters that are not trained, the optimizer's temporaries.
+        gradient_bytes: What of these are gradients of parameters.
     """
 
     phase: Phase
     bytes_per_example: float
     other_bytes: int
+    gradient_bytes: int = 0
 
     def bytes_at(self, batch_size: int) -> int:
         """Return what is held with a batch of this size."""
@@ -129,11 +131,15 @@ class Workload:
             of the forward pass, products of attention and its softmax among them.
         num_operators: All operators of the forward pass that do work; 0 if not traced.
         bytes_moved_per_example: Read and written by forward operators, cache ignored.
+        written_bytes_per_example: Of these the written ones.
         saved_bytes_per_example: Kept from the forward pass for the backward pass.
         flops_by_class: Forward FLOPs per example by operator class.
         moments: Those at which the step holds the most, for one batch size or another; the
             last is the optimizer's, which updates one parameter after another as on a CPU.
         num_param_tensors: Parameters as the optimizer sees them.
+        param_bits: Of the parameters themselves; 16 for bfloat16 throughout.
+        param_shapes: Their names and shapes, which say how they are sharded.
+        recomputed_fraction: Of the forward FLOPs, done again in the backward pass.
         num_python_calls: Calls of PyTorch from Python in the forward pass.
         operators: Every operator of a step at `batch_size`, in all three phases.
         layers: In the order of their first call, at `batch_size`.
@@ -175,9 +181,13 @@ class Workload:
     num_kernels: int = 0
     num_operators: int = 0
     bytes_moved_per_example: float = 0.0
+    written_bytes_per_example: float = 0.0
     saved_bytes_per_example: float = 0.0
     moments: tuple[MemoryMoment, ...] = ()
     num_param_tensors: int = 0
+    param_bits: int = 32
+    param_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    recomputed_fraction: float = 0.0
     num_python_calls: int = 0
     flops_by_class: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     operators: tuple[OperatorWork, ...] = ()
@@ -192,6 +202,8 @@ class Workload:
             raise ValueError(
                 f"precision must be 32, or 16 for mixed precision, got {self.precision_bits}"
             )
+        if self.param_bits not in PRECISIONS:
+            raise ValueError(f"param_bits must be 32, or 16 for bfloat16, got {self.param_bits}")
         if self.num_params < 0 or self.dataset_size < 0:
             raise ValueError(
                 f"num_params ({self.num_params}) and dataset_size ({self.dataset_size}) must not "
@@ -213,8 +225,8 @@ class Workload:
 
     @property
     def param_bytes(self) -> int:
-        """Parameters in 32 bits, which mixed precision keeps."""
-        return 4 * self.num_params
+        """Of all parameters; mixed precision keeps them in 32 bits."""
+        return self.param_bits // 8 * self.num_params
 
     @property
     def optimizer_state_bytes(self) -> int:
@@ -224,7 +236,7 @@ class Workload:
     @property
     def master_param_bytes(self) -> int:
         """By the tables' convention: a second copy under mixed precision."""
-        return self.param_bytes if self.precision_bits == 16 else 0
+        return self.param_bytes if self.precision_bits < self.param_bits else 0
 
     @property
     def total_state_bytes(self) -> int:

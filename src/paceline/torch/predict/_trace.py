@@ -1,18 +1,17 @@
 """Describe a training step without running it: fake tensors that own no memory."""
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paceline.errors import TraceError
 from paceline.predict.work import OperatorWork, Workload
 from paceline.torch.model import tensors_in
+from paceline.torch.predict._recompute import is_recomputed
 from paceline.torch.predict._trace_architecture import (
     ACTIVATIONS,
     POOLS,
@@ -21,12 +20,12 @@ from paceline.torch.predict._trace_architecture import (
     is_norm,
     num_table_kernels,
 )
+from paceline.torch.predict._trace_build import OneFakeMode, build_without_weights
 from paceline.torch.predict._trace_recorder import Recorder
 from paceline.torch.predict._trace_setup import (
     ExampleInput,
     Inputs,
     StepSetup,
-    build,
     check_setup,
     inputs_for,
 )
@@ -47,6 +46,10 @@ def trace_workload(
     num_classes: int = 0,
     name: str | None = None,
     loss: Callable[[Any], torch.Tensor] | None = None,
+    kernels: Literal["gpu", "cpu"] = "gpu",
+    num_accumulated: int = 1,
+    recomputed: bool = False,
+    param_bits: int = 32,
 ) -> Workload:
     """Describe one training step of a model, without weights and without running it.
 
@@ -54,6 +57,7 @@ def trace_workload(
     meta device and dispatch as the CPU would, so the operators are those of a real CPU step;
     a GPU fuses some of them differently. FLOPs follow `torch.utils.flop_counter`. Takes about
     a tenth of a millisecond per operator and no memory for tensors; `model` is left unchanged.
+    A function that reads values of tensors is called for real, without filling the weights.
 
     Args:
         model: A module, or a function without arguments that returns one, or that returns a
@@ -68,11 +72,20 @@ def trace_workload(
         dataset_size: Training examples, if known.
         num_classes: Outputs of a classifier, if known.
         name: What to call it; unset for the class name.
-        loss: From the model's output to a scalar; unset for the mean square of all outputs.
+        loss: From the model's output to a scalar. Unset for the model's own `loss` if it
+            returns one, cross entropy where it reads tokens, and else the mean square.
+        kernels: "gpu" counts attention with dropout as one fused kernel, as CUDA has it, and
+            masks of dropouts as bytes; "cpu" for the kernels of this CPU.
+        num_accumulated: Batches whose gradients are summed before an update.
+        recomputed: Whether repeated blocks run again in the backward pass (activation
+            checkpointing).
+        param_bits: Of the parameters themselves, their gradients and the optimizer's state: 16
+            for bfloat16 throughout.
 
     Raises:
         TraceError: If the model needs values and not only shapes, or fails on the inputs.
-        ValueError: If a setting is out of range or neither or both inputs are given.
+        ValueError: If a setting is out of range, neither or both inputs are given, or the
+            function raises.
 
     Examples:
         >>> from torch import nn
@@ -82,17 +95,41 @@ def trace_workload(
         ('MLP', 212, 384.0)
     """
     setup = StepSetup(
-        batch_size=batch_size, precision_bits=precision, optimizer=optimizer, loss=loss
+        batch_size=batch_size,
+        precision_bits=16 if param_bits == 16 else precision,
+        optimizer=optimizer,
+        loss=loss,
+        kernels=kernels,
+        num_accumulated=num_accumulated,
+        recomputed=recomputed,
+        param_bits=param_bits,
     )
     check_setup(setup)
-    with _OneFakeMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+    mode = OneFakeMode(allow_non_fake_inputs=True)
+    with warnings.catch_warnings():
         # PyTorch warns about fake storage where modules clone their layers.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)
+        module, example_input = build_without_weights(model, example_input, input_shape, mode)
+        return _traced(
+            module, example_input, input_shape, setup, mode, name or type(module).__name__,
+            dataset_size=dataset_size, num_classes=num_classes,
+        )  # fmt: skip
+
+
+def _traced(
+    module: nn.Module,
+    example_input: ExampleInput | None,
+    input_shape: tuple[int, ...] | None,
+    setup: StepSetup,
+    mode: OneFakeMode,
+    name: str,
+    **facts: int,
+) -> Workload:
+    with mode:
         try:
-            module, example_input = build(model, example_input, input_shape)
-            module = (_without_weights(module) if module is model else module).train()
-            inputs = inputs_for(example_input, input_shape, batch_size)
-            recorder = Recorder(module)
+            module = setup.prepared(module)
+            inputs = inputs_for(example_input, input_shape, setup.batch_size)
+            recorder = Recorder(module, like_a_gpu=setup.kernels == "gpu")
             _run_recorded(
                 module, inputs, setup, setup.make_optimizer(module), recorder, warm_up=True
             )
@@ -102,8 +139,6 @@ def trace_workload(
                 f"the model cannot be traced ({first}); its step must follow from "
                 "shapes alone. Measure real steps instead"
             ) from error
-        facts = {"dataset_size": dataset_size, "num_classes": num_classes}
-        name = name or type(module).__name__
         return _workload(module, inputs, recorder, setup, name=name, **facts)
 
 
@@ -124,17 +159,6 @@ def record_step(
     return recorder, _workload(model, inputs, recorder, setup, name=type(model).__name__)
 
 
-def _without_weights(model: nn.Module) -> nn.Module:
-    """Copy a model with fake tensors in place of parameters and buffers."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        fake = torch.empty(parameter.shape, dtype=parameter.dtype)
-        memo[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    return copy.deepcopy(model, memo)
-
-
 def _run_recorded(
     model: nn.Module,
     inputs: Inputs,
@@ -145,15 +169,16 @@ def _run_recorded(
     warm_up: bool = False,
 ) -> None:
     recorder.memory.add(inputs)
+    if setup.num_accumulated > 1:
+        setup.loss_of(model, inputs).backward()
+        recorder.note_gradients()
     with recorder.watching():
         loss = setup.loss_of(model, inputs)
         recorder.begin("backward")
         if loss.requires_grad:
             loss.backward()
     del loss
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            recorder.memory.fix(parameter.grad)
+    recorder.note_gradients()
     if warm_up:
         optimizer.step()
     recorder.memory.ignore(tensors_in(list(optimizer.state.values())))
@@ -180,6 +205,9 @@ def _workload(
         optimizer=next(n for n in torch.optim.__all__ if n.lower() == setup.optimizer.lower()),
         num_params=sum(p.numel() for p in trained),
         num_param_tensors=len(trained),
+        param_bits=setup.param_bits,
+        param_shapes=_param_shapes(model),
+        recomputed_fraction=_recomputed_fraction(model, recorder),
         forward_flops_per_example=flops,
         flops_by_class=by_class,
         num_norm_layers=sum(is_norm(call.operator) for call in forward),
@@ -191,6 +219,7 @@ def _workload(
         num_python_calls=recorder.num_python_calls,
         bytes_moved_per_example=sum(c.read_bytes + c.written_bytes for c in forward)
         / setup.batch_size,
+        written_bytes_per_example=sum(c.written_bytes for c in forward) / setup.batch_size,
         saved_bytes_per_example=recorder.saved_bytes / setup.batch_size,
         moments=recorder.memory.moments(setup.batch_size),
         operators=recorder.operators(),
@@ -198,6 +227,21 @@ def _workload(
         **_shares(by_class, forward, setup.batch_size, kind.num_heads),
         **facts,
     )
+
+
+def _param_shapes(model: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return names and shapes of what is trained; one parameter with two names counts once."""
+    named = model.named_parameters()
+    return tuple((name, tuple(p.shape)) for name, p in named if p.requires_grad)
+
+
+def _recomputed_fraction(model: nn.Module, recorder: Recorder) -> float:
+    """Return the share of the forward FLOPs that blocks with checkpoints do once more."""
+    inside = tuple(f"{name}." for name, block in model.named_modules() if is_recomputed(block))
+    calls = zip(recorder.layer_of_call, recorder.calls, strict=True)
+    flops = [(layer, c.flops) for layer, c in calls if c.phase == "forward"]
+    again = sum(each for layer, each in flops if inside and layer.startswith(inside))
+    return again / max(1.0, sum(each for _, each in flops))
 
 
 def _shares(
@@ -242,10 +286,3 @@ def _activation_bytes(kind: Any, forward: list[OperatorWork], setup: StepSetup) 
     # A pool also writes the index of each maximum, in 8 bytes.
     pooled = sum(call.written_bytes / 3 for call in forward if call.operator in POOLS)
     return (written + pooled) / setup.batch_size
-
-
-class _OneFakeMode(FakeTensorMode):
-    """Stays the mode of tensors that a module copies; a copy of it would not know them."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_OneFakeMode":
-        return self

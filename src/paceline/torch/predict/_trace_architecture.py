@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from paceline.predict.work import Family, OperatorWork
+from paceline.torch.predict._recompute import repeated_kind
 
 ACTIVATIONS = frozenset({
     "relu", "relu_", "gelu", "silu", "silu_", "elu", "elu_", "leaky_relu", "leaky_relu_",
@@ -16,6 +17,8 @@ COUNTED = ACTIVATIONS | {"tanh", "sigmoid", "_softmax", "_safe_softmax"}
 NORM_SUFFIXES = ("batch_norm", "batch_norm_legit", "layer_norm", "group_norm", "rms_norm")
 POOLS = ("max_pool2d_with_indices", "max_pool1d", "max_pool2d", "max_pool3d_with_indices")
 CONV_SHARE_OF_A_CNN = 0.5
+# Or so many convolutions over several pixels per linear layer: a patch embedding is only one.
+SPATIAL_CONVS_PER_LINEAR = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +72,25 @@ def flops_by_class(calls: Iterable[OperatorWork]) -> dict[str, float]:
 
 def _family(model: nn.Module, calls: list[OperatorWork]) -> Family:
     flops = flops_by_class(calls)
+    conv = flops.get("conv", 0.0) + flops.get("depthwise", 0.0)
+    if conv > CONV_SHARE_OF_A_CNN * sum(flops.values()):
+        return "CNN"
     if _attentions(calls):
         return "Transformer"
     if flops.get("recurrent") or any(isinstance(m, nn.RNNBase) for m in model.modules()):
         return "RNN"
-    total = sum(flops.values())
-    conv = flops.get("conv", 0.0) + flops.get("depthwise", 0.0)
-    if conv > CONV_SHARE_OF_A_CNN * total:
+    if _is_convolutional(calls):
         return "CNN"
     # Message passing on graphs sums rows by index.
     scatters = any(call.operator.startswith(("index_add", "scatter")) for call in calls)
     return "MLP" if flops.get("matmul") and not scatters else "other"
+
+
+def _is_convolutional(calls: list[OperatorWork]) -> bool:
+    """Return whether convolutions mix positions throughout, as in ConvNeXt."""
+    convs = [c for c in calls if c.operator_class in ("conv", "depthwise") and c.dims[4] > 1]
+    num_linear = sum(c.operator_class == "matmul" for c in calls)
+    return len(convs) > max(1.0, SPATIAL_CONVS_PER_LINEAR * num_linear)
 
 
 def _attentions(calls: list[OperatorWork], batch_size: int = 1) -> list[int]:
@@ -106,20 +117,7 @@ def _width_and_tokens(calls: list[OperatorWork], batch_size: int) -> tuple[int, 
 def _depth(model: nn.Module, family: Family, heads: list[int]) -> int:
     if family == "Transformer" and heads:
         return len(heads)
-    if family in ("MLP", "Transformer") and (blocks := _repeated_blocks(model)):
+    if family in ("MLP", "Transformer") and (blocks := repeated_kind(model)[1]):
         return blocks
     weighted = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear)
     return sum(isinstance(module, weighted) for module in model.modules())
-
-
-def _repeated_blocks(model: nn.Module) -> int:
-    """Return how often the most frequent compound child class occurs in one container."""
-    most = 0
-    for module in model.modules():
-        classes = Counter(
-            type(child)
-            for child in module.children()
-            if any(True for _ in child.children()) and any(True for _ in child.parameters())
-        )
-        most = max(most, *classes.values(), 0)
-    return most if most > 1 else 0

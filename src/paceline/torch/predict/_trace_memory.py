@@ -1,7 +1,7 @@
 """Follow the tensors of one training step from the first operator to the last."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ class _Held:
 
     num_bytes: int
     fixed: bool = False
+    gradient: bool = False  # of a parameter
     watched: Any = None
     sources: "tuple[_Held, ...]" = ()
 
@@ -61,11 +62,12 @@ class LiveMemory:
             if fixed:
                 self.fix(tensor)
 
-    def fix(self, tensor: torch.Tensor) -> None:
+    def fix(self, tensor: torch.Tensor, *, gradient: bool = False) -> None:
         """Note that a tensor does not grow with the batch, from its beginning."""
         held = self._held_by(tensor)
         if held is not None:
             held.fix()
+            held.gradient = gradient
 
     def note_sources(self, out: torch.Tensor, sources: Iterable[torch.Tensor]) -> None:
         """Note that `out` is of the size of tensors that it is the copy or the sum of."""
@@ -77,7 +79,9 @@ class LiveMemory:
     def moments(self, batch_size: int) -> tuple[MemoryMoment, ...]:
         """Return the moments that are the fullest for some batch, and the optimizer's fullest."""
         phases = [phase for phase, _, _ in self._changes]
-        growing, constant = self._running_bytes(fixed=False), self._running_bytes(fixed=True)
+        growing = self._running_bytes(lambda held: not held.fixed)
+        constant = self._running_bytes(lambda held: held.fixed)
+        gradients = self._running_bytes(lambda held: held.gradient)
         passes = slice(sum(phase != "optimizer" for phase in phases))
         fullest = {
             int(np.argmax(multiple * growing[passes] + constant[passes]))
@@ -91,14 +95,13 @@ class LiveMemory:
                 phase=phase,
                 bytes_per_example=float(growing[index] / batch_size),
                 other_bytes=int(constant[index]),
+                gradient_bytes=int(gradients[index]),
             )
             for phase, index in [*((phases[i], i) for i in sorted(fullest)), ("optimizer", update)]
         )
 
-    def _running_bytes(self, *, fixed: bool) -> NDArray[np.int64]:
-        changes = (
-            sign * held.num_bytes if held.fixed == fixed else 0 for _, sign, held in self._changes
-        )
+    def _running_bytes(self, counts: Callable[[_Held], bool]) -> NDArray[np.int64]:
+        changes = (sign * held.num_bytes if counts(held) else 0 for _, sign, held in self._changes)
         return np.cumsum(np.fromiter(changes, np.int64))
 
     def _held_by(self, tensor: torch.Tensor) -> _Held | None:

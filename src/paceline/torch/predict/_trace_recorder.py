@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline.predict.work import LayerWork, OperatorWork, Phase
 from paceline.torch.model import tensors_in
+from paceline.torch.predict._trace_gpu import as_on_a_gpu
 from paceline.torch.predict._trace_memory import LiveMemory
 from paceline.torch.predict._trace_operators import IGNORED_NAMESPACES, describe, with_workspace
 
@@ -24,7 +25,9 @@ COPIES_AND_SUMS = frozenset({"_to_copy", "add"})
 class Recorder(TorchDispatchMode):
     """Notes every operator of a step; with `timed`, how long each one took."""
 
-    def __init__(self, model: torch.nn.Module, *, timed: bool = False) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, timed: bool = False, like_a_gpu: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.phase: Phase = "forward"  # part of the step that runs; `begin` sets it
         self.calls: list[OperatorWork] = []  # what ran, in order, views included
@@ -36,11 +39,13 @@ class Recorder(TorchDispatchMode):
         self.memory.add(list(model.buffers()), fixed=True)
         self.saved_bytes = 0  # kept for the backward pass; parameters and copies left out
         self.num_python_calls = 0  # of PyTorch in the forward pass
+        self.like_a_gpu = like_a_gpu  # count attention and dropout as its kernels do
         self._timed = timed
         self._model = model
         self._layers: list[str] = [""]
         self._params = {p.untyped_storage()._cdata for p in model.parameters()}
         self._saved = set(self._params)
+        self._gradients: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -68,6 +73,18 @@ class Recorder(TorchDispatchMode):
         if is_copy and args[0].untyped_storage()._cdata in self._params:
             self._saved.add(out.untyped_storage()._cdata)
             self.memory.fix(out)
+        if name == "add_" and self.phase == "backward" and _is_one_of(self._gradients, args[0]):
+            # What is added to a gradient that is there already is of its size.
+            for addend in tensors_in(args[1:]):
+                self.memory.fix(addend)
+
+    def note_gradients(self) -> None:
+        """Note that the gradients that are there now do not grow with the batch."""
+        for parameter in self._model.parameters():
+            if parameter.grad is not None:
+                self.memory.add(parameter.grad)
+                self.memory.fix(parameter.grad, gradient=True)
+                self._gradients.add(parameter.grad.untyped_storage()._cdata)
 
     def begin(self, phase: Phase) -> None:
         self.phase = phase
@@ -129,7 +146,10 @@ class Recorder(TorchDispatchMode):
 
 
 class _PythonCalls(TorchFunctionMode):
-    """Counts calls of torch functions from Python while the forward pass runs."""
+    """Counts calls of torch functions from Python while the forward pass runs.
+
+    For a GPU, it calls what stands for the GPU's fused kernel.
+    """
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -140,7 +160,13 @@ class _PythonCalls(TorchFunctionMode):
     ) -> Any:
         if self._recorder.phase == "forward" and getattr(func, "__name__", "") != "__get__":
             self._recorder.num_python_calls += 1
+        if self._recorder.like_a_gpu:
+            func, args, kwargs = as_on_a_gpu(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+
+def _is_one_of(storages: set[int], tensor: torch.Tensor) -> bool:
+    return tensor.untyped_storage()._cdata in storages
 
 
 def _owned_params(model: torch.nn.Module) -> dict[str, int]:

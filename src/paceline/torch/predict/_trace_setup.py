@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
 from paceline.predict.work import Workload
-from paceline.torch.model import call_model, mean_square
+from paceline.torch.model import call_model
+from paceline.torch.predict._recompute import recompute_blocks
+from paceline.torch.predict._step_loss import default_loss
 
 Inputs = Any
 ExampleInput = torch.Tensor | tuple[Any, ...] | dict[str, Any] | Callable[[int], Inputs]
@@ -23,8 +25,21 @@ class StepSetup:
     batch_size: int  # examples per step
     precision_bits: int = 32  # 32, or 16 for autocast to bfloat16
     optimizer: str = "SGD"  # class name in `torch.optim`
-    # From the model's output to a scalar; unset for the mean square.
+    # From the model's output to a scalar; unset for `default_loss`.
     loss: Callable[[Any], torch.Tensor] | None = None
+    # Whose attention and dropout a trace counts: fused as on a GPU, or those of this CPU.
+    kernels: Literal["gpu", "cpu"] = "cpu"
+    num_accumulated: int = 1  # batches whose gradients are summed before an update
+    recomputed: bool = False  # repeated blocks run again in the backward pass
+    param_bits: int = 32  # of parameters themselves; 16 for bfloat16 throughout
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """Return the model as this step trains it; changes it in place."""
+        if self.recomputed:
+            recompute_blocks(model)
+        if self.param_bits == 16:
+            _to_16_bits(model)
+        return model.train()
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer with the settings that the tables use: SGD has momentum."""
@@ -44,13 +59,17 @@ class StepSetup:
         kind = next((p.device.type for p in model.parameters()), "cpu")
         dtype = torch.float16 if kind == "cuda" else torch.bfloat16
         low = torch.autocast(kind, dtype, enabled=self.precision_bits == 16)
+        if self.param_bits == 16:
+            inputs = tree_map(_in_16_bits, inputs)
         with low:
-            return (self.loss or mean_square)(call_model(model, inputs))
+            output = call_model(model, inputs)
+            return self.loss(output) if self.loss else default_loss(output, inputs)
 
     def train(self, model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer) -> None:
         """Run one training step; gradients are freed before it."""
         optimizer.zero_grad()
-        self.loss_of(model, inputs).backward()
+        for _ in range(self.num_accumulated):
+            self.loss_of(model, inputs).backward()
         optimizer.step()
 
 
@@ -62,7 +81,10 @@ def check_setup(setup: StepSetup) -> None:
         precision_bits=setup.precision_bits,
         num_params=0,
         forward_flops_per_example=0.0,
+        param_bits=setup.param_bits,
     )
+    if setup.num_accumulated < 1:
+        raise ValueError(f"accumulated batches must be at least 1, got {setup.num_accumulated}")
     setup.make_optimizer(nn.Linear(1, 1, device="meta"))
 
 
@@ -88,6 +110,24 @@ def _resized(value: Any, batch_size: int) -> Any:
     # Zeros are valid rows of every embedding.
     make = torch.randn if value.is_floating_point() and shape else torch.zeros
     return make(shape, dtype=value.dtype)
+
+
+def _to_16_bits(model: nn.Module) -> None:
+    """Do what `model.bfloat16()` does, which fake parameters refuse."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, own in module.named_parameters(recurse=False):
+            if id(own) not in made:
+                low = own.detach().bfloat16()
+                made[id(own)] = nn.Parameter(low, requires_grad=own.requires_grad)
+            module.register_parameter(name, made[id(own)])
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = _in_16_bits(buffer)
+
+
+def _in_16_bits(value: Any) -> Any:
+    is_real = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.bfloat16() if is_real else value
 
 
 def build(
