@@ -23,11 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
 from _record import finish, parser, spread
 from torch import distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, async_save
 
 from paceline.torch import AsyncCheckpoint
 
@@ -79,7 +78,7 @@ def blocking(folder: Path, number: int, state: dict[str, Any]) -> Callable[[], o
 
 
 def peer(folder: Path, number: int, state: dict[str, Any], **settings: Any) -> Callable[[], object]:
-    made = dcp.async_save(state, checkpoint_id=folder / str(number), **settings)
+    made = async_save(state, checkpoint_id=folder / str(number), **settings)
     upload = made if hasattr(made, "result") else made.upload_completion
     return upload.result
 
