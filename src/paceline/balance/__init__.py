@@ -9,10 +9,16 @@ from paceline.balance._plan import plan_epoch
 from paceline.balance._quality import PlanQuality, measure_quality
 from paceline.balance._refit import MIN_REFIT_STEPS, refit_workers
 from paceline.balance._regime import Regime, regime_of
-from paceline.balance._regroup import rank_costs, regroup
 from paceline.balance._shards import ShardBound, Shards, shard_bound
 from paceline.balance.cursor import Cursor, EpochPlanner, Segment
-from paceline.balance.split import Counts, Partition, partition, split_padded
+from paceline.balance.split import (
+    Counts,
+    Partition,
+    partition,
+    rank_costs,
+    regroup,
+    split_padded,
+)
 
 __all__ = [
     "MIN_REFIT_STEPS",

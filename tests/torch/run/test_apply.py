@@ -55,6 +55,7 @@ def classes() -> list[object]:
             DataLoader(ROWS, batch_sampler=Own(SequentialSampler(ROWS), 2, False)),  # type: ignore[arg-type]
             "its batch sampler is its own (Own)",
         ),
+        (DataLoader(ROWS, batch_size=None), "made before (batch_size=None)"),  # type: ignore[arg-type]
         (Counting(ROWS, batch_size=2), "Counting has an __iter__ of its own"),  # type: ignore[arg-type]
         (DataLoader(ROWS, batch_size=2), "one rank alone has nothing to share"),  # type: ignore[arg-type]
         (DataLoader(ROWS, batch_size=6), "fewer than 16 steps were taken"),  # type: ignore[arg-type]

@@ -17,5 +17,6 @@ from paceline.balance.split._partition import (
     checked_costs,
     partition,
 )
+from paceline.balance.split._regroup import rank_costs, regroup
 from paceline.balance.split._sorting import descending_order, group_rows, sort_order
 from paceline.balance.split._steps import TOLERANCE, WINDOW_TOLERANCE, Counts, partition_steps

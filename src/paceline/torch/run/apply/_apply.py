@@ -164,7 +164,6 @@ class Applier:
         except Unfit as error:
             self._job = None
             self._refuse(str(error))
-            return
         finally:
             self._first.forget_call()
 
@@ -183,7 +182,7 @@ class Applier:
 
     def _new_job(self, deal: Deal, agreed: Agreed, talk: Talk) -> Job:
         first, dataset, size = self._first, deal.loader.dataset, deal.loader.batch_size
-        talk.same("loss", f"{agreed}")
+        talk.same("loss or batch size", f"{agreed} {size}")
         microbatches = talk.together(lambda: microbatches_per_step(first.rows))
         steps = self._recorded.first_steps()
         epoch_s = float(np.median(np.diff(steps.begin_s))) * len(deal) / microbatches

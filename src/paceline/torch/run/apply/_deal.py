@@ -116,6 +116,8 @@ def why_no_deal(loader: Any) -> str:
     kind, sampler = type(loader), type(loader.sampler)
     if kind.__iter__ is not DataLoader.__iter__:
         return f"{kind.__name__} has an __iter__ of its own; see paceline.integrations"
+    if loader.batch_sampler is None:
+        return "it loads batches that were made before (batch_size=None)"
     if type(loader.batch_sampler) is not BatchSampler:
         return f"its batch sampler is its own ({type(loader.batch_sampler).__name__})"
     return "" if sampler in SAMPLERS else f"its sampler is its own ({sampler.__name__})"

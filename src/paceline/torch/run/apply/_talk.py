@@ -23,7 +23,7 @@ class Talk:
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
 
     def together(self, call: Callable[[], T]) -> T:
-        """Return what `call` does on this rank; if it is unfit on one, all raise that.
+        """Return what `call` does on this rank; if it raises on one, all raise that.
 
         Raises:
             Unfit: On every rank alike; names the rank.
@@ -31,8 +31,9 @@ class Talk:
         reason, result = "", None
         try:
             result = call()
-        except Unfit as error:
-            reason = str(error)
+        except Exception as error:  # The script would have gone on without us.
+            own = f"{type(error).__name__}: " if not isinstance(error, Unfit) else ""
+            reason = f"{own}{error}"
         reasons = [blob.decode() for blob in all_gather_bytes(reason.encode() or b" ", self._group)]
         for rank, one in enumerate(reasons):
             if one.strip():

@@ -3,7 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.balance.split import pace_of, partition_steps, split_padded_steps
+from paceline.balance.split._pace import pace_of
+from paceline.balance.split._padded import split_padded_steps
+from paceline.balance.split._steps import partition_steps
 
 
 def regroup(costs: NDArray[np.float64], *, padded: bool) -> NDArray[np.int64]:
@@ -22,8 +24,8 @@ def regroup(costs: NDArray[np.float64], *, padded: bool) -> NDArray[np.int64]:
         `i // batch_size`.
 
     Examples:
-        >>> regroup(np.array([[[9.0, 1.0], [8.0, 1.0]]]), padded=True).tolist()
-        [[0, 1, 0, 1]]
+        >>> regroup(np.array([[[9.0, 1.0], [1.0, 1.0]]]), padded=True).tolist()
+        [[0, 1, 1, 1]]
     """
     num_batches, num_ranks, batch_size = costs.shape
     slots = costs.reshape(num_batches, num_ranks * batch_size)
