@@ -103,7 +103,7 @@ class Detail:
             duration_s=end_s[inside] - start_s,
             kind=passes.kind[of_pass[inside]],
             name=layers[inside],
-            names=self._layers.names,
+            names=[name or "whole model" for name in self._layers.names],
         )
 
     def _of_buckets(self, main: Timeline) -> Timeline:
