@@ -6,7 +6,6 @@ taken as well. `--recorded FOLDER` draws what a demo has recorded already.
 """
 
 import argparse
-import sys
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -94,10 +93,11 @@ def what_if(curves: dict[str, Curve]) -> Any:
         1, len(curves), figsize=(9, 3.2), sharey=True, layout="constrained"
     )
     for axes, (title, curve) in zip(places, curves.items(), strict=True):
+        parts_s = [{str(name): s for name, s in one.parts_s.items()} for one in curve.points]
         below = np.zeros(len(curve.points))
         at = np.arange(len(below))
         for limit, colour in zip(LIMITS, LIMIT_COLOURS, strict=True):
-            part_ms = np.array([1e3 * point.parts_s.get(limit, 0.0) for point in curve.points])
+            part_ms = np.array([1e3 * found.get(limit, 0.0) for found in parts_s])
             axes.bar(at, part_ms, bottom=below, color=colour, label=limit, width=0.75)
             below += part_ms
         axes.set_xticks(at, [str(point.num_workers) for point in curve.points], fontsize=8)
@@ -207,4 +207,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -94,6 +94,7 @@ def test_what_a_slow_rank_hides_is_a_note() -> None:
 def test_few_steps_say_nothing() -> None:
     verdict = planted_run(with_causes(Loop(num_steps=12), "loader"), 0).verdict()
     assert (verdict.causes, verdict.why, verdict.next) == ((), "", "")
+    assert verdict.what == "too few steps to tell"
     assert "9 steps after warm-up" in verdict.notes[0]
 
 

@@ -64,7 +64,7 @@ def _draw(
     for kind, colour in KIND_COLOURS.items():
         for place in np.unique(rows[spans.kind == kind]):
             mine = (rows == place) & (spans.kind == kind)
-            bars = np.stack([start_s[mine], spans.duration_s[mine]], axis=1)
+            bars = list(zip(start_s[mine].tolist(), spans.duration_s[mine].tolist(), strict=True))
             axes.broken_barh(bars, (place - BAR / 2, BAR), color=colour, label=kind.name.lower())
     axes.set_yticks(range(places.shape[1]))
     axes.set_yticklabels([f"rank {rank} {lanes[lane]}" for rank, lane in places.T.tolist()])

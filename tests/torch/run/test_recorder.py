@@ -240,7 +240,8 @@ def test_steps_are_kept_as_they_come_and_a_trace_of_a_few(
     assert (steps.begin_s[1:] > steps.begin_s[:-1]).all()
     trace = folder.read_trace(0)
     assert trace is not None
-    assert sorted(set(trace.step.tolist())) == list(range(3, 13))
+    assert sorted(set(trace.step.tolist())) == list(range(2, 13))
+    assert {(one.step, one.name) for one in trace if one.lane == "layers"} == {(2, "whole model")}
     first = trace.select(trace.step == 3)
     assert sum(first.duration_s) == pytest.approx(sum_of(steps, 3), rel=1e-6)
 

@@ -103,7 +103,7 @@ class Detail:
             duration_s=end_s[inside] - start_s,
             kind=passes.kind[of_pass[inside]],
             name=layers[inside],
-            names=self._layers.names,
+            names=[name or "whole model" for name in self._layers.names],
         )
 
     def _of_buckets(self, main: Timeline) -> Timeline:
@@ -114,11 +114,13 @@ class Detail:
             left = sizes[len(matched) :]
             if left and one.num_elements * _bytes_per_element(self._ddp) == left[0]:
                 matched.append(one)
-        joint = main.select((main.step == self._step) & (main.kind == Kind.COLLECTIVE))
+        step = main.select(main.step == self._step)
+        joint = step.select(step.kind == Kind.COLLECTIVE)
+        latest_s = (joint if len(joint) else step).end_s.max(initial=-np.inf)
         begin_s, end_s = np.array([one[1:] for one in matched], dtype=np.float64).reshape(-1, 2).T
         # This rank arrives when the bucket is full; gloo may take it up later. DDP waits for all.
         begin_s = np.minimum(begin_s, self._full_s(sizes)[: len(matched)])
-        end_s = np.minimum(end_s, joint.end_s.max(initial=-np.inf)) if len(joint) else end_s
+        end_s = np.minimum(end_s, latest_s)
         number = np.arange(len(matched))
         return self._lane(
             BUCKET_LANE,
@@ -150,7 +152,9 @@ class Detail:
 def _sent(records: Any, origin_s: float) -> list[Sent]:
     """Return the all-reduces in what the profiler noted, in the order in which they began."""
     events = [event for thread in records for event in thread]
-    origin = next(event for event in events if event.name() == ORIGIN)
+    origin = next((event for event in events if event.name() == ORIGIN), None)
+    if origin is None:  # The script has switched such marks off.
+        return []
     ends = {event.handle(): event for event in events if event.kind() == "pop"}
     begun = [event for event in events if event.name() == SENT]
 
