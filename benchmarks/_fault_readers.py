@@ -25,6 +25,7 @@ from paceline.predict.epochs import Runs, fit_convergence
 from paceline.predict.run._fitted import FORMAT, epochs_predictor, read_runs
 from paceline.predict.step import digest_of, load_step_predictor, read_step_tables
 from paceline.predict.step._predictor_file import FORMAT as STEP_FORMAT
+from paceline.predict.step._predictor_file import VERSION
 from paceline.testing import bytes_per_s
 from paceline.testing.faults import mutated_bytes
 from paceline.torch import example_sizes
@@ -162,7 +163,7 @@ def _predictor(
     """As a file that was changed, and as one that another program wrote with a right checksum."""
 
     def document(inside: Any) -> bytes:
-        text = {"format": label, "version": 1, "sha256": digest_of(inside), "content": inside}
+        text = {"format": label, "version": VERSION, "sha256": digest_of(inside), "content": inside}
         return json.dumps(text).encode()
 
     read = from_file(folder / f"{name}.json", lambda path: load(path) is not None)

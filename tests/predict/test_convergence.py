@@ -313,11 +313,23 @@ def test_the_evaluation_scores_every_family_and_regime(tmp_path: Any) -> None:
     assert set(result["ablation"]) == {"gradient_norm_log10", "initial_loss_log10"}
     assert result["ablation"]["gradient_norm_log10"]["mlp"]["kept"] is False
     json.dumps(result)
-    transfer = transfer_convergence(tmp_path, tmp_path)
-    assert transfer["shifts"] == {"known": len(table)}
-    seen = transfer["families"]["cnn"]["transfer"]
-    assert seen["mape"] < known["mape"]  # these runs were fitted on
-    assert {**seen, "mape_spread": 0}.keys() == known.keys()
+
+
+def test_runs_of_another_folder_are_scored_by_what_is_new(
+    tmp_path: Any, predictor: ConvergencePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = [{**row, "dataset": f"other {row['dataset']}"} for row in rows()]
+    for name, part in (("train", rows()), ("test", table)):
+        (tmp_path / name).mkdir()
+        lines = [",".join(part[0])] + [",".join(str(v) for v in row.values()) for row in part]
+        (tmp_path / name / "runs.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr("_predict_score_epochs.fit_convergence", lambda runs, seed: predictor)
+    seen = transfer_convergence(tmp_path / "train", tmp_path / "train")
+    new = transfer_convergence(tmp_path / "train", tmp_path / "test")
+    assert (seen["shifts"], new["shifts"]) == ({"known": len(table)}, {"dataset": len(table)})
+    scores = [found["families"]["cnn"]["transfer"] for found in (seen, new)]
+    assert scores[0]["mape"] < scores[1]["mape"]
+    assert all(0 <= one["coverage"] <= 100 for one in scores)
 
 
 def test_a_folder_without_tables_is_refused(tmp_path: Any) -> None:
