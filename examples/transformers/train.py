@@ -8,6 +8,7 @@ from the newest.
 """
 
 import argparse
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def main() -> None:
         use_cpu=True,
         ddp_backend="gloo",
         ddp_find_unused_parameters=False,
-        per_device_train_batch_size=GLOBAL_BATCH // 2,
+        # The global batch stays, so that another number of ranks may go on inside an epoch.
+        per_device_train_batch_size=GLOBAL_BATCH // int(os.environ.get("WORLD_SIZE", 1)),
         num_train_epochs=options.epochs,
         learning_rate=1e-3,
         train_sampling_strategy="random" if is_balanced else options.way,
