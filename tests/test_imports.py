@@ -24,7 +24,16 @@ ROOMS = (
     "run",
     "report",
 )
-FRAMEWORKS = ("lightning", "transformers", "accelerate", "torchdata")
+FRAMEWORKS = (
+    "lightning",
+    "transformers",
+    "accelerate",
+    "torchdata",
+    "torch_geometric",
+    "dgl",
+    "jax",
+    "tensorflow",
+)
 HEAVY = ("torch", "matplotlib", "bokeh", "rich", "lightgbm", "sklearn", "ray", *FRAMEWORKS)
 # What stands beside the rooms: every room may use it.
 SHARED = ("paceline", "paceline.errors", "paceline._compile", "paceline._files")

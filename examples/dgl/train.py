@@ -67,12 +67,7 @@ def batches_of(graph: Any, seeds: Tensor, *, is_plain: bool) -> Any:
         plain = dgl.dataloading.DataLoader(
             graph, seeds, sampler, batch_size=per_rank, shuffle=True, use_ddp=True
         )
-
-        def deal(epoch: int) -> Any:
-            plain.set_epoch(epoch)
-            return ((batch, 1.0) for batch in plain)
-
-        return deal
+        return lambda epoch: ((batch, 1.0) for batch in plain)
     indptr, indices, _ = graph.adj_tensors("csc")
     costs = neighbourhood_costs(indptr, indices, FANOUTS)[seeds]
     config = BalanceConfig(batch_size=GLOBAL_BATCH, counts="free", num_microbatches=1)

@@ -21,9 +21,21 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".integrations"
 PAGE = ROOT / "docs/compatibility.md"
 TORCH = os.environ.get("TORCH", "2.13.0")
-FRAMEWORKS = ("lightning", "transformers", "accelerate", "ray", "torchdata")
+FRAMEWORKS = (
+    "lightning",
+    "transformers",
+    "accelerate",
+    "ray",
+    "torchdata",
+    "torch_geometric",
+    "dgl",
+    "jax",
+    "tensorflow",
+)
+# By what package indexes call them, where that is another name.
+PACKAGES = {"torch_geometric": "torch-geometric", "tensorflow": "tensorflow-cpu"}
 # What the tests of a framework need beside its extra.
-BESIDE = {"torchdata": ["datasets>=4,<6"]}
+BESIDE = {"torchdata": ["datasets>=4,<6"], "dgl": ["setuptools==69.5.1"]}
 # The runs of one contract, which all belong to the setup of its first test.
 TIMEOUT_S = 1200
 FRESH = "test_a_fresh_process_imports_nothing_heavy"
@@ -46,7 +58,7 @@ class Result:
     @property
     def cells(self) -> tuple[str, ...]:
         end = f"{self.num_passed}" + f", {self.num_others} NOT" * (self.num_others > 0)
-        version = self.versions.get(self.framework, "?")
+        version = self.versions.get(PACKAGES.get(self.framework, self.framework), "?")
         return self.framework, version, end, f"{self.seconds:.0f}"
 
 
@@ -64,8 +76,8 @@ def build(framework: str) -> Path:
     for packages in (
         ["--upgrade", "pip>=25.1"],
         [f"torch=={TORCH}"],
-        ["--editable", f"{ROOT}[{framework}]", *BESIDE.get(framework, ())],
-        ["--group", f"{ROOT}/pyproject.toml:integrations"],
+        ["--editable", f"{ROOT}[{framework}]"],
+        ["--group", f"{ROOT}/pyproject.toml:integrations", *BESIDE.get(framework, ())],
     ):
         command = [str(python), "-m", "pip", "install", "--quiet", *packages]
         subprocess.run(command, check=True)
@@ -88,11 +100,14 @@ def run(framework: str) -> Result:
         f"tests/integrations/test_{framework}.py",
         f"tests/test_imports.py::{FRESH}",
         "src/paceline/integrations/_exact_steps.py",
+        "src/paceline/integrations/_planned_run.py",
     ]
     # Not every framework needs one.
     adaptor = f"src/paceline/integrations/{framework}.py"
     tests += [adaptor] * (ROOT / adaptor).exists()
-    options = ["-q", "--tb=short", f"--timeout={TIMEOUT_S}", f"--junitxml={report}"]
+    # Frameworks warn of what they use themselves as they are imported.
+    options = ["-q", "--tb=short", "-W", "default::DeprecationWarning", f"--timeout={TIMEOUT_S}"]
+    options += [f"--junitxml={report}"]
     command = [str(python), "-m", "pytest", *options, *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     result = result_of(framework)
