@@ -207,22 +207,13 @@ def plan_once(
     start, start_wall = time.process_time(), time.perf_counter()
     plan = plan_epoch(costs, config)
     seconds, wall_s = time.process_time() - start, time.perf_counter() - start_wall
-    peak = _resident_bytes("VmHWM")
-    kept = sum(
-        column.nbytes
-        for column in (
-            plan.examples,
-            plan.is_repeat,
-            plan.micro_offsets,
-            plan.worker_offsets,
-            plan.load,
-        )
-    )
+    offsets = plan.micro_offsets, plan.worker_offsets
+    kept = sum(each.nbytes for each in (plan.examples, plan.is_repeat, *offsets, plan.load))
     return {
         "num_examples": num_examples,
         "plan_cpu_s": seconds,
         "plan_wall_s": wall_s,
-        "peak_bytes_per_example": round((peak - before) / num_examples, 1),
+        "peak_bytes_per_example": round((_resident_bytes("VmHWM") - before) / num_examples, 1),
         "kept_bytes_per_example": round(kept / num_examples, 1),
     }
 
