@@ -99,6 +99,20 @@ def imbalance() -> str:
     return "\n\n".join(parts)
 
 
+def tails() -> str:
+    """Return what the dial reaches where one example costs more than a worker's share."""
+    rows = []
+    for case, found in result("balance_tails")["cases_simulated"].items():
+        name, is_shown, _ = case.partition(", 4 per worker")
+        if is_shown:
+            stops = (found["stops"][0], found["knee"], found["stops"][-1], found["sorted"])
+            cells = [f"{stop['imbalance']:.3f} ({stop['reunion']:.1f})" for stop in stops]
+            rows.append([name, f"{found['largest_over_share']:.1f}", f"{found['lower_bound']:.3f}"])
+            rows[-1] += cells
+    head = "sizes, cost, workers | largest over a worker's share | bound | mixing 1: plain shuffle"
+    return table(f"{head} | **knee** | **mixing 0: epoch** | sorted", rows)
+
+
 def planning() -> str:
     """Return CPU seconds of planning, and memory of plans."""
     times = result("balance")["plan_cpu_s"]

@@ -10,6 +10,7 @@ from _page_examples import (
     orders,
     planning,
     ragged,
+    tails,
     time_to_loss,
 )
 from _page_examples import sketches as sketch_costs
@@ -89,6 +90,15 @@ SECTIONS = (
         "simulated",
         "Makespan over (total cost / workers), reunion in brackets. Global batch 256.",
         imbalance,
+    ),
+    Section(
+        "Balance",
+        "Long tails and many workers",
+        ("balance_tails",),
+        "simulated",
+        "Imbalance, reunion in brackets, of both ends of the dial and its knee; the lower bound, "
+        "and the sorted epoch cut into steps. Four examples per worker and step, free counts.",
+        tails,
     ),
     Section(
         "Balance",

@@ -36,8 +36,10 @@ from paceline.cost import QuadraticCost, example_costs
 COST = QuadraticCost(LINEAR, QUADRATIC)
 NUM_WORKERS = (8, 64)
 WARM_UP_EXAMPLES, SLOW_EXAMPLES, SLOW_S = 20_480, 102_400, 60.0
+HUGE = 1024, 8192  # workers, batch size
 LIBRI = Path(__file__).parents[2] / "shared" / "sizes" / "librispeech100_20ms.npy"
 
+CUT: dict[str, Any] = {"padded": True, "counts": "free", "num_microbatches": "auto"}
 Variants = dict[str, dict[str, Any]]
 OURS: Variants = {
     "paceline stable": {},
@@ -49,6 +51,8 @@ OURS: Variants = {
 OURS_PADDED: Variants = {
     "paceline padded": {"padded": True, "counts": "free"},
     "paceline padded, window 16": {"padded": True, "counts": "free", "window": 16},
+    "paceline padded, micro-batches by plan": CUT,
+    "paceline padded, micro-batches by plan, window 16": CUT | {"window": 16},
 }
 
 
@@ -191,31 +195,25 @@ def planning_times(
     return found
 
 
-def plan_once(num_examples: int, num_workers: int, variant: dict[str, Any]) -> dict[str, Any]:
-    """Plan once in this process; return the CPU time and the peak memory on top."""
-    config = our_config(num_workers, variant)
+def plan_once(
+    num_examples: int, num_workers: int, variant: dict[str, Any], batch_size: int = BATCH_SIZE
+) -> dict[str, Any]:
+    """Plan once in this process; return the time and the peak memory on top."""
+    config = replace(our_config(1, variant), batch_size=batch_size, num_workers=num_workers)
     plan_epoch(example_costs(COST, text_sizes(WARM_UP_EXAMPLES)), config)
     costs = example_costs(COST, text_sizes(num_examples))
     before = _resident_bytes()
     _forget_peak()
-    start = time.process_time()
+    start, start_wall = time.process_time(), time.perf_counter()
     plan = plan_epoch(costs, config)
-    seconds = time.process_time() - start
-    peak = _resident_bytes("VmHWM")
-    kept = sum(
-        column.nbytes
-        for column in (
-            plan.examples,
-            plan.is_repeat,
-            plan.micro_offsets,
-            plan.worker_offsets,
-            plan.load,
-        )
-    )
+    seconds, wall_s = time.process_time() - start, time.perf_counter() - start_wall
+    offsets = plan.micro_offsets, plan.worker_offsets
+    kept = sum(each.nbytes for each in (plan.examples, plan.is_repeat, *offsets, plan.load))
     return {
         "num_examples": num_examples,
         "plan_cpu_s": seconds,
-        "peak_bytes_per_example": round((peak - before) / num_examples, 1),
+        "plan_wall_s": wall_s,
+        "peak_bytes_per_example": round((_resident_bytes("VmHWM") - before) / num_examples, 1),
         "kept_bytes_per_example": round(kept / num_examples, 1),
     }
 
@@ -230,7 +228,7 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def scaling(num_examples: int, large: int) -> dict[str, Any]:
+def scaling(num_examples: int, large: int, huge: int) -> dict[str, Any]:
     """Plan ever more examples, each time in a process of its own."""
     if not Path("/proc/self/clear_refs").exists():
         return {"skipped": "needs a /proc file system"}
@@ -243,11 +241,12 @@ def scaling(num_examples: int, large: int) -> dict[str, Any]:
     ]
     context = multiprocessing.get_context("spawn")
     found: dict[str, Any] = {}
-    for name, variant, num in todo:
-        for num_workers in NUM_WORKERS:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                job = pool.submit(plan_once, num, num_workers, variant)
-                found[f"{name} W={num_workers} n={num}"] = job.result()
+    cases = [(*each, num_workers, BATCH_SIZE) for each in todo for num_workers in NUM_WORKERS]
+    cases += [(*each[:2], huge, *HUGE) for each in (todo[0], todo[2]) if huge]
+    for name, variant, num, num_workers, batch_size in cases:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            job = pool.submit(plan_once, num, num_workers, variant, batch_size)
+            found[f"{name} W={num_workers} n={num}"] = job.result()
     return found
 
 
@@ -266,6 +265,7 @@ def main() -> None:
     flags = parser(__doc__ or "")
     flags.add_argument("--examples", type=int, default=1_000_000)
     flags.add_argument("--large", type=int, default=10_000_000)
+    flags.add_argument("--huge", type=int, default=100_000_000, help="0 leaves it out; 9 GB")
     flags.add_argument("--rounds", type=int, default=3)
     flags.add_argument("--libri", type=Path, default=LIBRI, help="a second set of sizes")
     options = flags.parse_args()
@@ -289,7 +289,7 @@ def main() -> None:
             for num_workers in NUM_WORKERS
         },
         "plan_cpu_s_num_examples": num_examples,
-        "scaling": scaling(num_examples, large),
+        "scaling": scaling(num_examples, large, options.huge),
         "notes": {name: peer.note for name, peer in PEERS.items() if peer.note},
         "missing": missing,
     }

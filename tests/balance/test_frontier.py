@@ -55,11 +55,12 @@ def stop(window: int, imbalance: float, reunion: float) -> MixingStop:
     [
         ([(1, 1.01, 1.0), (8, 1.0, 1.0)], 1),
         ([(1, 2.0, 1.0), (8, 1.1, 1.2), (64, 1.05, 9.0)], 8),
+        ([(1, 9.0, 1.0), (8, 4.0, 1.2), (64, 1.1, 4.0)], 64),
         ([(1, 2.0, 1.0), (8, 1.0, 1.0)], 8),
         ([(1, 1.5, 1.0)], 1),
     ],
 )
-def test_the_knee_is_where_both_are_near_their_best(
+def test_the_knee_is_the_first_stop_that_is_nearly_as_even_as_any(
     values: list[tuple[int, float, float]], knee: int
 ) -> None:
     assert knee_of([stop(*value) for value in values]).window == knee

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import log
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from paceline.balance._config import BalanceConfig
 from paceline.balance._epoch_plan import EpochPlan
@@ -16,9 +16,8 @@ from paceline.cost import Worker, checked_column
 
 WHOLE_EPOCH = sys.maxsize
 WINDOWS = (1, 2, 4, 8, 16, 32, WHOLE_EPOCH)
-# Below this gain nobody would notice.
-NOTABLE = 1.02
-TINY = 1e-12
+# The knee is this near the most even stop.
+NEARLY = 1.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,41 +75,25 @@ def mixing_frontier(
 
 
 def knee_of(stops: Sequence[MixingStop]) -> MixingStop:
-    """Return the stop beyond which more balance costs too much mixing.
-
-    Imbalance and reunion are scaled to what they range over; the knee is the stop where their sum
-    is least [1], the more mixed one of equals. Where no stop gains 2 %, it is the first.
+    """Return the first stop that is nearly as even as any: wider windows only mix less.
 
     Args:
-        stops: As `mixing_frontier` returns them.
+        stops: As `mixing_frontier` returns them, the most mixed first.
 
     Raises:
         ValueError: If there is no stop.
 
     Examples:
-        >>> values = ((1, 1.0, 1.5, 1.0), (8, 0.5, 1.1, 1.2), (64, 0.0, 1.0, 5.0))
+        >>> values = ((1, 1.0, 1.5, 1.0), (8, 0.5, 1.04, 1.2), (64, 0.0, 1.0, 5.0))
         >>> names = ("window", "mixing", "imbalance", "reunion")
         >>> stops = [MixingStop(padding=0.0, **dict(zip(names, v, strict=True))) for v in values]
         >>> knee_of(stops).window
         8
-
-    References:
-        [1] V. Satopää, J. Albrecht, D. Irwin, B. Raghavan, "Finding a 'Kneedle' in a haystack:
-        detecting knee points in system behavior", ICDCS workshops, 2011: the point farthest from
-        the line between the ends, which for scaled axes is where the sum is least.
     """
     if not stops:
         raise ValueError("there is no stop to choose from; pass what mixing_frontier returns")
-    imbalance = np.array([stop.imbalance for stop in stops])
-    reunion = np.array([stop.reunion for stop in stops])
-    if imbalance[0] < NOTABLE * imbalance.min():
-        return stops[0]
-    return stops[int((_scaled(imbalance) + _scaled(reunion)).argmin())]
-
-
-def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    scaled: NDArray[np.float64] = (values - values.min()) / max(float(np.ptp(values)), TINY)
-    return scaled
+    best = min(stop.imbalance for stop in stops)
+    return next(stop for stop in stops if stop.imbalance <= NEARLY * best)
 
 
 def _stop(
