@@ -360,10 +360,10 @@ def test_blocks_that_are_run_again_keep_their_input_only() -> None:
         trace_workload(build, input_shape=(LENGTH, 16), batch_size=2, recomputed=each)
         for each in (False, True)
     )
-    assert (plain.recomputed_fraction, again.forward_flops_per_example) == (
-        0.0,
-        plain.forward_flops_per_example,
+    # The blocks run again with the kernels that were counted before.
+    assert again.forward_flops_per_example == plain.forward_flops_per_example
+    assert sum(op.flops * op.num_calls for op in again.operators) > 1.2 * sum(
+        op.flops * op.num_calls for op in plain.operators
     )
-    head = 2 * LENGTH * 16 * 16
-    assert again.recomputed_fraction == pytest.approx(1 - head / plain.forward_flops_per_example)
+    assert again.moments[0].bytes_per_example < 0.5 * plain.moments[0].bytes_per_example
     assert again.num_params == plain.num_params

@@ -11,7 +11,6 @@ from torch import nn
 from paceline.errors import TraceError
 from paceline.predict.work import OperatorWork, Workload
 from paceline.torch.model import tensors_in
-from paceline.torch.predict._recompute import is_recomputed
 from paceline.torch.predict._trace_architecture import (
     ACTIVATIONS,
     POOLS,
@@ -207,7 +206,6 @@ def _workload(
         num_param_tensors=len(trained),
         param_bits=setup.param_bits,
         param_shapes=_param_shapes(model),
-        recomputed_fraction=_recomputed_fraction(model, recorder),
         forward_flops_per_example=flops,
         flops_by_class=by_class,
         num_norm_layers=sum(is_norm(call.operator) for call in forward),
@@ -233,15 +231,6 @@ def _param_shapes(model: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Return names and shapes of what is trained; one parameter with two names counts once."""
     named = model.named_parameters()
     return tuple((name, tuple(p.shape)) for name, p in named if p.requires_grad)
-
-
-def _recomputed_fraction(model: nn.Module, recorder: Recorder) -> float:
-    """Return the share of the forward FLOPs that blocks with checkpoints do once more."""
-    inside = tuple(f"{name}." for name, block in model.named_modules() if is_recomputed(block))
-    calls = zip(recorder.layer_of_call, recorder.calls, strict=True)
-    flops = [(layer, c.flops) for layer, c in calls if c.phase == "forward"]
-    again = sum(each for layer, each in flops if inside and layer.startswith(inside))
-    return again / max(1.0, sum(each for _, each in flops))
 
 
 def _shares(
