@@ -190,9 +190,10 @@ def test_a_huge_model_needs_no_memory() -> None:
     assert work.num_params == 8 * (20_000 * 20_000 + 20_000)
 
 
-def test_a_function_may_bring_its_own_input() -> None:
-    work = trace_workload(lambda: (mlp(), torch.zeros(1, 12)), batch_size=4)
-    assert work.family == "MLP"
+@pytest.mark.parametrize(("shape", "kind"), [((3, 3, 8, 8), "batch"), ((3, 8, 8), "one example")])
+def test_a_function_may_bring_a_batch_or_one_example(shape: tuple[int, ...], kind: str) -> None:
+    work = trace_workload(lambda: (cnn(), torch.zeros(shape)), batch_size=4)
+    assert (work.input_kind, work.example_bytes) == (kind, 3 * 8 * 8)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ LINK_PATTERN = re.compile(
     r"\s*([0-9.eE]+)\s*([KMGT]?)(i?)(bit|b|B)(?:/s|ps)?\s*(?:\+\s*([0-9.eE]+)\s*(us|ms|s))?\s*"
 )
 LATENCY_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-PROBE_STEPS = 3
+PROBE_STEPS, PROBE_BUDGET_S = 3, 60.0
 
 
 def add_estimate(commands: Any) -> None:
@@ -99,19 +99,18 @@ def _estimates(options: argparse.Namespace) -> list[dict[str, Any]]:
     wheres = {c: None if c.on_cpu else Device.named(c.device) for c in choices}
     _check_installed(options, any(wheres.values()))
     setups = {choice: _setup(options, choice, where) for choice, where in wheres.items()}
-    described: dict[Any, Any] = {}
+    described: dict[Any, tuple[Workload, StepEstimate | None]] = {}
     rows = []
     for choice, where in wheres.items():
         key = (choice.bits, choice.param_bits, choice.on_cpu)
         if key not in described:
             described[key] = _describe(options, choice)
-        rows.append(_row(*described[key], choice, where, setups[choice], options))
+        rows.append(_row(described[key], choice, where, setups[choice], options))
     return rows
 
 
 def _row(
-    workload: "Workload",
-    measured: "StepEstimate | None",
+    described: "tuple[Workload, StepEstimate | None]",
     choice: Choice,
     where: "Device | None",
     setup: "RunSetup",
@@ -119,6 +118,7 @@ def _row(
 ) -> dict[str, Any]:
     from paceline.predict import estimate_run
 
+    workload, measured = described
     own = _own_step(workload, measured, choice, where, options)
     result = as_json(estimate_run(workload, own, setup, device=where), workload, where, setup)
     execution = PRECISIONS[choice.precision]
@@ -217,16 +217,35 @@ def _describe(
             recomputed=options.checkpoint,
             param_bits=choice.param_bits,
         )
+        if work.input_kind:
+            _say(f"the example input was read as {work.input_kind.replace('batch', 'a batch')}")
         return work, None
     except TraceError as error:
-        print(
-            f"paceline: {error}; falling back to {PROBE_STEPS} measured steps on this CPU",
-            file=sys.stderr,
+        _say(
+            f"{error}; falling back to {PROBE_STEPS} measured steps on this CPU, in about "
+            f"{PROBE_BUDGET_S:.0f} s at most"
         )
     setup = StepSetup(
-        batch_size=options.batch, precision_bits=choice.bits, optimizer=options.optimizer
+        batch_size=options.batch,
+        precision_bits=choice.bits,
+        optimizer=options.optimizer,
+        num_accumulated=options.accumulate,
+        recomputed=options.checkpoint,
+        param_bits=choice.param_bits,
     )
-    return measure_step(function, example, setup, input_shape=shape, num_steps=PROBE_STEPS)
+    return measure_step(
+        function,
+        example,
+        setup,
+        input_shape=shape,
+        num_steps=PROBE_STEPS,
+        budget_s=PROBE_BUDGET_S,
+        say=_say,
+    )
+
+
+def _say(line: str) -> None:
+    print(f"paceline: {line}", file=sys.stderr, flush=True)
 
 
 def _own_step(
@@ -272,7 +291,7 @@ def _cpu_rates(path: Path | None) -> "CpuRates":
 
     if path is not None and path.exists():
         return CpuRates.load(path)
-    print("paceline: measuring this CPU's rates, about ten seconds", file=sys.stderr)
+    _say("measuring this CPU's rates, about ten seconds")
     rates = calibrate_cpu()
     if path is not None:
         rates.save(path)

@@ -27,6 +27,7 @@ def as_json(
         "batch_size": workload.batch_size,
         "precision": workload.precision_bits,
         "optimizer": workload.optimizer,
+        "input_kind": workload.input_kind or "shape",
         "num_params": workload.num_params,
         "train_flops_per_batch": workload.train_flops_per_batch,
         "step_s": numbers(found.step),

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,7 @@ from paceline.torch.predict._trace_setup import (
     StepSetup,
     check_setup,
     inputs_for,
+    readings,
 )
 
 # What the tables count of a transformer's activations, whatever its depth.
@@ -63,7 +64,8 @@ def trace_workload(
             pair of a module and its `example_input`.
         example_input: A tensor, a tuple of arguments or a dict of keyword arguments whose first
             dimension is the batch, whatever its size; or a function from the batch size to
-            these, for models that batch otherwise.
+            these, for models that batch otherwise. Where the model takes no such batch, it is
+            read as one example; `input_kind` says which it was.
         input_shape: Instead of it: the shape of one example of 32-bit floats.
         batch_size: Examples per step, at least 1.
         precision: 32, or 16 for mixed precision.
@@ -109,10 +111,23 @@ def trace_workload(
         # PyTorch warns about fake storage where modules clone their layers.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)
         module, example_input = build_without_weights(model, example_input, input_shape, mode)
-        return _traced(
-            module, example_input, input_shape, setup, mode, name or type(module).__name__,
-            dataset_size=dataset_size, num_classes=num_classes,
-        )  # fmt: skip
+        with mode:
+            module = setup.prepared(module)
+        failures = []
+        for kind, given in readings(example_input):
+            try:
+                work = _traced(module, given, input_shape, setup, mode)
+            except TraceError as error:
+                failures.append(error)
+            else:
+                return replace(
+                    work,
+                    name=name or work.name,
+                    input_kind=kind,
+                    dataset_size=dataset_size,
+                    num_classes=num_classes,
+                )
+    raise failures[0]
 
 
 def _traced(
@@ -121,12 +136,9 @@ def _traced(
     input_shape: tuple[int, ...] | None,
     setup: StepSetup,
     mode: OneFakeMode,
-    name: str,
-    **facts: int,
 ) -> Workload:
     with mode:
         try:
-            module = setup.prepared(module)
             inputs = inputs_for(example_input, input_shape, setup.batch_size)
             recorder = Recorder(module, like_a_gpu=setup.kernels == "gpu")
             _run_recorded(
@@ -138,7 +150,7 @@ def _traced(
                 f"the model cannot be traced ({first}); its step must follow from "
                 "shapes alone. Measure real steps instead"
             ) from error
-        return _workload(module, inputs, recorder, setup, name=name, **facts)
+        return _workload(module, inputs, recorder, setup, name=type(module).__name__)
 
 
 def record_step(
