@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline._files import shown
-from paceline.cli._estimate_choices import PRECISIONS, SHARDS, Choice, choices_in
+from paceline.cli._estimate_choices import (
+    PRECISIONS,
+    SHARDS,
+    Choice,
+    choices_in,
+    plot_choices,
+    show_choices,
+)
 from paceline.cli._estimate_report import as_json, show
-from paceline.cli._estimate_table import plot_choices, show_choices
 from paceline.cli._model_flags import add_model_flags, example_input, load_function, needing
 from paceline.errors import TraceError
 
