@@ -6,7 +6,6 @@ import json
 import re
 import sys
 import traceback
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from paceline.cli._estimate_choices import (
     SHARDS,
     Choice,
     choices_in,
+    execution_of,
     plot_choices,
     show_choices,
 )
@@ -26,7 +26,6 @@ from paceline.errors import TraceError
 # NumPy, numba and torch take seconds to import: what needs them is imported inside functions.
 if TYPE_CHECKING:
     from paceline.predict import CpuRates, Device, RunSetup, StepEstimate, Workload
-    from paceline.predict.step import Execution
 
 LINK_PATTERN = re.compile(
     r"\s*([0-9.eE]+)\s*([KMGT]?)(i?)(bit|b|B)(?:/s|ps)?\s*(?:\+\s*([0-9.eE]+)\s*(us|ms|s))?\s*"
@@ -265,30 +264,13 @@ def _own_step(
     from paceline.predict import StepEstimate, estimate_step
 
     if where is not None:
-        execution = _execution(choice, options)
+        execution = execution_of(choice, options)
         return estimate_step(workload, where, path=options.predictor, execution=execution)
     if measured is not None:
         return measured
     rates = _cpu_rates(options.rates)
     compute = rates.step_time(workload).scaled(options.accumulate)
     return StepEstimate(compute=compute, shares=rates.bounds(workload))
-
-
-def _execution(choice: Choice, options: argparse.Namespace) -> "Execution | None":
-    """Return how the step is run; None where it is as in the tables, which need no factor."""
-    from paceline.predict.step import Execution
-
-    made = Execution(
-        precision=PRECISIONS[choice.precision],  # type: ignore[arg-type]
-        channels_last=options.channels_last,
-        compiled=options.compile,
-        micro_batches=options.accumulate,
-        checkpointing=options.checkpoint,
-        sharding=SHARDS[options.shard],  # type: ignore[arg-type]
-        num_shards=choice.num_workers,
-    )
-    plain = Execution(precision="amp" if choice.bits == 16 else "fp32")
-    return None if replace(made, num_shards=1) == plain else made
 
 
 def _cpu_rates(path: Path | None) -> "CpuRates":

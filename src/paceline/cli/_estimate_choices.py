@@ -1,13 +1,16 @@
 """Choices that `paceline estimate` compares: what the flags list, one table, one picture."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paceline.cli._estimate_report import figure, time_unit
 from paceline.cli._model_flags import needing
+
+if TYPE_CHECKING:
+    from paceline.predict.step import Execution
 
 MARK = "*"
 # What --precision says, and what the predictor calls it.
@@ -56,6 +59,23 @@ def choices_in(options: argparse.Namespace) -> list[Choice]:
         if choice.on_cpu and choice.precision in ("tf32", "fp8"):
             raise ValueError(f"a cpu has no {choice.precision}; use 32, 16 or bf16, or name a GPU")
     return list(dict.fromkeys(made))
+
+
+def execution_of(choice: Choice, options: argparse.Namespace) -> "Execution | None":
+    """Return how the step is run; None where it is as in the tables, which need no factor."""
+    from paceline.predict.step import Execution
+
+    made = Execution(
+        precision=PRECISIONS[choice.precision],  # type: ignore[arg-type]
+        channels_last=options.channels_last,
+        compiled=options.compile,
+        micro_batches=options.accumulate,
+        checkpointing=options.checkpoint,
+        sharding=SHARDS[options.shard],  # type: ignore[arg-type]
+        num_shards=choice.num_workers,
+    )
+    plain = Execution(precision="amp" if choice.bits == 16 else "fp32")
+    return None if replace(made, num_shards=1) == plain else made
 
 
 def frontier(rows: list[dict[str, Any]]) -> list[int]:
