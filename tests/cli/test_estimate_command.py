@@ -106,6 +106,7 @@ def test_a_column_of_the_table_has_one_unit() -> None:
         "epoch_s": {"median": 90.0, "low": 60.0, "high": 180.0},
         "run_s": {"median": 7200.0, "low": 3600.0, "high": 10800.0},
         "cost_dollars": {"median": 1234.5, "low": 1.0, "high": 2.0},
+        "kg_co2e": None,
     }
     assert dict(_columns(result)) == {
         "step (ms)": ["900", "500", "1,500"],
@@ -172,6 +173,10 @@ GOOD = ["net.py:build", "--batch", "4", "--input-shape", "8"]
         ([*GOOD, "--workers", "2", "--link=-1Gbit/s"], "link must be a positive rate"),
         ([*GOOD, "--dataset-size", "-1"], "dataset_size must not be negative, got -1"),
         ([*GOOD, "--precision", "8"], "precision must be 32, or 16"),
+        ([*GOOD, "--precision", "tf32"], "a cpu has no tf32"),
+        ([*GOOD, "--workers", "two"], "workers must be whole numbers"),
+        ([*GOOD, "--accumulate", "0"], "micro_batches must be at least 1, got 0"),
+        ([*GOOD, "--plot", "x.png"], "--plot needs --dataset-size, --epochs and a price"),
         ([*GOOD, "--optimizer", "magic"], "optimizer must be a class of torch.optim"),
         ([*GOOD, "--input-shape", "8,x"], "input-shape must be positive sizes"),
         ([*GOOD, "--input-shape", "0"], "input-shape must be positive sizes"),
@@ -210,6 +215,44 @@ def test_a_function_that_raises_is_named_with_what_it_said(
     assert run("broken.py:build", "--batch", "4", "--input-shape", "7") == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "error: build() raised KeyError: 'weights'; it must return the model" in last
+    assert run("broken.py:build", "--batch", "4", "--input-shape", "7", "--traceback") == 2
+    printed = capsys.readouterr().err
+    assert "in build" in printed
+    assert printed.splitlines()[-1] == last
+
+
+@pytest.mark.usefixtures("here")
+def test_choices_are_compared_in_one_table_and_one_picture(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("lightgbm", reason="the predictor of GPUs needs it")
+    flags = [
+        *("net.py:build", "--batch", "32", "--input-shape", "8", "--dataset-size", "32000"),
+        *("--epochs", "2", "--device", "T4,A100", "--precision", "tf32,bf16", "--workers", "1,2"),
+        *("--link", "10Gbit/s", "--accumulate", "2", "--shard", "parameters"),
+    ]
+    assert run(*flags, "--json", "--plot", "choices.png") == 0
+    rows = json.loads(capsys.readouterr().out)["choices"]
+    assert [(row["device"], row["execution"], row["workers"]) for row in rows] == [
+        (device, precision, workers)
+        for device in ("T4", "A100 PCIe 80GB")
+        for precision in ("tf32", "bf16")
+        for workers in (1, 2)
+    ]
+    assert Path("choices.png").read_bytes()[:4] == b"\x89PNG"
+    one, two, half = rows[0], rows[1], rows[2]
+    watts, price = 70.0, 0.28
+    hours = two["run_s"]["median"] / 3600
+    assert two["cost_dollars"]["median"] == pytest.approx(2 * hours * price)
+    assert two["kg_co2e"]["median"] == pytest.approx(2 * hours * watts / 1000 * 0.48)
+    # 32,000 examples in steps of two batches of each worker.
+    assert one["epoch_s"]["median"] == pytest.approx(500 * one["step_s"]["median"])
+    assert half["memory_bytes"]["parameters"] == one["memory_bytes"]["parameters"] / 2
+    assert two["memory_bytes"]["parameters"] < 0.6 * one["memory_bytes"]["parameters"]
+    assert run(*flags) == 0
+    printed = capsys.readouterr().out
+    for word in ("kgCO2e / epoch", "$ / run", "memory (GiB)", "2 x T4", "bf16", "*"):
+        assert word in printed
 
 
 def test_a_file_that_does_not_import_is_answered(

@@ -4,7 +4,7 @@ from torch import nn
 
 from paceline.torch.predict._calibrate_cpu import calibrate_cpu, this_machine
 from paceline.torch.predict._calibration_models import TimedModel, standard_models
-from paceline.torch.predict._measured_step import threads, time_steps
+from paceline.torch.predict._measured_step import measure_step, threads, time_steps
 from paceline.torch.predict._trace import trace_workload
 from paceline.torch.predict._trace_setup import StepSetup
 
@@ -65,3 +65,16 @@ def test_threads_are_put_back_on_errors_too() -> None:
 
 def test_a_machine_names_itself() -> None:
     assert set(this_machine(2)) == {"processor", "threads", "torch", "python", "date"}
+
+
+def test_a_measured_step_keeps_to_its_budget() -> None:
+    lines: list[str] = []
+    setup = StepSetup(batch_size=512)
+    whole, part = (
+        measure_step(small, None, setup, input_shape=(8,), budget_s=budget_s, say=lines.append)
+        for budget_s in (1e9, 1e-9)
+    )
+    assert [found.source for _, found in (whole, part)] == ["measured", "predicted"]
+    assert [work.batch_size for work, _ in (whole, part)] == [512, 512]
+    assert part[0].saved_bytes_per_example == pytest.approx(whole[0].saved_bytes_per_example)
+    assert [line.split()[-2] for line in lines] == ["2", "512", "2", "2"]

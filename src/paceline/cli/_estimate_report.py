@@ -27,12 +27,18 @@ def as_json(
         "batch_size": workload.batch_size,
         "precision": workload.precision_bits,
         "optimizer": workload.optimizer,
+        "input_kind": workload.input_kind or "shape",
         "num_params": workload.num_params,
         "train_flops_per_batch": workload.train_flops_per_batch,
         "step_s": numbers(found.step),
         "epoch_s": numbers(found.epoch),
         "run_s": numbers(found.run),
         "cost_dollars": numbers(found.cost),
+        "kg_co2e": numbers(found.kg_co2e),
+        "kg_co2e_per_kwh": setup.kg_co2e_per_kwh,
+        "epochs": setup.epochs.median if setup.epochs else None,
+        "micro_batches": setup.micro_batches,
+        "shard": setup.sharding.level if setup.sharding else "none",
         "price_per_hour": setup.price_per_hour,
         "source": found.source,
         "schedule": found.schedule,
@@ -61,7 +67,7 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(end, *(cells[row] for cells in columns.values()))
     console = Console()
     console.print(table)
-    peak = _memory(result["memory_bytes"]["peak"])
+    peak = memory_text(result["memory_bytes"]["peak"])
     console.print(f"memory {peak} ({_memory_note(result)})", highlight=False)
     shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items() if share)
     console.print(f"bound by {result['bound_by']} ({shares}; predicted)")
@@ -77,10 +83,12 @@ def _columns(result: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yield the name of each column with its unit, and its cells: one unit for all of them."""
     for name in ("step", "epoch", "run"):
         if (found := result[f"{name}_s"]) is not None:
-            unit, per_s = _unit(found["median"])
-            yield f"{name} ({unit})", [_figure(found[end] * per_s) for end in ENDS]
+            unit, per_s = time_unit(found["median"])
+            yield f"{name} ({unit})", [figure(found[end] * per_s) for end in ENDS]
     if (cost := result["cost_dollars"]) is not None:
         yield "cost ($)", [f"{cost[end]:,.2f}" for end in ENDS]
+    if (carbon := result["kg_co2e"]) is not None:
+        yield "kgCO2e", [f"{carbon[end]:,.3f}" for end in ENDS]
 
 
 def _memory_note(result: dict[str, Any]) -> str:
@@ -90,20 +98,20 @@ def _memory_note(result: dict[str, Any]) -> str:
     return f"predicted; {fits}, largest batch {result['largest_batch']}"
 
 
-def _memory(num_bytes: int) -> str:
+def memory_text(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.3g} MiB"
 
 
 def _duration(seconds: float) -> str:
-    unit, per_s = _unit(seconds)
-    return f"{_figure(seconds * per_s)} {unit}"
+    unit, per_s = time_unit(seconds)
+    return f"{figure(seconds * per_s)} {unit}"
 
 
-def _figure(number: float) -> str:
+def figure(number: float) -> str:
     return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
 
 
-def _unit(seconds: float) -> tuple[str, float]:
+def time_unit(seconds: float) -> tuple[str, float]:
     """Return the unit that people give so many seconds in, and how many of it a second is."""
     for limit, unit, per_s in ((1e-3, "us", 1e6), (1.0, "ms", 1e3), (120.0, "s", 1.0)):
         if seconds < limit:

@@ -7,13 +7,25 @@ from paceline.cost import Job, LayerCost, Link, Worker
 from paceline.predict._conformal import Estimate
 from paceline.predict.run._bounds import layer_s, roofline_parts, shares_of_step, what_to_change
 from paceline.predict.step import StepEstimate
-from paceline.predict.work import Bound, Device, MemoryEstimate, Workload, estimate_memory
+from paceline.predict.work import (
+    Bound,
+    Device,
+    MemoryEstimate,
+    Sharding,
+    Workload,
+    estimate_memory,
+)
 
 SECONDS_PER_HOUR = 3600.0
 # The backward pass computes two products for each one of the forward pass.
 FORWARD_SHARE = 1 / 3
 # Of a collective of no bytes between two neighbours, where the link does not say.
 HOP_LATENCY_S = 5e-6
+# ZeRO-3 gathers parameters twice and scatters gradients: three parts where an all-reduce has two
+# (S. Rajbhandari et al., "ZeRO", SC 2020, section 7).
+VOLUME_OF_DIVIDED_PARAMETERS = 1.5
+# Of the world's electricity in 2023 (Ember, "Global Electricity Review 2024").
+KG_CO2E_PER_KWH = 0.48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,17 +38,25 @@ class RunSetup:
         dataset_size: Training examples.
         epochs: How often they are seen.
         price_per_hour: Dollars per worker.
+        micro_batches: Batches of each worker per step; gradients are exchanged after the last.
+        sharding: What the workers divide; unset for nothing.
+        kg_co2e_per_kwh: Of the electricity; the mean of the world is taken.
     """
 
     num_workers: int = 1
+    micro_batches: int = 1
+    sharding: Sharding | None = None
+    kg_co2e_per_kwh: float = KG_CO2E_PER_KWH
     link: Link | None = None
     dataset_size: int = 0
     epochs: Estimate | None = None
     price_per_hour: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.num_workers}")
+        for name in ("workers", "micro_batches"):
+            number = self.num_workers if name == "workers" else self.micro_batches
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
         if self.num_workers > 1 and self.link is None:
             raise ValueError(
                 f"{self.num_workers} workers need a link, such as 100Gbit/s or 25GB/s+10us"
@@ -58,6 +78,8 @@ class RunEstimate:
         epoch: Seconds per pass over the dataset; None without a dataset size.
         run: Seconds of all epochs; None without epochs.
         cost: Dollars of all workers; None without a run or a price.
+        kg_co2e: Of the electricity of all workers' boards at their full power, without hosts
+            and cooling; None without a run or a device.
         exposed_s: Seconds per step in which workers only wait for the wire; simulated.
         ddp_step_s: Seconds per step as DistributedDataParallel would run it; simulated.
         schedule: Name of the plan that `step` is for.
@@ -73,6 +95,7 @@ class RunEstimate:
     epoch: Estimate | None
     run: Estimate | None
     cost: Estimate | None
+    kg_co2e: Estimate | None
     exposed_s: float
     ddp_step_s: float
     schedule: str
@@ -114,7 +137,8 @@ def estimate_run(
     exposed_s = max(wired.median - own.compute.median, 0.0)
     saved = 1 - wired.median / ddp_step_s if exposed_s else 0.0
     step = own.step if setup.num_workers == 1 else wired.plus(own.loader_wait)
-    num_steps = -(-setup.dataset_size // (workload.batch_size * setup.num_workers))
+    per_step = workload.batch_size * setup.num_workers * setup.micro_batches
+    num_steps = -(-setup.dataset_size // per_step)
     epoch = step.scaled(num_steps) if setup.dataset_size else None
     run = epoch.times(setup.epochs) if epoch and setup.epochs else None
     price = setup.num_workers * setup.price_per_hour / SECONDS_PER_HOUR
@@ -125,13 +149,20 @@ def estimate_run(
         link_s=exposed_s,
     )
     bound_by = max(shares, key=lambda name: shares[name])
-    memory = estimate_memory(workload, num_workers=setup.num_workers, foreach=device is not None)
+    kg_per_s = setup.num_workers * setup.kg_co2e_per_kwh * board_kw(device) / SECONDS_PER_HOUR
+    memory = estimate_memory(
+        workload,
+        num_workers=setup.num_workers,
+        foreach=device is not None,
+        sharding=setup.sharding,
+    )
     saved_over_ddp = f"{schedule} already saves {saved:.0%} of a step over DDP"
     return RunEstimate(
         step=step,
         epoch=epoch,
         run=run,
         cost=run.scaled(price) if run and price else None,
+        kg_co2e=run.scaled(kg_per_s) if run and kg_per_s else None,
         exposed_s=exposed_s,
         ddp_step_s=ddp_step_s + own.loader_wait.median,
         schedule=schedule,
@@ -144,6 +175,11 @@ def estimate_run(
     )
 
 
+def board_kw(device: Device | None) -> float:
+    """Return what the board may draw; 0 for a CPU, whose power is not known."""
+    return device.board_w / 1000 if device else 0.0
+
+
 def predicted_job(
     workload: Workload,
     compute_s: float,
@@ -151,11 +187,12 @@ def predicted_job(
     num_workers: int = 1,
     link: Link | None = None,
     device: Device | None = None,
+    volume: float = 1.0,
 ) -> Job:
     """Divide a step's predicted compute time over the traced layers, by a roofline.
 
     A third of a layer's share is the forward pass. What the optimizer takes is counted to the
-    layers in proportion.
+    layers in proportion. `volume` multiplies the bytes that an all-reduce of gradients moves.
     """
     if not workload.layers:
         raise ValueError(
@@ -169,7 +206,7 @@ def predicted_job(
             name=layer.name,
             forward_s=FORWARD_SHARE * weight * per_weight,
             backward_s=(1 - FORWARD_SHARE) * weight * per_weight,
-            gradient_bytes=4 * layer.num_params,
+            gradient_bytes=int(4 * volume * layer.num_params),
         )
         for layer, weight in zip(workload.layers, weights, strict=True)
     )
@@ -214,11 +251,18 @@ def _price(
     # Imported here: the planners compile loops, which one worker does not need.
     from paceline.comm import WireProblem, plan_blocks, plan_ddp, step_time_s
 
+    divides = setup.sharding is not None and setup.sharding.level == "parameters"
+    last_s = compute_s / setup.micro_batches
     job = predicted_job(
-        workload, compute_s, num_workers=setup.num_workers, link=setup.link, device=device
+        workload,
+        last_s,
+        num_workers=setup.num_workers,
+        link=setup.link,
+        device=device,
+        volume=VOLUME_OF_DIVIDED_PARAMETERS if divides else 1.0,
     )
     problem = WireProblem.from_job(job)
     plan = plan_blocks(problem)
-    ours_s = step_time_s(problem, plan)
-    ddp_s = step_time_s(problem, plan_ddp(problem))
+    ours_s = compute_s - last_s + step_time_s(problem, plan)
+    ddp_s = compute_s - last_s + step_time_s(problem, plan_ddp(problem))
     return (ours_s, ddp_s, plan.name) if ours_s < ddp_s else (ddp_s, ddp_s, "ddp")

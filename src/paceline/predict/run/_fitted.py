@@ -16,6 +16,8 @@ from paceline.predict.epochs import ConvergencePredictor, Runs, fit_convergence
 from paceline.predict.step import (
     NUM_PROBES,
     SHIFTS,
+    Execution,
+    LoaderProbe,
     StepEstimate,
     StepRows,
     digest_of,
@@ -77,20 +79,31 @@ def existing(path: Path | None) -> Path:
     return found
 
 
-def estimate_step(workload: Workload, device: Device, *, path: Path | None = None) -> StepEstimate:
+def estimate_step(
+    workload: Workload,
+    device: Device,
+    *,
+    path: Path | None = None,
+    execution: Execution | None = None,
+    loader: LoaderProbe | None = None,
+) -> StepEstimate:
     """Return what the fitted predictor says about a step on a device.
 
     Args:
         workload: From a trace or the catalogue.
         device: Where it runs.
         path: File that `fit_predictor` wrote; unset for the one that is shipped.
+        execution: How the step is run, where that is not as in the tables.
+        loader: What `probe_loader` measured of the data; unset for the predictor's guess.
 
     Raises:
         ValueError: If there is no predictor file.
         StateMismatchError: If the file is damaged or was changed.
         MissingExtraError: If LightGBM is not installed.
     """
-    (found,) = _steps_predictor(existing(path)).predict(step_row(workload, device))
+    (found,) = _steps_predictor(existing(path)).predict(
+        step_row(workload, device), execution=execution, loader=loader
+    )
     return found
 
 

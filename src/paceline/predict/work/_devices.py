@@ -32,6 +32,7 @@ class Device:
         num_tensor_cores: Matrix units; 0 if it has none.
         boost_clock_hz: Highest clock.
         price_per_hour: Dollars, a list price taken as an assumption; override it.
+        board_w: Power that the board may draw; 0 if not known.
         source: The data sheet.
         fp8_flops: Per second, matrix units at 8 bits; 0 without them.
     """
@@ -49,6 +50,7 @@ class Device:
     price_per_hour: float
     source: str
     fp8_flops: float = 0.0
+    board_w: float = 0.0
 
     def peak_flops(self, precision_bits: int) -> float:
         """Return the highest rate for matrix products at 16 or 32 bits."""
@@ -143,5 +145,6 @@ def _read(row: dict[str, str]) -> Device:
         boost_clock_hz=float(row["boost_mhz"]) * 1e6,
         price_per_hour=float(row["price_per_hour"]),
         source=row["source"],
+        board_w=float(row["board_w"]),
         fp8_flops=float(row["fp8_tflops"]) * 1e12,
     )

@@ -139,7 +139,7 @@ class Workload:
         num_param_tensors: Parameters as the optimizer sees them.
         param_bits: Of the parameters themselves; 16 for bfloat16 throughout.
         param_shapes: Their names and shapes, which say how they are sharded.
-        recomputed_fraction: Of the forward FLOPs, done again in the backward pass.
+        input_kind: What the example input was read as: "batch" or "one example"; "" for a shape.
         num_python_calls: Calls of PyTorch from Python in the forward pass.
         operators: Every operator of a step at `batch_size`, in all three phases.
         layers: In the order of their first call, at `batch_size`.
@@ -187,8 +187,8 @@ class Workload:
     num_param_tensors: int = 0
     param_bits: int = 32
     param_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    recomputed_fraction: float = 0.0
     num_python_calls: int = 0
+    input_kind: str = ""
     flops_by_class: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     operators: tuple[OperatorWork, ...] = ()
     layers: tuple[LayerWork, ...] = ()

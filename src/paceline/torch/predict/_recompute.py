@@ -30,11 +30,6 @@ def recompute_blocks(model: nn.Module) -> None:
         block.forward = again
 
 
-def is_recomputed(block: nn.Module) -> bool:
-    """Return whether `recompute_blocks` has changed it."""
-    return getattr(block.forward, "func", None) is checkpoint
-
-
 def repeated_kind(model: nn.Module) -> tuple[type[nn.Module] | None, int]:
     """Return the compound class that one container has the most of, and how many.
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 from paceline.errors import TraceError
 from paceline.predict.work import OperatorWork, Workload
 from paceline.torch.model import tensors_in
-from paceline.torch.predict._recompute import is_recomputed
 from paceline.torch.predict._trace_architecture import (
     ACTIVATIONS,
     POOLS,
@@ -28,6 +27,7 @@ from paceline.torch.predict._trace_setup import (
     StepSetup,
     check_setup,
     inputs_for,
+    readings,
 )
 
 # What the tables count of a transformer's activations, whatever its depth.
@@ -64,7 +64,8 @@ def trace_workload(
             pair of a module and its `example_input`.
         example_input: A tensor, a tuple of arguments or a dict of keyword arguments whose first
             dimension is the batch, whatever its size; or a function from the batch size to
-            these, for models that batch otherwise.
+            these, for models that batch otherwise. Where the model takes no such batch, it is
+            read as one example; `input_kind` says which it was.
         input_shape: Instead of it: the shape of one example of 32-bit floats.
         batch_size: Examples per step, at least 1.
         precision: 32, or 16 for mixed precision.
@@ -110,10 +111,23 @@ def trace_workload(
         # PyTorch warns about fake storage where modules clone their layers.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor", UserWarning)
         module, example_input = build_without_weights(model, example_input, input_shape, mode)
-        return _traced(
-            module, example_input, input_shape, setup, mode, name or type(module).__name__,
-            dataset_size=dataset_size, num_classes=num_classes,
-        )  # fmt: skip
+        with mode:
+            module = setup.prepared(module)
+        failures = []
+        for kind, given in readings(example_input):
+            try:
+                work = _traced(module, given, input_shape, setup, mode)
+            except TraceError as error:
+                failures.append(error)
+            else:
+                return replace(
+                    work,
+                    name=name or work.name,
+                    input_kind=kind,
+                    dataset_size=dataset_size,
+                    num_classes=num_classes,
+                )
+    raise failures[0]
 
 
 def _traced(
@@ -122,12 +136,9 @@ def _traced(
     input_shape: tuple[int, ...] | None,
     setup: StepSetup,
     mode: OneFakeMode,
-    name: str,
-    **facts: int,
 ) -> Workload:
     with mode:
         try:
-            module = setup.prepared(module)
             inputs = inputs_for(example_input, input_shape, setup.batch_size)
             recorder = Recorder(module, like_a_gpu=setup.kernels == "gpu")
             _run_recorded(
@@ -139,7 +150,7 @@ def _traced(
                 f"the model cannot be traced ({first}); its step must follow from "
                 "shapes alone. Measure real steps instead"
             ) from error
-        return _workload(module, inputs, recorder, setup, name=name, **facts)
+        return _workload(module, inputs, recorder, setup, name=type(module).__name__)
 
 
 def record_step(
@@ -207,7 +218,6 @@ def _workload(
         num_param_tensors=len(trained),
         param_bits=setup.param_bits,
         param_shapes=_param_shapes(model),
-        recomputed_fraction=_recomputed_fraction(model, recorder),
         forward_flops_per_example=flops,
         flops_by_class=by_class,
         num_norm_layers=sum(is_norm(call.operator) for call in forward),
@@ -233,15 +243,6 @@ def _param_shapes(model: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Return names and shapes of what is trained; one parameter with two names counts once."""
     named = model.named_parameters()
     return tuple((name, tuple(p.shape)) for name, p in named if p.requires_grad)
-
-
-def _recomputed_fraction(model: nn.Module, recorder: Recorder) -> float:
-    """Return the share of the forward FLOPs that blocks with checkpoints do once more."""
-    inside = tuple(f"{name}." for name, block in model.named_modules() if is_recomputed(block))
-    calls = zip(recorder.layer_of_call, recorder.calls, strict=True)
-    flops = [(layer, c.flops) for layer, c in calls if c.phase == "forward"]
-    again = sum(each for layer, each in flops if inside and layer.startswith(inside))
-    return again / max(1.0, sum(each for _, each in flops))
 
 
 def _shares(

@@ -103,6 +103,18 @@ def inputs_for(
     return tree_map(partial(_resized, batch_size=batch_size), example_input)
 
 
+def readings(example_input: ExampleInput | None) -> list[tuple[str, ExampleInput | None]]:
+    """Return what an example input may stand for, the likelier one first, with its name."""
+    if example_input is None or not isinstance(example_input, (torch.Tensor, tuple, dict)):
+        return [("", example_input)]
+    one = tree_map(_one_more_dim, example_input)
+    return [("batch", example_input), ("one example", one)]
+
+
+def _one_more_dim(value: Any) -> Any:
+    return value[None] if isinstance(value, torch.Tensor) else value
+
+
 def _resized(value: Any, batch_size: int) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
