@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from paceline.demo import DemoResult, show
+from paceline.demo import DemoResult, show_verdict
 from paceline.run import Run
 
 WAYS = ("plain", "tuned", "paced", "window")
@@ -84,7 +84,7 @@ def check_recorded(output: Path, result: dict[str, Any]) -> None:
         wide_s = run.timeline().makespan_s
         assert wide_s < 1.5 * run.step_s * run.num_steps + 1.0
     console = Console(file=io.StringIO(), width=100)
-    show(DemoResult.load(output / "summary.json"), console)
+    show_verdict(DemoResult.load(output / "summary.json").recorded, console)
     told = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert any(line.startswith("what   ") for line in told)
     assert told[-1] == f"report: {output / 'report.html'}"

@@ -101,7 +101,7 @@ def _run_demo(options: argparse.Namespace) -> int:
         import bokeh  # noqa: F401
         from rich.console import Console
 
-        from paceline.demo import DemoConfig, run_demo, show
+        from paceline.demo import DemoConfig, run_demo, show, show_verdict
     config = DemoConfig(
         num_ranks=options.ranks, seconds=options.seconds, output=options.output, seed=options.seed
     )
@@ -110,6 +110,7 @@ def _run_demo(options: argparse.Namespace) -> int:
         print(json.dumps(result.to_dict()))
     else:
         show(result, Console())
+        show_verdict(result.recorded, Console())
     if not result.losses_agree:
         print(
             "paceline: the losses of default PyTorch and Paceline differ; please report this",

@@ -7,7 +7,7 @@ from paceline.demo._model import ByteTransformer, example_losses
 from paceline.demo._price import measured_job, new_optimizer, train_step
 from paceline.demo._result import DemoResult
 from paceline.demo._run import run_demo
-from paceline.demo._show import show
+from paceline.demo._show import show, show_verdict
 
 __all__ = [
     "Batch",
@@ -23,6 +23,7 @@ __all__ = [
     "padded_batch",
     "run_demo",
     "show",
+    "show_verdict",
     "standard_library_functions",
     "train_step",
 ]

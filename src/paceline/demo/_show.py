@@ -26,9 +26,13 @@ def show(result: DemoResult, console: Console) -> None:
     console.print()
     for label, text in _lines(result).items():
         console.print(f"{label:<22}{text}", highlight=False, soft_wrap=True)
-    run = Run.load(result.recorded)
+
+
+def show_verdict(recorded: str, console: Console) -> None:
+    """Print what slowed the recorded way, draw its page, and say where that is."""
+    run = Run.load(recorded)
     console.print(f"\n{run.verdict()}", highlight=False, markup=False, soft_wrap=True)
-    page = write_report(run, Path(result.recorded).with_name("report.html"))
+    page = write_report(run, Path(recorded).with_name("report.html"))
     console.print(f"\nreport: {page}", highlight=False, soft_wrap=True)
 
 
