@@ -84,7 +84,11 @@ def main() -> None:
     for (name, size), seconds in measured.items():
         timed = timed_models[name]
         work = trace_workload(
-            timed.build, timed.example_input, batch_size=size, optimizer=timed.optimizer
+            timed.build,
+            timed.example_input,
+            batch_size=size,
+            optimizer=timed.optimizer,
+            kernels="cpu",
         )
         estimate = rates.step_time(work)
         rows.append(

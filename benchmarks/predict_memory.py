@@ -47,7 +47,11 @@ def predicted_memory(
     timed: TimedModel, traced_size: int, optimizer: str, batch_size: int
 ) -> MemoryEstimate:
     work = trace_workload(
-        timed.build, timed.example_input, batch_size=traced_size, optimizer=optimizer
+        timed.build,
+        timed.example_input,
+        batch_size=traced_size,
+        optimizer=optimizer,
+        kernels="cpu",
     )
     return estimate_memory(work.with_batch_size(batch_size), foreach=False)
 

@@ -19,7 +19,7 @@ MODEL = TimedModel(small, torch.zeros(1, 8), (4, 64))
 def test_a_calibrated_machine_predicts_steps() -> None:
     random = torch.get_rng_state()
     rates = calibrate_cpu([MODEL], with_standard=False)
-    work = trace_workload(small, input_shape=(8,), batch_size=16)
+    work = trace_workload(small, input_shape=(8,), batch_size=16, kernels="cpu")
     estimate = rates.step_time(work)
     assert 0 < estimate.low <= estimate.median <= estimate.high
     assert rates.machine["threads"] == "1"
@@ -30,7 +30,11 @@ def test_the_standard_models_run_every_class_of_operator() -> None:
     classes = set()
     for timed in standard_models():
         work = trace_workload(
-            timed.build, timed.example_input, batch_size=2, optimizer=timed.optimizer
+            timed.build,
+            timed.example_input,
+            batch_size=2,
+            optimizer=timed.optimizer,
+            kernels="cpu",
         )
         classes |= {operator.operator_class for operator in work.operators}
     assert classes == {

@@ -10,7 +10,6 @@ from typing import NoReturn
 from paceline import __version__
 from paceline.cli._collect import add_collect
 from paceline.cli._compare import add_compare
-from paceline.cli._estimate import add_estimate
 from paceline.cli._fit import add_fit
 from paceline.cli._herding import add_herding
 from paceline.cli._model_flags import needing
@@ -20,6 +19,7 @@ from paceline.cli._run import add_run
 from paceline.cli._trace import add_trace
 from paceline.cli._verify import add_verify
 from paceline.cli._whatif import add_whatif
+from paceline.cli.estimate import add_estimate
 from paceline.errors import MissingExtraError, PacelineError
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130

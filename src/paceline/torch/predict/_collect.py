@@ -91,6 +91,7 @@ def collect_steps(
             dataset_size=config.dataset_size,
             num_classes=config.num_classes,
             name=config.name,
+            kernels="cpu" if config.device.startswith("cpu") else "gpu",
         )
         row = described(work, where, dataset=config.dataset, input_shape=input_shape)
         found = [other for other in kept if key_of(other) == key_of(row)]
