@@ -17,8 +17,8 @@ from _fault_reader import Reader, from_file, mutated_and
 from _fault_saved import NUM_EXAMPLES, SIZES, saved_readers
 
 from paceline.cli import main as command
+from paceline.cli._estimate import parse_link
 from paceline.cli._model_flags import parse_shape
-from paceline.cli.estimate import parse_link
 from paceline.cost import Job, LayerCost, Link
 from paceline.predict import CpuRates, OperatorWork, Workload
 from paceline.predict.epochs import Runs, fit_convergence

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from paceline.cli import _estimate, main
+from paceline.cli._estimate import parse_link
+from paceline.cli._estimate_report import _columns
 from paceline.cli._model_flags import parse_shape
-from paceline.cli.estimate import parse_link
-from paceline.cli.estimate._report import _columns
 from paceline.predict.cpu._rates import CpuRates
 
 MODEL = """

@@ -10,16 +10,16 @@ from typing import NoReturn
 from paceline import __version__
 from paceline.cli._collect import add_collect
 from paceline.cli._compare import add_compare
+from paceline.cli._estimate import add_estimate
 from paceline.cli._fit import add_fit
 from paceline.cli._herding import add_herding
 from paceline.cli._model_flags import needing
-from paceline.cli._plan import add_plan
 from paceline.cli._report import add_report
 from paceline.cli._run import add_run
 from paceline.cli._trace import add_trace
 from paceline.cli._verify import add_verify
 from paceline.cli._whatif import add_whatif
-from paceline.cli.estimate import add_estimate
+from paceline.cli.plan import add_plan
 from paceline.errors import MissingExtraError, PacelineError
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130

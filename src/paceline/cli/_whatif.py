@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline._files import shown
-from paceline.cli.estimate import parse_link
+from paceline.cli._estimate import parse_link
 
 
 def add_whatif(commands: Any) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline._files import shown
-from paceline.cli._model_flags import add_model_flags, example_input, load_function, needing
-from paceline.cli.estimate._choices import (
+from paceline.cli._estimate_choices import (
     PRECISIONS,
     SHARDS,
     Choice,
@@ -20,7 +19,8 @@ from paceline.cli.estimate._choices import (
     plot_choices,
     show_choices,
 )
-from paceline.cli.estimate._report import as_json, show
+from paceline.cli._estimate_report import as_json, show
+from paceline.cli._model_flags import add_model_flags, example_input, load_function, needing
 from paceline.errors import TraceError
 
 # NumPy, numba and torch take seconds to import: what needs them is imported inside functions.

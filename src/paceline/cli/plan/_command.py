@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from paceline.cli._frontier import frontier_text
-from paceline.cli._plan_buckets import JOB, run_buckets
+from paceline.cli.plan._buckets import JOB, run_buckets
+from paceline.cli.plan._frontier import frontier_text
 
 # NumPy and numba take most of a second to import, which no other command should wait for:
 # what needs them is imported inside the functions.

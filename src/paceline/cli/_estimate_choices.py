@@ -6,8 +6,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.cli._estimate_report import figure, time_unit
 from paceline.cli._model_flags import needing
-from paceline.cli.estimate._report import figure, time_unit
 
 if TYPE_CHECKING:
     from paceline.predict.step import Execution
