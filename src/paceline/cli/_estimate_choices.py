@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from paceline.predict.step import Execution
 
 MARK = "*"
+MOST_COLUMNS = 400
 # What --precision says, and what the predictor calls it.
 PRECISIONS = {"32": "fp32", "16": "amp", "tf32": "tf32", "bf16": "bf16", "fp8": "fp8"}
 SHARDS = {"none": "none", "optimizer": "optimizer", "gradients": "optimizer", "parameters": "full"}
@@ -118,6 +119,7 @@ def show_choices(rows: list[dict[str, Any]]) -> None:
     """Print a row for each choice; each column has one unit."""
     with needing("the table", "report", otherwise=", or pass --json"):
         from rich.console import Console
+        from rich.measure import Measurement
         from rich.table import Table
     table = Table(title=f"{rows[0]['model']}, medians; {MARK} none is faster and cheaper")
     columns = _columns(rows)
@@ -126,6 +128,9 @@ def show_choices(rows: list[dict[str, Any]]) -> None:
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
     console = Console()
+    # Cut figures mislead: in a narrow terminal lines are rather wrapped.
+    needed = Measurement.get(console, console.options.update(width=MOST_COLUMNS), table).maximum
+    console.width = max(needed, console.width)
     console.print(table)
     console.print(
         "predicted, with several workers simulated; kgCO2e: boards at full power, "
