@@ -14,6 +14,7 @@ from _page_examples import (
     time_to_loss,
 )
 from _page_examples import sketches as sketch_costs
+from _page_runs import applied, published_steps, recording, simulated_steps
 from _page_times import (
     demo,
     faults,
@@ -156,6 +157,15 @@ SECTIONS = (
     ),
     Section(
         "Predict",
+        "Published throughputs",
+        ("predict_published",),
+        "predicted",
+        "The half of the rows that was kept to the end; sources in `predict_published.csv`. Means "
+        "are geometric.",
+        published_steps,
+    ),
+    Section(
+        "Predict",
         "Epochs until convergence",
         ("predict_tables",),
         "predicted",
@@ -214,6 +224,30 @@ SECTIONS = (
         "measured; the slow wire is emulated",
         "Causes planted in three scripts: a plain loop, gradient accumulation, the Trainer.",
         verdicts,
+    ),
+    Section(
+        "Watching",
+        "Recording a run, and its page",
+        ("run_overhead", "report_page"),
+        "measured",
+        "",
+        recording,
+    ),
+    Section(
+        "Watching",
+        "What --apply gains",
+        ("apply",),
+        "measured on an emulated link",
+        "A script with ragged lengths on two ranks, 1 Gbit/s: speed over the run without.",
+        applied,
+    ),
+    Section(
+        "Watching",
+        "Steps simulated beforehand",
+        ("simulated_steps",),
+        "simulated over measured",
+        "",
+        simulated_steps,
     ),
     Section("Watching", "Simulator", ("simulator",), "measured", "", simulator),
     Section(
