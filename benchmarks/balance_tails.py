@@ -30,12 +30,14 @@ NUM_WORKERS = (8, 64, 128, 256, 512)
 PER_WORKER = (2, 4, 16)
 LEAST_STEPS = 40
 MOST_IMBALANCE, MOST_REUNION = 1.10, 4.0
+# Constants of the planner were chosen on sets of seeds 1 and 2.
+SEED = 2026
 COSTS = {"6144 n + n^2": COST, "n^2": QuadraticCost(0, 1)}
 
 
 def size_sets(libri: Path) -> dict[str, NDArray[np.int64]]:
     """Return sizes by name: chats are log-normal, too, with longer tails."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(SEED)
     chat = np.clip(rng.lognormal(np.log(600), 1.2, 12_000), 16, 32_768).astype(np.int64)
     steep = np.clip(rng.lognormal(np.log(400), 1.4, 12_000), 8, 16_384).astype(np.int64)
     pareto = np.clip(100 * (1 + rng.pareto(1.3, 12_000)), 1, 16_384).astype(np.int64)
