@@ -1,5 +1,6 @@
 """Chromium without a window, asked through its DevTools protocol over a pipe."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import time
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from shutil import which
 from tempfile import TemporaryDirectory
@@ -112,6 +114,14 @@ class Tab:
                 self.requests.append(address)
 
 
+def _place(reads: int, writes: int) -> None:
+    """Give the pipes the numbers that the browser expects; in its process."""
+    # Out of the way first, or the first could end what the second is.
+    away = [fcntl.fcntl(number, fcntl.F_DUPFD, WRITES + 1) for number in (reads, writes)]
+    os.dup2(away[0], READS)
+    os.dup2(away[1], WRITES)
+
+
 @contextmanager
 def chromium_tab(path: str, flags: Sequence[str] = ()) -> Iterator[Tab]:
     """Start the browser at `path`, without network; it is gone after the block."""
@@ -129,14 +139,9 @@ def chromium_tab(path: str, flags: Sequence[str] = ()) -> Iterator[Tab]:
             *flags,
         ]
         browser = subprocess.Popen(
-            [
-                "/bin/sh",
-                "-c",
-                f'exec "$@" {READS}<&{to_browser[0]} {WRITES}>&{from_browser[1]}',
-                "sh",
-                *command,
-            ],
-            pass_fds=(to_browser[0], from_browser[1]),
+            command,
+            pass_fds=(READS, WRITES),
+            preexec_fn=partial(_place, to_browser[0], from_browser[1]),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
