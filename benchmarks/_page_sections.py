@@ -106,7 +106,8 @@ SECTIONS = (
         "Planning",
         ("balance",),
         "measured",
-        "CPU seconds per million examples, kernels compiled.",
+        "CPU seconds per million examples, kernels compiled. Measured before padded windows were "
+        "made faster.",
         planning,
     ),
     Section(
@@ -152,7 +153,8 @@ SECTIONS = (
         "Steps on GPUs",
         ("predict_tables",),
         "predicted",
-        "Rows of the public CHRONOS tables that were held out; CNN / MLP / Transformer.",
+        "Rows of the public CHRONOS tables that were held out; CNN / MLP / Transformer. Scored "
+        "with the predictor before file version 2.",
         held_out_steps,
     ),
     Section(

@@ -189,23 +189,34 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         ],
         "precision": [row["execution"] for row in rows],
     }
+    columns |= _times(rows) | _amounts(rows, "$", "cost_dollars", 2)
+    columns |= _amounts(rows, "kgCO2e", "kg_co2e", 3)
+    columns["memory (GiB)"] = [f"{row['memory_bytes']['peak'] / 2**30:.2f}" for row in rows]
+    columns["fits"] = ["" if row["fits"] is None else ("no", "yes")[row["fits"]] for row in rows]
+    return columns
+
+
+def _times(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    columns = {}
     for name in ("step", "epoch", "run"):
         if all(row[f"{name}_s"] for row in rows):
             seconds = [row[f"{name}_s"]["median"] for row in rows]
             unit, per_s = time_unit(min(seconds))
             columns[f"{name} ({unit})"] = [figure(value * per_s) for value in seconds]
-    for name, key, digits in (("$", "cost_dollars", 2), ("kgCO2e", "kg_co2e", 3)):
-        if any(row[key] for row in rows):
-            amounts = [row[key]["median"] if row[key] else None for row in rows]
-            per_epoch = [row["epochs"] for row in rows]
-            columns[f"{name} / epoch"] = [
-                _amount(value and value / number, digits)
-                for value, number in zip(amounts, per_epoch, strict=True)
-            ]
-            columns[f"{name} / run"] = [_amount(value, digits) for value in amounts]
-    columns["memory (GiB)"] = [f"{row['memory_bytes']['peak'] / 2**30:.2f}" for row in rows]
-    columns["fits"] = ["" if row["fits"] is None else ("no", "yes")[row["fits"]] for row in rows]
     return columns
+
+
+def _amounts(rows: list[dict[str, Any]], name: str, key: str, digits: int) -> dict[str, list[str]]:
+    """Return what an epoch and the run take of something; no column if nobody knows."""
+    if not any(row[key] for row in rows):
+        return {}
+    amounts = [row[key]["median"] if row[key] else None for row in rows]
+    epochs = [row["epochs"] for row in rows]
+    per_epoch = [value and value / number for value, number in zip(amounts, epochs, strict=True)]
+    return {
+        f"{name} / epoch": [_amount(value, digits) for value in per_epoch],
+        f"{name} / run": [_amount(value, digits) for value in amounts],
+    }
 
 
 def _amount(value: float | None, digits: int) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -100,36 +100,46 @@ def read_chrome_trace(path: str | Path) -> list[Part]:
 
 def _parts_in(found: Any) -> list[Part]:
     events = found["traceEvents"]
-    labels: dict[str, dict[tuple[int, int], str]] = {"process_name": {}, "thread_name": {}}
-    for one in events:
-        if one["ph"] == "M" and one["name"] in labels:
-            labels[one["name"]][one["pid"], one["tid"]] = one["args"]["name"]
-    spans = [one for one in events if one["ph"] == "X"]
+    ranks, lanes = _labels(events, "process_name"), _labels(events, "thread_name")
     places = sorted({one["pid"] // PIDS_PER_PART for one in events if one["ph"] in "MX"}) or [0]
-    lanes = list(dict.fromkeys(labels["thread_name"].values()))
     parts = []
     for place in places:
-        sources = {
-            text.rpartition("(")[2].rstrip(")")
-            for (pid, _), text in labels["process_name"].items()
-            if pid // PIDS_PER_PART == place
-        } or {found["otherData"]["source"]}
-        (source,) = sources
-        mine = [one for one in spans if one["pid"] // PIDS_PER_PART == place]
-        names = list(dict.fromkeys(one["name"] for one in mine))
-        code = {name: index for index, name in enumerate(names)}
-        columns = columns_of(
-            rank=[one["pid"] % PIDS_PER_PART for one in mine],
-            lane=[lanes.index(labels["thread_name"][one["pid"], one["tid"]]) for one in mine],
-            kind=[Kind[one["cat"].upper()] for one in mine],
-            name=[code[one["name"]] for one in mine],
-            start_s=[one["ts"] / 1e6 for one in mine],
-            duration_s=[one["dur"] / 1e6 for one in mine],
-            step=[one["args"]["step"] for one in mine],
-            collective=[one["args"].get("collective", -1) for one in mine],
-        )
-        parts.append(Part(cast(Source, source), columns, lanes, names))
+        titles = {text for (pid, _), text in ranks.items() if pid // PIDS_PER_PART == place}
+        sources = {title.rpartition("(")[2].rstrip(")") for title in titles}
+        (source,) = sources or {found["otherData"]["source"]}
+        here = (one for one in events if one["pid"] // PIDS_PER_PART == place)
+        spans = [one for one in here if one["ph"] == "X"]
+        parts.append(_part_of(cast(Source, source), spans, lanes))
     return parts
+
+
+def _labels(events: list[Any], what: str) -> dict[tuple[int, int], str]:
+    """Return what processes or threads are called."""
+    return {
+        (one["pid"], one["tid"]): one["args"]["name"]
+        for one in events
+        if one["ph"] == "M" and one["name"] == what
+    }
+
+
+def _part_of(source: Source, spans: list[Any], lane_of: dict[tuple[int, int], str]) -> Part:
+    lanes, names = _numbered(lane_of.values()), _numbered(one["name"] for one in spans)
+    columns = columns_of(
+        rank=[one["pid"] % PIDS_PER_PART for one in spans],
+        lane=[lanes[lane_of[one["pid"], one["tid"]]] for one in spans],
+        kind=[Kind[one["cat"].upper()] for one in spans],
+        name=[names[one["name"]] for one in spans],
+        start_s=[one["ts"] / 1e6 for one in spans],
+        duration_s=[one["dur"] / 1e6 for one in spans],
+        step=[one["args"]["step"] for one in spans],
+        collective=[one["args"].get("collective", -1) for one in spans],
+    )
+    return Part(source, columns, list(lanes), list(names))
+
+
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    """Number names in the order in which they first come."""
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
 
 
 def _rows(spans: Columns) -> Iterator[tuple[Any, ...]]:
